@@ -1,0 +1,35 @@
+"""What travels between the plan, the loader and the loop: a `Step` goes in, a `Batch` comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from raytrain_speedup.methods.curriculum.base import Stage
+
+Batch = dict[str, Tensor]
+"""`inputs` (b, C, H, W) float, normalised, on the training device; `target` (b, ...) int64; `index` (b,) int64,
+the position in the training set; `weight` (b,) float32, the pruning weight. A sample that could not be read is
+absent from all four."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rank's part of one optimizer step, known before the epoch starts.
+
+    Attributes:
+        number: position in the epoch, from 0; the same on every rank.
+        index: (b,) int64, the samples this rank shows.
+        weight: (b,) float32, their weights.
+        count: samples of this step on all ranks together: the divisor of the step's mean loss.
+        progress: share of the budget spent when the step begins, in [0, 1).
+        stage: the curriculum stage the step belongs to.
+    """
+
+    number: int
+    index: Tensor
+    weight: Tensor
+    count: int
+    progress: float
+    stage: Stage
