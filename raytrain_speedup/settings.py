@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the key or file, what was found and what was expected."""
+    """Something the user can mend; the message names the key or file, the value and what was expected."""
 
 
 class Settings(BaseModel):

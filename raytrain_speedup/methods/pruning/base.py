@@ -75,7 +75,7 @@ class Pruner(ABC):
         """The plan of an epoch: a function of (state, seed, epoch), the same on every worker."""
 
     def observe(self, index: Tensor, loss: Tensor) -> None:  # noqa: B027 - most controls need no losses
-        """Note the raw losses (float, shape (b,)) of the samples `index` (int64, (b,)) without a device sync."""
+        """Note the raw losses (float, (b,)) of the samples `index` (int64, (b,)) without a device sync."""
 
     def exchange(self) -> None:  # noqa: B027
         """Share what the workers observed: the epoch's one collective. Does nothing on one worker."""
