@@ -252,3 +252,8 @@ def _validated(content: dict[str, Any], *, where: str) -> Experiment:
         return Experiment.model_validate(content)
     except ValidationError as error:
         raise explain(error, Experiment, where=where) from None
+
+
+def load_experiment_dict(content: dict[str, Any]) -> Experiment:
+    """An experiment from plain data, such as `Experiment.to_dict` gives."""
+    return _validated(content, where=str(content.get("name", "experiment")))
