@@ -21,7 +21,7 @@ from rich.table import Table
 
 app = typer.Typer(
     name="speedup",
-    help="How much faster can this model train on this data without losing accuracy, and with which settings?",
+    help="How much faster can this model train without losing accuracy, and with which settings?",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -184,11 +184,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         errors.print("interrupted")
-        sys.exit(130)
-    except Exception as error:
-        if type(error).__name__ != "Stopped":
-            raise
-        errors.print(str(error), highlight=False)
         sys.exit(130)
 
 

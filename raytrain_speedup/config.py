@@ -144,8 +144,8 @@ class Experiment(Settings):
         parts = self.scaling.workers * self.train.accumulate
         if self.train.batch_size % parts:
             raise ValueError(
-                f"train.batch_size: {self.train.batch_size} does not split into {self.scaling.workers} workers x "
-                f"{self.train.accumulate} accumulated parts; expected a multiple of {parts}"
+                f"train.batch_size: {self.train.batch_size} does not split into {self.scaling.workers} workers "
+                f"x {self.train.accumulate} accumulated parts; expected a multiple of {parts}"
             )
         return self
 

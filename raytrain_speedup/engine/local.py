@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import time
@@ -68,7 +67,7 @@ class LocalReporter(Reporter):
     def _commit(self, partial: Path) -> None:
         checkpoints = sorted(self._checkpoints())
         number = int(checkpoints[-1].name.rpartition("-")[2]) + 1 if checkpoints else 0
-        os.replace(partial, self.folder / f"checkpoint-{number:06d}")
+        partial.replace(self.folder / f"checkpoint-{number:06d}")
         for old in checkpoints[: len(checkpoints) + 1 - KEPT]:
             shutil.rmtree(old)
 

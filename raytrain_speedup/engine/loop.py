@@ -39,14 +39,17 @@ from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.steps import epoch_steps
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning.base import EpochPlan, Pruner
+from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks import Task
 
 COUNTERS = ("epoch", "next_step", "steps_taken", "samples_shown", "compute_spent", "flops_spent")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Stopped(Exception):
+class Stopped(UserError):
     """The user asked to stop; the message names the checkpoint to go on from."""
+
+    exit_code = 130
 
 
 class Loop:

@@ -22,8 +22,8 @@ from raytrain_speedup.settings import UserError
 class Board:
     """The notice board between a worker group and the process that started it.
 
-    Ray Train's controller is a process of its own, so its callbacks cannot draw on the user's terminal; and it
-    restarts a group whatever the reason of its failure, so a mistake of the user's is pinned here for the
+    Ray Train's controller is a process of its own, so its callbacks cannot draw on the user's terminal; and
+    it restarts a group whatever the reason of its failure, so a mistake of the user's is pinned here for the
     next group to see.
     """
 
@@ -82,7 +82,7 @@ class TrainReporter(Reporter):
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
-    """The training function: `config` holds the experiment as plain data and, where one watches, the board."""
+    """The training function; `config` holds the experiment as plain data and, where one watches, the board."""
     board = config.get("board")
     if board is not None and ray.get(board.failure.remote()) is not None:
         return None  # the group before failed for a reason no restart mends
