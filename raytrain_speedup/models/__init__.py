@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
+from torch.func import functional_call
 
 from raytrain_speedup.models import library
 from raytrain_speedup.models.pretrained import fit_weights, load_pretrained
@@ -34,7 +36,7 @@ class ModelSettings(Settings):
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate, where the network has it")
     pretrained: Path | None = Field(
         None,
-        description="a state-dict file to start from; position tables are resized to the run's image size, and "
+        description="a state-dict file to start from; position tables are resized to the run's size, and "
         "a classifier for another number of classes starts afresh",
     )
     weights: str | None = Field(
@@ -55,7 +57,7 @@ class ModelSettings(Settings):
 
 
 Builder = Callable[..., nn.Module]
-"""Called with `num_classes`, `in_channels` and, for networks that drop something, `drop_rate` or `drop_path`."""
+"""Called with `num_classes`, `in_channels` and, if they are set, `drop_rate` and `drop_path`."""
 
 
 def _resnet(block: type[BasicBlock] | type[Bottleneck], *depths: int, widths: tuple[int, ...]) -> Builder:
@@ -106,56 +108,50 @@ def build_model(
     Raises:
         UserError: for an unknown name, or a network that does not take these sizes, options or weights.
     """
-    check_model(settings, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     model = _construct(settings, num_classes, in_channels, image_size)
+    _try_forward(model, settings.name, (in_channels, image_size, image_size), num_classes)
     if settings.pretrained is not None:
         load_pretrained(model, settings.pretrained, num_classes=num_classes)
     return model
 
 
-def check_model(settings: ModelSettings, *, num_classes: int, in_channels: int = 3, image_size: int) -> None:
-    """Refuse what `build_model` could not build, by a forward pass without memory or arithmetic.
-
-    Raises:
-        UserError: with the reason.
-    """
-    fresh = settings.model_copy(update={"pretrained": None, "weights": None})
-    with torch.device("meta"):
-        model = _construct(fresh, num_classes, in_channels, image_size).eval()
-        images = torch.empty(2, in_channels, image_size, image_size)
+def _try_forward(model: nn.Module, name: str, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Refuse a model that can't take such images: a forward pass of shapes alone, without any arithmetic."""
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    shapes = {key: tensor.to("meta") for key, tensor in tensors}
+    images = torch.empty(2, *image_shape, device="meta")
+    size = " x ".join(map(str, image_shape))
     try:
         with torch.no_grad():
-            logits = model(images)
+            logits = functional_call(model.eval(), shapes, images)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(
-            f"model.name: {settings.name} takes no images of {in_channels} x {image_size} x {image_size}: {error}"
-        ) from error
+        raise UserError(f"model.name: {name} takes no images of {size}: {error}") from error
+    finally:
+        model.train()
     if logits.shape != (2, num_classes):
         found = tuple(logits.shape[1:])
-        raise UserError(
-            f"model.name: {settings.name} gives outputs of shape {found}, not {num_classes} logits"
-        )
+        raise UserError(f"model.name: {name} gives outputs of shape {found}, not {num_classes} logits")
 
 
 def _construct(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    shapes = {"num_classes": num_classes, "in_channels": in_channels}
+    shapes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
     family, _, name = settings.name.rpartition("/")
     if family == "" and name in NETWORKS:
         return _construct_own(settings, **shapes)
     if family not in ("torchvision", "timm"):
         raise _unknown(settings.name)
-    dropped = {"drop_rate": settings.drop_rate, "drop_path": settings.drop_path, "options": settings.options}
+    wished = settings.model_dump(include={"drop_rate", "drop_path", "options"})
     if family == "timm":
         if name not in library.timm_names():
             raise _unknown(settings.name)
-        return library.build_timm(name, image_size=image_size, weights=settings.weights, **shapes, **dropped)
+        return library.build_timm(name, image_size=image_size, weights=settings.weights, **shapes, **wished)
     if name not in library.torchvision_names():
         raise _unknown(settings.name)
     if settings.weights is not None and in_channels != 3:
         raise UserError(
             f"model.weights: torchvision's weights take 3 channels, and the data have {in_channels}"
         )
-    model = library.build_torchvision(name, image_size=image_size, **shapes, **dropped)
+    model = library.build_torchvision(name, image_size=image_size, **shapes, **wished)
     if settings.weights is not None:
         fit_weights(model, library.torchvision_weights(name, settings.weights), num_classes=num_classes)
     return model

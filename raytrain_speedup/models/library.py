@@ -38,7 +38,7 @@ def build_torchvision(
     drop_path: float,
     options: Mapping[str, Any],
 ) -> nn.Module:
-    """A torchvision classifier with fresh weights; images of other than 3 channels get their own first layer."""
+    """A torchvision classifier with fresh weights, and a first layer for the images' channels."""
     from torchvision import models
 
     arguments: dict[str, Any] = {"num_classes": num_classes}
