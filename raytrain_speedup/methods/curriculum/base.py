@@ -38,6 +38,8 @@ class Stage:
     replay: int = 1
 
 
+Kernel = Literal["fourier", "aligned", "resize"]
+
 CostOf = Callable[[int], float]
 """Compute of one sample of side B pixels, in any unit."""
 
@@ -48,10 +50,10 @@ class CurriculumSettings(Settings):
     """What the experiment file says of a curriculum; `method` names it."""
 
     method: str
-    kernel: Literal["fourier", "aligned", "resize"] = Field(
+    kernel: Kernel = Field(
         "fourier",
-        description="How an image is reduced to the stage's size: `fourier` crops its spectrum, `aligned` does "
-        "the same on half-pixel centres (it commutes with flips), `resize` is Lanczos with anti-aliasing.",
+        description="How an image is reduced to the stage's size: `fourier` crops its spectrum, `aligned` "
+        "does so on half-pixel centres (it commutes with flips), `resize` is Lanczos with anti-aliasing.",
     )
     cost: Literal["area", "flops"] = Field(
         "area",
@@ -83,8 +85,8 @@ class CurriculumSettings(Settings):
 def side(ratio: float, image_size: int, stride: int) -> int:
     """The side in pixels of a bandwidth given as a share of the image: a multiple of `stride`, at most N.
 
-    Rounded up, unless the multiple below is missed by less than a quarter of a stride; so .43, .71 and .86 mean
-    what the papers use at 224 (96, 160, 192), and 16/24/28 at 32 pixels, 28/48/56 at 64.
+    Rounded up, unless the multiple below is missed by less than a quarter of a stride; so .43, .71 and .86
+    mean what the papers use at 224 (96, 160, 192), and 16/24/28 at 32 pixels, 28/48/56 at 64.
     """
     return min(image_size, stride * max(1, math.ceil(ratio * image_size / stride - 0.25)))
 

@@ -30,14 +30,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Kernel = Literal["fourier", "aligned", "resize"]
+from raytrain_speedup.methods.curriculum.base import Kernel
+
 LANCZOS_LOBES = 3
 CACHE_BYTES = 1 << 20  # of float images in flight per core: what its second-level cache holds
 

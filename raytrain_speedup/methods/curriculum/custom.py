@@ -1,4 +1,4 @@
-"""A curriculum written out stage by stage: what a search over curricula varies and a schedule file carries."""
+"""A curriculum written out stage by stage: what a search varies and a schedule file carries."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class CustomStage(Settings):
         1.0,
         gt=0,
         le=1,
-        description="Bandwidth as a share of the image's side, rounded to the model's stride.",
+        description="Bandwidth as a share of the image's side, put on the model's stride.",
     )
     magnitude: float | None = Field(
         None,
         ge=0,
         le=10,
-        description="RandAugment magnitude; 0 is none; unset keeps the recipe's augmentation.",
+        description="RandAugment magnitude; 0 is none, unset is the recipe's own.",
     )
     batch_factor: int = Field(1, ge=1, le=64, description="Multiple of the base batch size.")
     replay: int = Field(
         1,
         ge=1,
         le=16,
-        description="How many times a sample is shown before new ones are read (1 = no replay).",
+        description="How many times a sample is shown before a new one is read.",
     )
 
 

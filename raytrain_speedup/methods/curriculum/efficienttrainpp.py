@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raytrain_speedup.methods.curriculum.base import CostOf, Stage, lay_out, side
+from raytrain_speedup.methods.curriculum.base import CostOf, Kernel, Stage, lay_out, side
 from raytrain_speedup.methods.curriculum.shrinking import ShrinkingInput
 
 Family = Literal["auto", "swin", "cswin", "resnet", "deit", "convnext"]
@@ -56,6 +56,11 @@ class EfficientTrainPlusPlus(EqualComputeStages):
     """The published schedule: the family's bandwidths and m = 0 to 9."""
 
     method: Literal["efficienttrain++"] = "efficienttrain++"
+    kernel: Kernel = Field(
+        "resize",
+        description="How an image is reduced: `resize` (Lanczos with anti-aliasing) as the paper does in its "
+        "loader, `fourier` crops the spectrum as EfficientTrain does, `aligned` on half-pixel centres.",
+    )
 
     def stages(
         self, image_size: int, *, stride: int = 4, model: str = "", cost_of: CostOf | None = None

@@ -20,7 +20,7 @@ class ProgressiveResize(EqualComputeStages):
     method: Literal["resize"] = "resize"
     kernel: Literal["resize"] = Field(
         "resize",
-        description="How an image is reduced: Lanczos with anti-aliasing; it is what this control is.",
+        description="How an image is reduced: Lanczos with anti-aliasing, and nothing else.",
     )
 
     def stages(

@@ -1,8 +1,8 @@
 """What the curricula with early small inputs have in common: using what the small inputs leave free.
 
-EfficientTrain++ (Wang et al., TPAMI 2024, https://arxiv.org/abs/2405.08768), "Implementation techniques": while
-a sample is cheap, the loader has to deliver more of them (answered by showing a sample several times), and a
-device that is filled by a batch of full inputs is left half empty (answered by larger batches).
+EfficientTrain++ (Wang et al., TPAMI 2024, https://arxiv.org/abs/2405.08768) names two techniques: while samples
+are cheap, the loader has to deliver more of them (answered by showing each one several times), and a device
+that a batch of full inputs fills is left half empty (answered by larger batches).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ShrinkingInput(CurriculumSettings):
         1,
         ge=1,
         le=64,
-        description="Largest multiple of the base batch that an early stage may use; a stage takes as many as "
+        description="Largest multiple of the base batch that an early stage may use; it takes as many as "
         "its smaller inputs leave memory for. 1 keeps the batch constant, as the reference does.",
     )
     max_replay: int = Field(
