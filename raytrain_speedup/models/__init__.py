@@ -7,7 +7,7 @@ model = build_model(settings, num_classes=10, image_size=32)
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from torch import nn
 from torch.func import functional_call
 
 from raytrain_speedup.models import library
+from raytrain_speedup.models.cswin import CSWin
 from raytrain_speedup.models.pretrained import fit_weights, load_pretrained
+from raytrain_speedup.models.resize import change_size, size_of
 from raytrain_speedup.models.resnet import BasicBlock, Bottleneck, ResNet
 from raytrain_speedup.models.vgg import VGG11
 from raytrain_speedup.models.wide_resnet import WideResNet
@@ -29,8 +31,8 @@ class ModelSettings(Settings):
     """Which network is trained, and what it starts from."""
 
     name: str = Field(
-        description="a network for small images (resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, "
-        "wrn40_1, wrn40_2, vgg11), torchvision/<classifier> or timm/<model>"
+        description="resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, wrn40_1, wrn40_2 or vgg11 "
+        "(small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<classifier> or timm/<model>"
     )
     drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout rate, where the network has dropout")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate, where the network has it")
@@ -68,6 +70,10 @@ def _wrn(depth: int, width: int) -> Builder:
     return lambda **arguments: WideResNet(depth, width, **arguments)
 
 
+def _cswin(dim: int, *depths: int, heads: tuple[int, ...]) -> Builder:
+    return lambda **arguments: CSWin(dim, depths, heads, **arguments)
+
+
 _IMAGENET_WIDTHS = (64, 128, 256, 512)
 NETWORKS: dict[str, Builder] = {
     "resnet8": _resnet(BasicBlock, 1, 1, 1, widths=(16, 32, 64)),
@@ -79,6 +85,10 @@ NETWORKS: dict[str, Builder] = {
     "wrn40_1": _wrn(40, 1),
     "wrn40_2": _wrn(40, 2),
     "vgg11": VGG11,
+    "cswin_t": _cswin(64, 1, 2, 21, 1, heads=(2, 4, 8, 16)),
+    "cswin_s": _cswin(64, 2, 4, 32, 2, heads=(2, 4, 8, 16)),
+    "cswin_b": _cswin(96, 2, 4, 32, 2, heads=(4, 8, 16, 32)),
+    "cswin_l": _cswin(144, 2, 4, 32, 2, heads=(6, 12, 24, 24)),
 }
 """The networks of this package; a new one is one file and one line here."""
 
@@ -113,6 +123,58 @@ def build_model(
     if settings.pretrained is not None:
         load_pretrained(model, settings.pretrained, num_classes=num_classes)
     return model
+
+
+def stride_of(settings: ModelSettings, *, image_size: int) -> int:
+    """The step in pixels in which the image size of a network may change.
+
+    Networks that cut images into patches or windows need multiples of it. The others take any size, and the
+    step only keeps their last feature map whole: 32 for large images, 4 for small ones.
+
+    Raises:
+        UserError: for an unknown name or options that the network does not take.
+    """
+    stride = None
+    if not settings.name.startswith("torchvision/"):  # those take any size or are refused
+        with torch.device("meta"):
+            stride = _needed_stride(_construct(_fresh(settings), 10, 3, image_size))
+    return stride or (32 if image_size >= 128 else 4)
+
+
+def check_sizes(
+    settings: ModelSettings, sizes: Iterable[int], *, num_classes: int, in_channels: int = 3, image_size: int
+) -> None:
+    """Refuse a network that could not train at every size of a curriculum, without any arithmetic.
+
+    Raises:
+        UserError: naming the network, the size and the reason.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = _construct(_fresh(settings), num_classes, in_channels, image_size)
+    stride = _needed_stride(model) or 1
+    for size in sizes:
+        refused = f"model.name: {settings.name} cannot change its image size from {image_size} to {size}"
+        if size % stride:
+            raise UserError(f"{refused}: it takes multiples of {stride}")
+        try:
+            change_size(model, size)
+            _try_forward(model, settings.name, (in_channels, size, size), num_classes)
+        except (ValueError, UserError) as error:
+            raise UserError(f"{refused}: {error}") from error
+
+
+def _fresh(settings: ModelSettings) -> ModelSettings:
+    """The same network without the weights it starts from."""
+    return settings.model_copy(update={"pretrained": None, "weights": None})
+
+
+def _needed_stride(model: Any) -> int | None:
+    """What sides must be a multiple of: the patch of a ViT, the whole downsampling of what has windows."""
+    if isinstance(model, CSWin):
+        return CSWin.stride
+    if size_of(model) is not None or type(model).__name__ == "PyramidVisionTransformerV2":
+        return max(info["reduction"] for info in model.feature_info)
+    return None
 
 
 def _try_forward(model: nn.Module, name: str, image_shape: tuple[int, int, int], num_classes: int) -> None:
