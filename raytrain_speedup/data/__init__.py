@@ -20,7 +20,7 @@ from raytrain_speedup.data.base import (
 )
 from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.data.cifar import Cifar10Settings, Cifar100Settings
-from raytrain_speedup.data.decode import image_shape
+from raytrain_speedup.data.decode import read
 from raytrain_speedup.data.device_loader import DeviceLoader
 from raytrain_speedup.data.digits import DigitsSettings
 from raytrain_speedup.data.imagefolder import ImageFolderSettings
@@ -134,14 +134,14 @@ def _stored_size(settings: DataSettings, source: Source) -> int:
     reasons = []
     for index in range(min(len(source), 100)):
         try:
-            height, width = image_shape(source, index)
+            first = read(source, index)
         except CorruptSample as error:
             reasons.append(str(error))
             continue
-        if height != width or height > 128:
+        if first.height != first.width or first.height > 128:
             raise UserError(
-                f"data.image_size: not set, and {source.locate(index)} is {width} x {height} pixels; "
-                "expected a side in pixels for images that are not small squares, such as 224"
+                f"data.image_size: not set, and {source.locate(index)} is {first.width} x {first.height} "
+                "pixels; expected a side in pixels for images that are not small squares, such as 224"
             )
-        return height
+        return first.height
     raise UserError(f"data.train: none of the first {len(reasons)} images can be read: {reasons[0]}")
