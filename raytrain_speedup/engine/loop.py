@@ -37,8 +37,11 @@ from raytrain_speedup.engine.mixing import mix_batch
 from raytrain_speedup.engine.optimizer import build_optimizer, set_learning_rate
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.steps import epoch_steps
+from raytrain_speedup.methods.curriculum.base import Stage
+from raytrain_speedup.methods.curriculum.batch_scaling import scaled_lr
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning.base import EpochPlan, Pruner
+from raytrain_speedup.models.resize import at_size, change_size, size_of
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks import Task
 
@@ -92,14 +95,9 @@ class Loop:
         self.autocast = torch.autocast(
             self.device.type, DTYPES[train.precision], enabled=train.precision != "fp32"
         )
-        self.parallel = (
-            DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
-            if reporter.world > 1
-            else None
-        )
-        self.forward: Callable[[Tensor], Tensor] = self.parallel or model
-        if train.compile:
-            self.forward = torch.compile(self.forward)
+        self.lr_rule = experiment.curriculum.lr_rule
+        self.full_size = loader.size
+        self._wrap()
         self.alarm = LossAlarm(self.device)
         self.epoch = 0
         self.next_step = 0  # of the epoch in progress
@@ -112,24 +110,55 @@ class Loop:
 
     # --- the run ---------------------------------------------------------------------------------------
 
+    def _wrap(self) -> None:
+        """Compile the model and put it behind DDP; again whenever its parameters change their shapes."""
+        self.parallel = None
+        self.forward: Callable[[Tensor], Tensor] = self.model
+        if self.reporter.world > 1:
+            on_gpu = self.device.type == "cuda"
+            self.parallel = DistributedDataParallel(self.model, device_ids=[self.device] if on_gpu else None)
+            self.forward = self.parallel
+        if self.train.compile:
+            self.forward = torch.compile(self.forward)
+
     def warm_up(self, shapes: Sequence[tuple[int, ...]]) -> None:
         """A forward and a backward pass for every input shape (C, H, W), so that compiling and autotuning
-        are over before the clock starts. Nothing of it stays: neither gradients nor statistics nor draws."""
+        are over before the clock starts. Nothing of it stays: neither gradients nor statistics nor draws.
+
+        DDP cannot follow a model whose parameters change with the size; such sizes are met cold.
+        """
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         random = random_state()
         samples = max(2, self.train.batch_size // self.reporter.world // self.train.accumulate)
         self.model.train()
         for shape in shapes:
+            if self.parallel is not None and size_of(self.model) not in (None, shape[-1]):
+                continue
             inputs = torch.zeros((samples, *shape), device=self.device)
             if self.train.channels_last:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
-            with self.autocast:
-                output = self.forward(inputs)
-            output.float().sum().backward()
-        self.model.zero_grad(set_to_none=True)
+            with at_size(self.model, shape[-1]):
+                with self.autocast:
+                    output = self.forward(inputs)
+                output.float().sum().backward()
+                self.model.zero_grad(set_to_none=True)
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])
         restore_random_state(random)
+
+    @property
+    def averaged(self) -> nn.Module | None:
+        """The moving average of the model, where one is kept."""
+        return self.ema.module if self.ema is not None else None
+
+    def enter(self, stage: Stage) -> None:
+        """Make the model, its moments and its average take the inputs of a stage."""
+        size = stage.size or self.full_size
+        if size_of(self.model) in (None, size):
+            return
+        change_size(self.model, size, optimizer=self.optimizer, ema=self.averaged)
+        if self.parallel is not None:
+            self._wrap()
 
     def fit(self) -> None:
         """Train until the budget is spent.
@@ -173,7 +202,9 @@ class Loop:
         """One optimizer step; `advance` is the progress it makes."""
         if not len(batch["inputs"]):  # not one sample of it could be read
             return
-        set_learning_rate(self.optimizer, learning_rate(step.progress, self.train))
+        self.enter(step.stage)
+        lr = learning_rate(step.progress, self.train) * scaled_lr(step.stage.batch_factor, self.lr_rule)
+        set_learning_rate(self.optimizer, lr)
         inputs, mix = mix_batch(
             batch["inputs"], batch["weight"], self.train, key=(self.train.seed, self.epoch, step.number)
         )
@@ -282,8 +313,7 @@ class Loop:
 
     def evaluate(self, split: Literal["val", "test"]) -> dict[str, float]:
         """The task's figures of the averaged weights, or of the weights where no average is kept."""
-        with self.watch.phase("eval"):
-            model = self.ema.module if self.ema is not None else self.model
+        with self.watch.phase("eval"), at_size(self.averaged or self.model, self.full_size) as model:
             return evaluate(
                 model,
                 self.task,
@@ -321,8 +351,9 @@ class Loop:
     def state_dict(self) -> dict[str, Any]:
         """Everything all ranks share."""
         return {
+            "size": size_of(self.model),
             "model": self.model.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "ema": self.averaged.state_dict() if self.averaged is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "pruner": self.pruner.state_dict(),
@@ -333,9 +364,13 @@ class Loop:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the state of `state_dict`."""
+        if state["size"] is not None:
+            change_size(self.model, state["size"], ema=self.averaged)
+            if self.parallel is not None:
+                self._wrap()
         self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.pruner.load_state_dict(state["pruner"])

@@ -21,6 +21,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from raytrain_speedup.models.resize import change_size
+
 PHASES = ("setup", "train", "eval", "checkpoint", "warmup")
 
 
@@ -78,7 +80,9 @@ def training_flops(model: nn.Module, shape: tuple[int, ...]) -> float:
         model: the network; it is copied.
         shape: (C, H, W) of one input.
     """
-    ghost = copy.deepcopy(model).to("meta").train()
+    ghost = copy.deepcopy(model)
+    change_size(ghost, shape[-1])
+    ghost = ghost.to("meta").train()
     inputs = torch.empty((2, *shape), device="meta")  # two samples: batch normalisation refuses one
     counter = FlopCounterMode(display=False)
     with counter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from raytrain_speedup.engine.measure import (
     training_flops,
 )
 from raytrain_speedup.engine.reporter import Reporter
+from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.methods.curriculum.budget import Budget
-from raytrain_speedup.models import build_model
+from raytrain_speedup.models import build_model, check_sizes, stride_of
 from raytrain_speedup.settings import UserError
 
 
@@ -85,9 +86,15 @@ def _assemble(
 ) -> tuple[Loop, float]:
     """The loop of an experiment, and the sample passes its budget allows if nothing is pruned."""
     train = experiment.train
-    device = watch.device
-    num_samples = len(splits.train)
-    stages = experiment.curriculum.stages(splits.image_size)
+    device, num_samples = watch.device, len(splits.train)
+    shape = {
+        "num_classes": splits.num_classes,
+        "in_channels": splits.channels,
+        "image_size": splits.image_size,
+    }
+    with watch.phase("warmup"):
+        model = build_model(experiment.model, **shape)
+    stages = curriculum_stages(experiment, model, splits)
     factor = experiment.pruning.budget_factor()
     budget = Budget(train.epochs * factor, num_samples, stages)
     pruner = experiment.pruning.build(
@@ -98,17 +105,10 @@ def _assemble(
         device=device,
     )
     with watch.phase("warmup"):
-        model = build_model(
-            experiment.model,
-            num_classes=splits.num_classes,
-            in_channels=splits.channels,
-            image_size=splits.image_size,
-        )
-        shapes = {stage.size: (splits.channels, *[stage.size or splits.image_size] * 2) for stage in stages}
-        flops = {size: training_flops(model, shape) for size, shape in shapes.items()}
-        model = model.to(
-            device, memory_format=torch.channels_last if train.channels_last else torch.preserve_format
-        )  # type: ignore[call-overload]
+        inputs = {stage.size: input_shape(splits, stage.size) for stage in stages}
+        flops = {size: training_flops(model, inputs[size]) for size in inputs}
+        memory_format = torch.channels_last if train.channels_last else torch.preserve_format
+        model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
         loader = build_loader(
             splits,
             experiment.data,
@@ -117,6 +117,7 @@ def _assemble(
             rank=reporter.rank,
             world=reporter.world,
             channels_last=train.channels_last,
+            kernel=experiment.curriculum.kernel,
         )
         loop = Loop(
             experiment,
@@ -129,8 +130,37 @@ def _assemble(
             reporter=reporter,
             watch=watch,
         )
-        loop.warm_up(list(shapes.values()))
+        loop.warm_up(list(inputs.values()))
     return loop, budget.num_epochs * num_samples / factor
+
+
+def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) -> Sequence[Stage]:
+    """The stages of an experiment's curriculum on its model and data.
+
+    Raises:
+        UserError: if the stages cannot be laid out, or the model does not take one of their sizes.
+    """
+    measured = experiment.curriculum.cost == "flops"
+    stages = experiment.curriculum.stages(
+        splits.image_size,
+        stride=stride_of(experiment.model, image_size=splits.image_size),
+        model=experiment.model.name.rpartition("/")[2],
+        cost_of=(lambda size: training_flops(model, input_shape(splits, size))) if measured else None,
+    )
+    sizes = {stage.size for stage in stages} - {None, splits.image_size}
+    check_sizes(
+        experiment.model,
+        sorted(size for size in sizes if size is not None),
+        num_classes=splits.num_classes,
+        in_channels=splits.channels,
+        image_size=splits.image_size,
+    )
+    return stages
+
+
+def input_shape(splits: Splits, size: int | None) -> tuple[int, int, int]:
+    """(C, H, W) of an input of side `size`, or of full ones."""
+    return splits.channels, size or splits.image_size, size or splits.image_size
 
 
 def _final_figures(loop: Loop, splits: Splits, passes: float) -> dict[str, Any]:
@@ -165,6 +195,5 @@ def _save_model(loop: Loop) -> Path | None:
         return None
     folder = loop.save()
     if loop.reporter.rank == 0:
-        model: nn.Module = loop.ema.module if loop.ema is not None else loop.model
-        torch.save(model.state_dict(), folder / "model.pt")
+        torch.save((loop.averaged or loop.model).state_dict(), folder / "model.pt")
     return folder
