@@ -119,9 +119,7 @@ class SynthesisSettings(Settings):
 
     method: str
     batch_size: int = Field(256, ge=2, description="images synthesised per batch and worker")
-    warmup: int = Field(
-        20, ge=0, description="calls that only fill the pool: no student steps, no adversarial loss"
-    )
+    warmup: int = Field(20, ge=0, description="calls that only fill the pool: no student, no adversary")
     student_steps: int = Field(400, ge=1, description="distillation steps after each call")
     temperature: float = Field(20.0, gt=0, description="temperature of the distillation loss")
     pool_images: int = Field(65_536, ge=1, description="most images kept on each worker; the oldest give way")
@@ -150,6 +148,9 @@ class SynthesisSettings(Settings):
         normalise: tuple[Sequence[float], Sequence[float]],
     ) -> Synthesizer:
         """The synthesizer itself; `teacher` is frozen in place, and both networks are moved to the device.
+
+        Pass the bare modules: inside a compiled network the statistics can't be seen, and `DistributedDataParallel`
+        expects a backward pass after each forward pass. Both may be wrapped for the student's steps.
 
         Args:
             image_size: the side of the images, or (height, width).
@@ -183,7 +184,7 @@ class SynthesisSettings(Settings):
         if self.needs_batch_norm and not problem.probe.sizes:
             raise UserError(
                 f"teacher: {type(teacher).__name__} has no batch-norm layers with running statistics, and "
-                f"distillation.method={self.method} with bn > 0 needs them; set bn=0 or choose another teacher"
+                f"distillation.method={self.method} needs them; set bn=0 or choose another teacher"
             )
         return self.make(problem)
 

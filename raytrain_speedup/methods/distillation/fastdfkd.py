@@ -1,9 +1,9 @@
-"""FastDFKD: a meta-generator that needs two to ten steps for a new batch of images, where others need hundreds.
+"""FastDFKD: a meta-generator that needs two to ten steps for a batch of images where others need hundreds.
 
 Fang et al., "Up to 100x Faster Data-Free Knowledge Distillation", AAAI 2022, https://arxiv.org/abs/2112.06253.
 
-Each call copies the meta-generator, adapts the copy and fresh latent codes to a new batch for k steps, and moves
-the meta-generator towards where the adaptation went, so that the next one has less far to go.
+Each call copies the meta-generator, adapts the copy and fresh latent codes to a new batch for k steps, and
+moves the meta-generator towards where the adaptation went, so that the next one has less far to go.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from raytrain_speedup.methods.distillation import losses, workers
@@ -24,6 +24,7 @@ from raytrain_speedup.methods.distillation.generator import Architecture, build_
 from raytrain_speedup.methods.distillation.pool import to_uint8
 from raytrain_speedup.methods.distillation.rng import INITIALISE, LATENT, RESET
 from raytrain_speedup.methods.distillation.synthesis import Keep, Score, descend
+from raytrain_speedup.settings import UserError
 
 _BETAS = (0.5, 0.999)
 Meta = Literal["reptile", "fomaml", "fomaml-last"]
@@ -33,27 +34,19 @@ class FastDFKDSettings(SynthesisSettings):
     """FastDFKD (Fang et al. 2022): k-step synthesis from a meta-learnt generator."""
 
     method: Literal["fastdfkd"] = "fastdfkd"
-    steps: int = Field(
-        10, ge=1, description="k, the steps that adapt generator and latents to a batch: 2, 5 or 10"
-    )
-    lr_g: float = Field(
-        2e-3, gt=0, description="inner learning rate of the generator; k = 2: 5e-3, 5: 3e-3, 10: 2e-3"
-    )
-    lr_z: float = Field(
-        0.01, gt=0, description="inner learning rate of the latent codes; k = 2: .015, 5 and 10: .01"
-    )
+    steps: int = Field(10, ge=1, description="k, the steps that adapt generator and latents to a batch")
+    lr_g: float = Field(2e-3, gt=0, description="inner rate of the generator; k = 2: 5e-3, 5: 3e-3, 10: 2e-3")
+    lr_z: float = Field(0.01, gt=0, description="inner rate of the latent codes; k = 2: .015, 5 and 10: .01")
     bn: float = Field(10.0, ge=0, description="weight of the batch-norm statistics loss")
     oh: float = Field(0.5, ge=0, description="weight of the class loss; there is none in segmentation")
     adv: float = Field(1.1, ge=0, description="weight of the decision-adversarial loss, after the warm-up")
     bn_momentum: float = Field(
-        0.9, ge=0, lt=1, description="share of earlier calls in the statistics of the bn loss"
+        0.9, ge=0, lt=1, description="share of earlier calls in the bn loss's statistics"
     )
-    meta: Meta = Field(
-        "fomaml", description="meta-gradient: reptile, the sum of the inner gradients, or the last one"
-    )
+    meta: Meta = Field("fomaml", description="meta-gradient: reptile, or the sum or last of the inner ones")
     reuse: Literal["none", "sequential", "common"] = Field(
         "common",
-        description="what a batch starts from: a fresh generator, where the last batch ended, or the meta-generator",
+        description="what a batch starts from: a fresh generator, the last batch's, or the meta-generator",
     )
     keep: Keep = Field("best", description="store the best batch rendered after a step, or the last")
     tasks: int = Field(
@@ -62,20 +55,28 @@ class FastDFKDSettings(SynthesisSettings):
     reset_first_layer: int | None = Field(
         140, ge=1, description="call at which the first layer is drawn anew"
     )
-    reset_every: int | None = Field(
-        None, ge=1, description="calls after which the whole generator is drawn anew"
-    )
+    reset_every: int | None = Field(None, ge=1, description="calls after which the generator is drawn anew")
     generator: Architecture = Field(
         "small", description="small: CIFAR, 8 to 64 pixels; deep: ImageNet, latent maps"
     )
     width: int = Field(64, ge=1, description="channels before the generator's last layer")
     latent: int = Field(256, ge=1, description="channels of a latent code")
 
+    @model_validator(mode="after")
+    def _some_loss(self) -> FastDFKDSettings:
+        if not (self.bn or self.oh):
+            raise ValueError("nothing to synthesise by: bn or oh has to be above 0")
+        return self
+
     @property
     def needs_batch_norm(self) -> bool:
         return self.bn > 0
 
     def make(self, problem: Problem) -> FastDFKD:
+        if problem.dense and not self.bn:
+            raise UserError(
+                "distillation.bn: 0 is not allowed; expected above 0, for segmentation has no class loss"
+            )
         return FastDFKD(self, problem)
 
 
@@ -221,7 +222,7 @@ class FastDFKD(Synthesizer):
             initialise(self.generator.first, rng)
 
     def _restart_optimizer(self) -> None:
-        """Adam for the meta-generator; sequential reuse takes the adapted weights as they are, a step of size 1."""
+        """Adam for the meta-generator; sequential reuse takes the adapted weights as they are."""
         weights, how = self.generator.parameters(), self.settings
         self.optimizer: torch.optim.Optimizer
         if how.reuse == "sequential":
@@ -238,8 +239,8 @@ def reptile_gradient(meta: Sequence[Tensor], adapted: Sequence[Tensor]) -> list[
 def fomaml_gradient(total: list[Tensor], inner: Sequence[Tensor], meta: Meta) -> None:
     """Add an inner step's gradient at the adapted weights to `total`; with `fomaml-last`, it takes its place.
 
-    The sum is what the reference uses; the gradient of the last step alone is the textbook's FOMAML (Finn et al.
-    2017, sec. 5.2). `total` is empty before the first step.
+    The sum is what the reference uses; the gradient of the last step alone is the textbook's FOMAML (Finn et
+    al. 2017, sec. 5.2). `total` is empty before the first step.
     """
     if not total or meta == "fomaml-last":
         total[:] = [gradient.clone() for gradient in inner]

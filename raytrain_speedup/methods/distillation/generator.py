@@ -1,4 +1,4 @@
-"""The generators of FastDFKD (Fang et al. 2022, https://arxiv.org/abs/2112.06253): latent codes to images in [0, 1].
+"""From latent codes to images in [0, 1]: the generators of FastDFKD (https://arxiv.org/abs/2112.06253).
 
 BN layers keep no running statistics: a generator is only ever used on the batch that it is being adapted to.
 """
@@ -64,7 +64,7 @@ class SmallGenerator(Generator):
 
 
 class DeepGenerator(Generator):
-    """For ImageNet: the latent is a map of a sixteenth of the side (256 x 14 x 14 for 224), then four doublings."""
+    """For ImageNet: the latent is a map (256 x 14 x 14 for images of 224), then come four doublings."""
 
     def __init__(self, image_shape: tuple[int, int, int], *, width: int = 64, latent: int = 256) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def build_generator(
 
 
 def initialise(module: nn.Module, rng: torch.Generator) -> None:
-    """Draw all weights anew, by torch's own scheme for linear and convolution layers; norms become identities."""
+    """Draw all weights anew: linear and convolution layers by torch's own scheme, norms as identities."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             bound = 1 / math.sqrt(layer.weight[0].numel())
@@ -136,5 +136,5 @@ def _check_sides(image_shape: tuple[int, int, int], multiple: int, name: str) ->
     if any(side % multiple for side in image_shape[1:]):
         height, width = image_shape[1:]
         raise UserError(
-            f"data.image_size: {height} x {width}; the {name} generator needs sides that are multiples of {multiple}"
+            f"data.image_size: {height} x {width}; the {name} generator needs multiples of {multiple}"
         )

@@ -31,17 +31,17 @@ def bn_loss(
 
 
 def class_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy against the labels (B,) that the images were asked to show (the one-hot loss, `oh`)."""
+    """Cross-entropy against the labels (B,) the images were asked to show (the one-hot loss, `oh`)."""
     return F.cross_entropy(logits, target)
 
 
 def confidence_loss(logits: Tensor) -> Tensor:
-    """Cross-entropy against the teacher's own decision (DAFL's one-hot loss: there are no labels to ask for)."""
+    """Cross-entropy against the teacher's own decision: DAFL's one-hot loss, which asks for no labels."""
     return F.cross_entropy(logits, logits.argmax(1))
 
 
 def balance_loss(logits: Tensor) -> Tensor:
-    """The negative entropy of the mean prediction: lowest when a batch shows all classes equally (DAFL, eq. 5)."""
+    """The negative entropy of the mean prediction: lowest for a batch of equal shares (DAFL, eq. 5)."""
     share = logits.softmax(1).transpose(0, 1).flatten(1).mean(1)
     return torch.special.xlogy(share, share).sum()
 
@@ -63,7 +63,7 @@ def adversarial_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
 
 
 def decision_adversarial_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """The same, only where student and teacher decide alike: near the border, not beyond it (CMI, FastDFKD)."""
+    """The same, only where student and teacher decide alike: near the border, not past it (FastDFKD, CMI)."""
     agree = teacher_logits.argmax(1) == student_logits.argmax(1)
     return -(divergence(teacher_logits, student_logits) * agree).mean()
 
@@ -74,7 +74,7 @@ def discrepancy_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
 
 
 def competition_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """1 - JS(teacher, student): DeepInversion's adaptive term, eq. 7-8; JS in units of log 2, so it is in [0, 1]."""
+    """1 - JS(teacher, student), JS in units of log 2 and so in [0, 1]: DeepInversion's adaptive term."""
     teacher, student = teacher_logits.log_softmax(1), student_logits.log_softmax(1)
     middle = torch.logaddexp(teacher, student) - math.log(2)
     js = F.kl_div(middle, teacher, reduction="none", log_target=True)
@@ -88,14 +88,14 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def contrastive_loss(anchors: Tensor, positives: Tensor, bank: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of unit embeddings (B, E) against the other images of the batch and a bank (M, E) (CMI, eq. 5)."""
+    """InfoNCE of unit embeddings (B, E) against the batch's other images and a bank (M, E) (CMI, eq. 5)."""
     others = torch.cat([positives, bank])
     target = torch.arange(len(anchors), device=anchors.device)
     return F.cross_entropy(anchors @ others.T / temperature, target)
 
 
 def distillation_loss(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) at a temperature, times its square (Hinton et al. 2015), one value per sample (B,).
+    """KL(teacher || student) at a temperature, times its square (Hinton et al. 2015), for each sample (B,).
 
     The factor keeps the size of the gradient independent of the temperature. Pixels are averaged.
     """
@@ -104,6 +104,6 @@ def distillation_loss(teacher_logits: Tensor, student_logits: Tensor, temperatur
 
 
 def agreement(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """Whether the student decides as the teacher does, float (B,): what tuning may look at without any data."""
+    """Share of decisions alike, float (B,): 0 or 1 for a class, the share of pixels for a map."""
     same = (teacher_logits.argmax(1) == student_logits.argmax(1)).float()
     return same.flatten(1).mean(1) if same.dim() > 1 else same

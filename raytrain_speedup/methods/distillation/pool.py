@@ -1,9 +1,9 @@
 """The pool of synthetic images: a bounded ring of uint8 tensors on the training device.
 
-56,320 CIFAR images are 173 MB, less than most models' activations, so nothing is written to a disk between two
-calls and nothing is decoded. A pool above `device_bytes` (ImageNet: 150 KB an image) lives in pinned host memory
-and only the sampled batch travels. Sampling is a function of (seed, step), so that a resumed run sees the batches
-that an uninterrupted one sees.
+56,320 CIFAR images are 173 MB, less than most models' activations, so nothing is written to a disk between
+two calls and nothing is decoded. A pool above `device_bytes` (ImageNet: 150 KB an image) lives in pinned host
+memory and only the sampled batch travels. The caller's generator decides what is drawn: keyed by the step, a
+resumed run sees the batches that an uninterrupted one sees.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Pool:
         """`batch` images drawn with replacement, uint8 (batch, C, H, W) on the training device.
 
         Args:
-            rng: a generator on the training device, or on the CPU for a pool in host memory; see `rng_device`.
+            rng: a generator on `rng_device`.
         """
         index = torch.randint(self._count, (batch,), generator=rng, device=rng.device)
         if not self._pinned:

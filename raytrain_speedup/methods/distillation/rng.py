@@ -1,4 +1,4 @@
-"""Randomness as a function of counters: what is drawn for (seed, rank, call) never depends on what was drawn before.
+"""Randomness as a function of counters: draws for (seed, rank, call) depend on nothing drawn before.
 
 A run that resumes, or that another number of workers takes up, draws the same numbers without any generator
 state in its checkpoint, and torch's global generator is never touched.

@@ -1,8 +1,8 @@
-"""What the student learns from a batch of the pool: the teacher's softened outputs, one value of loss per sample.
+"""What the student learns from a batch of the pool: the teacher's softened outputs, one loss per sample.
 
     rng = generator_for(pool.rng_device, seed, SAMPLE, rank, step)
     inputs = student_inputs(pool.sample(256, rng), problem..., rng)
-    losses = distillation_losses(student, teacher, inputs, temperature)     # (b,), with a graph to the student
+    losses = distillation_losses(student, teacher, inputs, temperature)     # (b,), a graph to the student
     losses.mean().backward()
 
 The teacher runs without a graph and without hooks.

@@ -1,8 +1,8 @@
 """Images by gradient descent: the loop that every method with an inner optimisation shares.
 
-Nothing in it waits for the device: the best batch is selected by `torch.where`, and gradients are taken for the
-optimised tensors alone, so neither teacher nor student accumulates any. A batch is kept only if it was rendered
-*after* a step: with a single step, the adapted images are stored and not those the step started from.
+Nothing in it waits for the device: the best batch is selected by `torch.where`, and gradients are taken for
+the optimised tensors alone, so neither teacher nor student accumulates any. A batch is kept only if it was
+rendered *after* a step: with a single step, the adapted images are stored, not those that it started from.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def descend(
 
     Args:
         render: the images (B, C, H, W) in [0, 1] as a function of the optimizer's parameters.
-        keep: `last` returns the images rendered after the last step; `best` those of the lowest loss among the
-            images rendered after each step, for one more forward pass without gradients.
+        keep: `last` returns the images rendered after the last step; `best` those of the lowest loss among
+            the images rendered after each step, for one more forward pass without gradients.
         on_gradient: is given the gradients of each step, in the order of the optimizer's parameters.
 
     Returns:

@@ -1,7 +1,7 @@
 """The teacher: a network that is only ever asked, never changed.
 
-It is in evaluation mode and none of its parameters requires a gradient, so a backward pass through it computes
-the gradient of its input and nothing else.
+It is in evaluation mode and none of its parameters requires a gradient, so a backward pass through it
+computes the gradient of its input and nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def freeze(network: nn.Module) -> nn.Module:
 
 @contextmanager
 def borrowed(student: nn.Module) -> Iterator[nn.Module]:
-    """The student as a fixed judge of images: evaluation mode and no parameter gradients; restored at the end."""
+    """The student as a fixed judge of images: evaluation mode, no gradients of its own; restored afterwards."""
     modes = [(module, module.training) for module in student.modules()]
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     try:
@@ -52,7 +52,7 @@ def logits_of(output: Any) -> Tensor:
         output = output["out"]
     if not isinstance(output, Tensor):
         raise UserError(
-            f"teacher: its output is {type(output).__name__}; expected a tensor or a dict with 'out'"
+            f"teacher: its output is a {type(output).__name__}, not a tensor or a dict with 'out'"
         )
     return output
 
@@ -77,10 +77,10 @@ def load_teacher_weights(path: Path | str, network: nn.Module) -> nn.Module:
     own = network.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
-        found = [f"it lacks {_some(missing)}"] * bool(missing) + [f"it also has {_some(unknown)}"] * bool(
-            unknown
+        gaps = " and ".join(
+            f"{verb} {_some(names)}" for verb, names in (("lacks", missing), ("also has", unknown)) if names
         )
-        raise UserError(f"{path}: a state dict of another network than the teacher's: {' and '.join(found)}")
+        raise UserError(f"{path}: a state dict of another network than the teacher's: it {gaps}")
     for name, tensor in own.items():
         if state[name].shape != tensor.shape:
             raise UserError(
@@ -92,11 +92,9 @@ def load_teacher_weights(path: Path | str, network: nn.Module) -> nn.Module:
 
 
 def _is_state_dict(state: Any) -> bool:
-    return (
-        isinstance(state, Mapping)
-        and bool(state)
-        and all(isinstance(value, Tensor) for value in state.values())
-    )
+    if not isinstance(state, Mapping) or not state:
+        return False
+    return all(isinstance(value, Tensor) for value in state.values())
 
 
 def _describe(state: Any) -> str:
