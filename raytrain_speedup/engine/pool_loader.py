@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raytrain_speedup.data import Loader
-from raytrain_speedup.data.batch import Batch, Step
+from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
 from raytrain_speedup.data.skipped import Skipped
 from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.methods.distillation.base import Synthesizer, SynthesisSettings
@@ -56,7 +56,9 @@ class PoolLoader(Loader):
         shape = (real.splits.channels, real.size, real.size)
         self.pool = Pool(settings.pool_capacity, shape, device=self.device)
         self.held_out = Pool(max(1, settings.pool_capacity // HELD_OUT), shape, device=self.device)
-        mean, std = (torch.tensor(values, device=self.device) for values in (real.settings.mean, real.settings.std))
+        mean, std = (
+            torch.tensor(values, device=self.device) for values in (real.settings.mean, real.settings.std)
+        )
         self._mean, self._std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
 
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
@@ -65,8 +67,11 @@ class PoolLoader(Loader):
             for call in range(warmup + 1) if epoch == 0 else [warmup + epoch]:
                 self._synthesize(call)
         for step in steps:
-            rng = generator_for(self.pool.rng_device, self.seed, SAMPLE, self.rank, epoch, step.number)
-            images = self.pool.sample(len(step.index), rng)
+            rng = generator_for(self.device, self.seed, SAMPLE, self.rank, epoch, step.number)
+            if step.number == REHEARSAL:
+                images = torch.zeros((len(step.index), *self.pool.image_shape), device=self.device)
+            else:
+                images = self.pool.sample(len(step.index), rng)
             inputs = student_inputs(images, self.synthesis.augment, rng, self._mean, self._std)
             yield self._batch(inputs, step.index, step.weight)
 
