@@ -224,6 +224,25 @@ def test_rows_are_resized_about_their_centres(side: int, new_side: int, prefix: 
         assert torch.equal(out, rows)
 
 
+def test_a_checkpoint_of_an_early_stage_resumes() -> None:
+    """The size first, then the state: the next step equals the one of the uninterrupted run."""
+    torch.manual_seed(0)
+    models = [build(DEIT), build(DEIT)]
+    optimizers = [torch.optim.AdamW(model.parameters()) for model in models]
+    change_size(models[0], 96, optimizer=optimizers[0])
+    train_step(models[0], optimizers[0], 96)
+    saved = copy.deepcopy((models[0].state_dict(), optimizers[0].state_dict()))
+    change_size(models[1], 96, optimizer=optimizers[1])
+    models[1].load_state_dict(saved[0])
+    optimizers[1].load_state_dict(saved[1])
+    for model, optimizer in zip(models, optimizers, strict=True):
+        torch.manual_seed(1)
+        change_size(model, 160, optimizer=optimizer)
+        train_step(model, optimizer, 160)
+    for first, second in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(first, second)
+
+
 def test_a_file_from_another_size_has_its_tables_resized(tmp_path: Path) -> None:
     """Fine-tuning at another resolution: the public code never resizes them."""
     for settings in (DEIT, SWIN_T):
