@@ -79,6 +79,14 @@ class Loader(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Take up the state of `state_dict`."""
 
+    def figures(self) -> dict[str, float]:
+        """What is worth reporting after an epoch."""
+        return {}
+
+    def pictures(self) -> dict[str, Tensor]:
+        """What is worth looking at after an evaluation: uint8 (C, H, W) on the CPU, by name."""
+        return {}
+
     def close(self) -> None:  # noqa: B027 - only worker processes need ending
         """End worker processes. The loader cannot be used afterwards."""
 
