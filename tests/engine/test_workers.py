@@ -34,6 +34,8 @@ SCENARIOS = {
     "batch-norm": tiny(epochs=1, ema_decay=0.5),
 }
 
+ALL_REDUCE = dist.all_reduce
+
 
 class WorkerDiary(Diary):
     """A diary that two processes write together."""
@@ -55,7 +57,7 @@ class WorkerDiary(Diary):
 
 
 class Counted(DistributedDataParallel):
-    """Counts the gradient synchronisations."""
+    """Counts the gradient synchronisations; its own collectives are DDP's, one a step."""
 
     syncs = 0
 
@@ -66,7 +68,7 @@ class Counted(DistributedDataParallel):
     @staticmethod
     def reduce(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         Counted.syncs += bucket.is_last()
-        averaged = dist.all_reduce(bucket.buffer().div_(2), async_op=True).get_future()
+        averaged = ALL_REDUCE(bucket.buffer().div_(2), async_op=True).get_future()
         return averaged.then(lambda future: future.value()[0])
 
 
@@ -84,11 +86,10 @@ def worker(rank: int, port: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     loop.DistributedDataParallel = Counted  # type: ignore[misc]
     collectives = []
-    all_reduce = dist.all_reduce
 
     def counting(tensor: Tensor, *args: Any, **options: Any) -> Any:
         collectives.append(tensor.numel())
-        return all_reduce(tensor, *args, **options)
+        return ALL_REDUCE(tensor, *args, **options)
 
     for name, experiment in SCENARIOS.items():
         Counted.syncs = 0
@@ -105,7 +106,7 @@ def worker(rank: int, port: int, folder: Path) -> None:
         dist.all_reduce = counting
         diary = WorkerDiary(folder / name, rank)
         figures = run(experiment, diary, device=CPU)
-        dist.all_reduce = all_reduce
+        dist.all_reduce = ALL_REDUCE
         seen = {"figures": figures, "steps": diary.steps, "syncs": Counted.syncs, "collectives": collectives[:]}
         torch.save(seen, folder / f"{name}-{rank}.pt")
         if name == "unreadable":
