@@ -7,6 +7,7 @@ this file does not change.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -273,12 +274,14 @@ def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, A
 
 
 def _overridden(content: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
-    content = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
+    content = copy.deepcopy(content)
     parsed = parse_overrides(overrides)
     tags = {f"{section}.{tag}" for section, tag in TAGS.items()}
     for key, value in sorted(parsed.items(), key=lambda item: item[0] not in tags):
         *sections, name = key.split(".")
-        if key in tags and content.get(sections[0], {}).get(name) != value:
+        if not all([*sections, name]):
+            raise UserError(f"{key!r}: expected a dotted key, such as pruning.prune_ratio")
+        if key in tags and _tag_of(content.get(sections[0]), name) != value:
             content[sections[0]] = {}  # another method: the old one's keys mean nothing to it
         inner = content
         for section in sections:
@@ -287,6 +290,10 @@ def _overridden(content: dict[str, Any], overrides: Iterable[str] | Mapping[str,
                 raise UserError(f"{key}: '{section}' is a value, not a section; nothing can be set inside it")
         inner[name] = value
     return content
+
+
+def _tag_of(section: Any, tag: str) -> Any:
+    return section.get(tag) if isinstance(section, dict) else None
 
 
 def _validated(content: dict[str, Any], *, where: str) -> Experiment:
