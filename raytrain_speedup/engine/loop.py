@@ -277,7 +277,10 @@ class Loop:
             folder = self.save()
             self.reporter.report({"epoch": self.epoch, "partial": True}, folder)
         if stop:
-            raise Stopped(f"stopped in epoch {self.epoch} after step {self.next_step}; checkpoint: {folder}")
+            raise Stopped(
+                f"stopped in epoch {self.epoch + 1} after step {self.next_step} of {steps}; "
+                f"checkpoint: {self.reporter.latest()}"
+            )
 
     def finish_epoch(self, plan: EpochPlan) -> None:
         """Check the losses, evaluate, checkpoint and report."""
@@ -314,6 +317,9 @@ class Loop:
     def evaluate(self, split: Literal["val", "test"]) -> dict[str, float]:
         """The task's figures of the averaged weights, or of the weights where no average is kept."""
         with self.watch.phase("eval"), at_size(self.averaged or self.model, self.full_size) as model:
+            if self.parallel is not None:  # every rank has statistics of its own; checkpoints hold rank 0's
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, 0)
             return evaluate(
                 model,
                 self.task,
