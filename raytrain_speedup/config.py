@@ -144,8 +144,8 @@ class Experiment(Settings):
         parts = self.scaling.workers * self.train.accumulate
         if self.train.batch_size % parts:
             raise ValueError(
-                f"train.batch_size: {self.train.batch_size} does not split into {self.scaling.workers} workers x "
-                f"{self.train.accumulate} accumulated parts; expected a multiple of {parts}"
+                f"train.batch_size: {self.train.batch_size} does not split into {self.scaling.workers} workers "
+                f"x {self.train.accumulate} accumulated parts; expected a multiple of {parts}"
             )
         return self
 
@@ -252,3 +252,8 @@ def _validated(content: dict[str, Any], *, where: str) -> Experiment:
         return Experiment.model_validate(content)
     except ValidationError as error:
         raise explain(error, Experiment, where=where) from None
+
+
+def load_experiment_dict(content: dict[str, Any]) -> Experiment:
+    """An experiment from plain data, such as `Experiment.to_dict` gives."""
+    return _validated(content, where=str(content.get("name", "experiment")))
