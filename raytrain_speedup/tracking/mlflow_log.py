@@ -83,7 +83,8 @@ class RunLog:
             tags[store.MARGIN] = str(margin)
         run_id = client.create_run(into, tags=tags).info.run_id
         flat = flatten(experiment.to_dict())
-        client.log_batch(run_id, params=[Param(key, str(value)[:LONGEST_PARAM]) for key, value in flat.items()])
+        logged = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in flat.items()]
+        client.log_batch(run_id, params=logged)
         client.log_text(run_id, experiment.to_yaml(), "experiment.yaml")
         return cls(client, run_id)
 
@@ -94,6 +95,11 @@ class RunLog:
         client.set_tag(run_id, store.STATE, "running")
         last = client.get_run(run_id).data.metrics.get("epoch/epoch", 0)
         return cls(client, run_id, int(last))
+
+    def __call__(self, kind: str, figures: Mapping[str, Any]) -> None:
+        """Listen to a run in this process: a report of an epoch, or of the end."""
+        if kind != "progress":
+            (self.finish if is_final(figures) else self.epoch)(figures)
 
     def epoch(self, figures: Mapping[str, Any]) -> None:
         """Log the figures of an epoch, once however often it is reported."""
@@ -160,9 +166,8 @@ def settings_of(experiment: Experiment, params: Mapping[str, Any]) -> str:
     """The settings worth a column: those of the methods that are not the default, and those searched."""
     shown = {}
     for section in SECTIONS_OF_METHODS:
-        for key, value in getattr(experiment, section).model_dump(mode="json", exclude_defaults=True).items():
-            if key != "method":
-                shown[key] = value
+        changed = getattr(experiment, section).model_dump(mode="json", exclude_defaults=True)
+        shown |= {key: value for key, value in changed.items() if key != "method"}
     for key, value in params.items():
         shown.setdefault(key.rpartition(".")[2], value)
     return " ".join(f"{key}={_short(value)}" for key, value in shown.items())

@@ -137,7 +137,9 @@ def read(run: Run, experiment: str = "") -> Record:
     )
 
 
-def records(client: MlflowClient, experiment: str | None = None, *, parent: str | None = None) -> list[Record]:
+def records(
+    client: MlflowClient, experiment: str | None = None, *, parent: str | None = None
+) -> list[Record]:
     """Our runs (not the sweeps that hold them), oldest first; of all experiments where none is named.
 
     Raises:

@@ -52,7 +52,8 @@ class SweepPlan(Searcher):
     """
 
     def __init__(self, sweep: Sweep, past: Sequence[Record] = ()) -> None:
-        super().__init__(metric=list(sweep.settings.objectives), mode=list(sweep.settings.objectives.values()))
+        objectives = sweep.settings.objectives
+        super().__init__(metric=list(objectives), mode=list(objectives.values()))
         self.sweep = sweep
         self.refused: list[str] = []
         self.finished = {
@@ -110,7 +111,7 @@ class SweepPlan(Searcher):
     def _suggested(self, trial_id: str) -> PlannedRun | None:
         params = self._search.suggest(trial_id)
         try:
-            experiment = self.sweep.experiment(params, self.sweep.search_seed)
+            experiment = self.sweep.trial(params, self.sweep.search_seed)
         except UserError as error:  # a combination that neither end of a range had shown
             self.refused.append(str(error))
             self._search.on_trial_complete(trial_id, error=True)
@@ -133,7 +134,7 @@ class SweepPlan(Searcher):
         )
         for seed in settings.seeds:
             for winner in winners:
-                experiment = self.sweep.experiment(winner.params, seed)
+                experiment = self.sweep.trial(winner.params, seed)
                 yield PlannedRun(f"{winner.name}-seed{seed}", WINNER, experiment, dict(winner.params))
 
     def on_trial_result(self, trial_id: str, result: dict) -> None:

@@ -92,6 +92,10 @@ class SweepSettings(Settings):
     about: str = Field("", description="the question it answers, in a sentence")
     experiment: str = Field(description="a recipe's name, or an experiment file relative to this file")
     overrides: Overrides = Field(default_factory=dict, description="experiment keys set for every run")
+    trial: Overrides = Field(
+        default_factory=dict,
+        description="experiment keys that a trial sets beside what is searched (pruning.method: infobatch)",
+    )
     search: dict[str, Distribution] = Field(
         description="experiment key: distribution, in Optuna's terms", min_length=1
     )
@@ -135,14 +139,14 @@ class SweepSettings(Settings):
             raise ValueError("\n".join(wrong))
         return search
 
-    @field_validator("overrides", "baseline", "points_to_evaluate", "controls")
+    @field_validator("overrides", "trial", "baseline", "points_to_evaluate", "controls")
     @classmethod
     def _dotted(cls, value: Any, info: Any) -> Any:
         sets = {"points_to_evaluate": value, "controls": list(value.values()) if value else []}
         for keys in sets.get(info.field_name, [value]):
             for key, inner in keys.items():
                 if isinstance(inner, Mapping):
-                    raise ValueError(f"'{key}' holds a section; expected dotted keys such as {key}.name: value")
+                    raise ValueError(f"'{key}' holds a section; expected dotted keys, {key}.name: value")
         return value
 
     @model_validator(mode="after")
@@ -185,6 +189,10 @@ class Sweep:
         """The base experiment with other settings and another seed."""
         return self.base.with_overrides({**keys, "train.seed": seed})
 
+    def trial(self, params: Mapping[str, Any], seed: int) -> Experiment:
+        """A trial's experiment: `params` are the values the search chose."""
+        return self.experiment({**self.settings.trial, **params}, seed)
+
     @property
     def search_seed(self) -> int:
         """The search trains with a seed of its own, so that a winner's luck is no evidence for it."""
@@ -197,7 +205,7 @@ class Sweep:
     def key(self) -> str:
         """Equal for files that ask the same question; `trials`, `confirm` and the like may differ."""
         asked = self.settings.model_dump(
-            mode="json", include={"name", "search", "objectives", "baseline", "controls", "seeds"}
+            mode="json", include={"name", "trial", "search", "objectives", "baseline", "controls", "seeds"}
         )
         text = json.dumps([asked, self.base.to_dict()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -240,9 +248,9 @@ def _to_try(settings: SweepSettings) -> Iterator[tuple[str, Overrides]]:
     first = {key: entry.ends()[0] for key, entry in settings.search.items()}
     for key, entry in settings.search.items():
         for value in entry.ends():
-            yield "search", {**first, key: value}
+            yield "search", {**settings.trial, **first, key: value}
     for point in settings.points_to_evaluate:
-        yield "points_to_evaluate", {**first, **point}
+        yield "points_to_evaluate", {**settings.trial, **first, **point}
     yield "baseline", settings.baseline
     for name, keys in settings.controls.items():
         yield f"controls.{name}", keys
