@@ -12,7 +12,6 @@ import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 import typer.core
 from rich.console import Console
@@ -42,7 +41,7 @@ TrackingUri = Annotated[
 class WithKeys(typer.core.TyperCommand):
     """A command whose help lists every key of an experiment."""
 
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         from raytrain_speedup.explain import keys_table
 
         super().format_help(ctx, formatter)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -16,7 +16,12 @@ from raytrain_speedup.methods.curriculum import CURRICULA
 from raytrain_speedup.methods.pruning import PRUNERS
 from raytrain_speedup.tasks import TASKS
 
-REGISTRIES = {"task": TASKS, "data": SOURCES, "pruning": PRUNERS, "curriculum": CURRICULA}
+REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {
+    "task": TASKS,
+    "data": SOURCES,
+    "pruning": PRUNERS,
+    "curriculum": CURRICULA,
+}
 
 
 def keys_table() -> Table:
@@ -42,7 +47,7 @@ def keys() -> Iterator[tuple[str, str, str]]:
             yield section, _default(field), field.description or ""
 
 
-def _registry_keys(section: str, registry: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _registry_keys(section: str, registry: Mapping[str, type[BaseModel]]) -> Iterator[tuple[str, str, str]]:
     """A key that several entries share is told once, with the entries that have it."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for name, settings in registry.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -12,7 +14,13 @@ from raytrain_speedup.tasks import Task
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, task: Task, loader: Loader, split: str, *, batch_size: int, autocast: torch.autocast
+    model: nn.Module,
+    task: Task,
+    loader: Loader,
+    split: Literal["val", "test"],
+    *,
+    batch_size: int,
+    autocast: torch.autocast,
 ) -> dict[str, float]:
     """The task's figures on `split` ("val" or "test"); the model is left in the mode it was in."""
     was_training = model.training

@@ -3,19 +3,19 @@
 Nothing in a step waits for the device: losses, scores and the alarm stay there, and the learning rate is a
 function of a progress that is known before the epoch starts. A run that is interrupted anywhere and resumed
 gives the numbers of the uninterrupted one, because everything random is a function of (seed, epoch, sample),
-and what is not (dropout's generator, the plan of a half-shown epoch) is in the checkpoint.
+and what is not (dropout's generator, what the pruner has settled) is in the checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytrain_speedup.config import Experiment
@@ -97,17 +97,17 @@ class Loop:
             if reporter.world > 1
             else None
         )
-        self.forward = self.parallel or model
+        self.forward: Callable[[Tensor], Tensor] = self.parallel or model
         if train.compile:
             self.forward = torch.compile(self.forward)
         self.alarm = LossAlarm(self.device)
-        self.plan: EpochPlan | None = None
         self.epoch = 0
         self.next_step = 0  # of the epoch in progress
         self.steps_taken = 0
         self.samples_shown = 0
         self.compute_spent = 0.0  # in epoch equivalents
         self.flops_spent = 0.0
+        self.last_val: dict[str, float] = {}
         self._sums = torch.zeros(2, device=self.device)  # weighted losses, weights
 
     # --- the run ---------------------------------------------------------------------------------------
@@ -141,20 +141,18 @@ class Loop:
         """
         try:
             while self.epoch < len(self.budget.epoch_ends()):
-                self.train_epoch()
-                self.finish_epoch()
+                self.finish_epoch(self.train_epoch())
         except (NonFiniteLoss, CheckpointFailed) as error:
             raise type(error)(
                 f"{error}; the last good checkpoint is {self.reporter.latest() or 'none'}"
             ) from error
 
-    def train_epoch(self) -> None:
-        """One epoch, or the rest of the one a checkpoint was taken in."""
+    def train_epoch(self) -> EpochPlan:
+        """One epoch, or the rest of the one a checkpoint was taken in; gives what was shown."""
         with self.watch.phase("train"):
-            if self.plan is None:
-                self.plan = self.pruner.plan(self.epoch)
+            plan = self.pruner.plan(self.epoch)  # the same again if the epoch had begun
             steps = epoch_steps(
-                self.plan,
+                plan,
                 self.budget,
                 self.epoch,
                 batch_size=self.train.batch_size,
@@ -169,6 +167,7 @@ class Loop:
                 self.next_step = step.number + 1
                 self._between_steps(len(steps))
             self.pruner.exchange()
+        return plan
 
     def train_step(self, step: Step, batch: Batch, *, advance: float) -> None:
         """One optimizer step; `advance` is the progress it makes."""
@@ -249,10 +248,8 @@ class Loop:
         if stop:
             raise Stopped(f"stopped in epoch {self.epoch} after step {self.next_step}; checkpoint: {folder}")
 
-    def finish_epoch(self) -> None:
+    def finish_epoch(self, plan: EpochPlan) -> None:
         """Check the losses, evaluate, checkpoint and report."""
-        plan = self.plan
-        assert plan is not None
         self.alarm.check()
         figures: dict[str, float | int | str | bool] = {
             "epoch": self.epoch + 1,
@@ -262,10 +259,11 @@ class Loop:
             "kept_share": plan.kept_share,
             **{f"plan_{name}": value for name, value in plan.stats.items()},
         }
-        self.epoch, self.next_step, self.plan = self.epoch + 1, 0, None
+        self.epoch, self.next_step = self.epoch + 1, 0
         last = self.epoch == len(self.budget.epoch_ends())
         if last or (self.train.eval_every and self.epoch % self.train.eval_every == 0):
-            figures |= {f"val_{name}": value for name, value in self.evaluate("val").items()}
+            self.last_val = self.evaluate("val")
+            figures |= {f"val_{name}": value for name, value in self.last_val.items()}
         every = self.train.checkpoint_every
         folder = self.save() if every and (last or self.epoch % every == 0) else None
         figures |= self.costs()
@@ -282,7 +280,7 @@ class Loop:
             "train_flops": self.flops_spent,
         }
 
-    def evaluate(self, split: str) -> dict[str, float]:
+    def evaluate(self, split: Literal["val", "test"]) -> dict[str, float]:
         """The task's figures of the averaged weights, or of the weights where no average is kept."""
         with self.watch.phase("eval"):
             model = self.ema.module if self.ema is not None else self.model
@@ -322,16 +320,12 @@ class Loop:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything all ranks share."""
-        plan = None
-        if self.plan is not None:
-            plan = vars(self.plan) | {"stats": dict(self.plan.stats)}
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "pruner": self.pruner.state_dict(),
-            "plan": plan,
             "seconds": self.watch.state_dict(),
             "sums": self._sums,
             **{name: getattr(self, name) for name in COUNTERS},
@@ -345,9 +339,6 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.pruner.load_state_dict(state["pruner"])
-        if state["plan"] is not None:
-            tensors = {name: state["plan"][name].cpu() for name in ("indices", "weights")}
-            self.plan = EpochPlan(**{**state["plan"], **tensors})
         self.watch.load_state_dict(state["seconds"])
         self._sums.copy_(state["sums"])
         for name in COUNTERS:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-PHASES = ("train", "eval", "checkpoint", "warmup")
+PHASES = ("setup", "train", "eval", "checkpoint", "warmup")
 
 
 class Stopwatch:

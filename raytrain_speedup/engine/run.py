@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data import Loader, Splits, build_loader, open_data
+from raytrain_speedup.data import Splits, build_loader, open_data
 from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.measure import (
     Stopwatch,
@@ -43,9 +43,10 @@ def run(experiment: Experiment, reporter: Reporter, *, device: torch.device | No
     """
     train = experiment.train
     device = device or pick_device(train.device)
-    with _numerics(experiment):
+    watch = Stopwatch(device)
+    with _numerics(experiment), watch.phase("setup"):
         splits = open_data(experiment.data, seed=train.seed)
-        loop, passes = _assemble(experiment, splits, reporter, device)
+        loop, passes = _assemble(experiment, splits, reporter, watch)
         with contextlib.closing(loop.loader):
             latest = reporter.latest()
             if latest is not None:
@@ -80,11 +81,11 @@ def _numerics(experiment: Experiment) -> Iterator[None]:
 
 
 def _assemble(
-    experiment: Experiment, splits: Splits, reporter: Reporter, device: torch.device
+    experiment: Experiment, splits: Splits, reporter: Reporter, watch: Stopwatch
 ) -> tuple[Loop, float]:
     """The loop of an experiment, and the sample passes its budget allows if nothing is pruned."""
     train = experiment.train
-    watch = Stopwatch(device)
+    device = watch.device
     num_samples = len(splits.train)
     stages = experiment.curriculum.stages(splits.image_size)
     factor = experiment.pruning.budget_factor()
@@ -134,7 +135,7 @@ def _assemble(
 
 def _final_figures(loop: Loop, splits: Splits, passes: float) -> dict[str, Any]:
     experiment, reporter = loop.experiment, loop.reporter
-    test, val = loop.evaluate("test"), loop.evaluate("val")
+    test, val = loop.evaluate("test"), loop.last_val or loop.evaluate("val")
     identity = experiment.to_dict()
     identity["train"] = {
         key: value for key, value in identity["train"].items() if key not in ("seed", "epochs")
@@ -151,7 +152,7 @@ def _final_figures(loop: Loop, splits: Splits, passes: float) -> dict[str, Any]:
         "wall_seconds": sum(loop.watch.state_dict().values()),
         "passes_saved": 1 - loop.samples_shown / passes,
         "peak_memory_bytes": peak_memory(loop.device),
-        "samples_skipped": loop.loader.skipped.count,
+        "samples_skipped": sum(skipped.count for skipped in loop.loader.skipped.values()),
         "seed": experiment.train.seed,
         "baseline_key": baseline_key({**compared, "samples": splits.fingerprint, "workers": reporter.world}),
         "hardware": hardware(loop.device, world=reporter.world, precision=experiment.train.precision),
@@ -167,6 +168,3 @@ def _save_model(loop: Loop) -> Path | None:
         model: nn.Module = loop.ema.module if loop.ema is not None else loop.model
         torch.save(model.state_dict(), folder / "model.pt")
     return folder
-
-
-__all__ = ["Loader", "pick_device", "run"]

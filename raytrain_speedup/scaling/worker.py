@@ -82,7 +82,7 @@ class TrainReporter(Reporter):
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
-    """The training function; `config` holds the experiment as plain data and, where one watches, the board."""
+    """The training function; `config` holds the experiment as plain data and perhaps the board."""
     board = config.get("board")
     if board is not None and ray.get(board.failure.remote()) is not None:
         return None  # the group before failed for a reason no restart mends
