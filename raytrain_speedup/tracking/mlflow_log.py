@@ -31,7 +31,7 @@ BESIDE_THE_QUESTION = ("name", "about", "tracking", "scaling")
 
 def is_final(figures: Mapping[str, Any]) -> bool:
     """Whether these are the figures of the whole run and not of an epoch."""
-    return "epochs_done" in figures
+    return "baseline_key" in figures
 
 
 class RunLog:
@@ -164,13 +164,16 @@ def method_of(experiment: Experiment) -> str:
 
 def settings_of(experiment: Experiment, params: Mapping[str, Any]) -> str:
     """The settings worth a column: those of the methods that are not the default, and those searched."""
-    shown = {}
-    for section in SECTIONS_OF_METHODS:
-        changed = getattr(experiment, section).model_dump(mode="json", exclude_defaults=True)
-        shown |= {key: value for key, value in changed.items() if key != "method"}
-    for key, value in params.items():
-        shown.setdefault(key.rpartition(".")[2], value)
-    return " ".join(f"{key}={_short(value)}" for key, value in shown.items())
+    changed = {
+        key: value
+        for section in SECTIONS_OF_METHODS
+        for key, value in getattr(experiment, section).model_dump(mode="json", exclude_defaults=True).items()
+    }
+    searched = {key.rpartition(".")[2]: value for key, value in params.items()}
+    shown = {
+        key: value for key, value in (changed | searched).items() if key != "method" and value is not None
+    }
+    return " ".join(f"{key}={_short(shown[key])}" for key in sorted(shown))
 
 
 def group_of(experiment: Experiment) -> str:

@@ -8,15 +8,14 @@ from typing import Any, Protocol
 from mlflow.tracking import MlflowClient
 from ray.tune import Callback
 from ray.tune.experiment import Trial
+from ray.tune.result import AUTO_RESULT_KEYS
 
 from raytrain_speedup.config import load_experiment_dict
 from raytrain_speedup.tracking.mlflow_log import RunLog, is_final
 
-TUNES_OWN = frozenset(
-    "timestamp checkpoint_dir_name done training_iteration trial_id date time_this_iter_s time_total_s pid "
-    "hostname node_ip config time_since_restore iterations_since_restore experiment_tag error traceback "
-    "should_checkpoint".split()
-)
+TUNES_OWN = {*AUTO_RESULT_KEYS, "done", "trial_id", "experiment_tag", "should_checkpoint"}
+FAILURE = {"error", "traceback"}
+"""What a trial reports in place of figures when it fails, see `sweep.guarded`."""
 
 
 class Listener(Protocol):
@@ -114,7 +113,7 @@ class SweepCallback(Callback):
 
 def own_figures(result: Mapping[str, Any]) -> dict[str, Any]:
     """A Tune result without what Tune added."""
-    return {key: value for key, value in result.items() if key not in TUNES_OWN}
+    return {key: value for key, value in result.items() if key not in TUNES_OWN | FAILURE}
 
 
 def last_line(trial: Trial) -> str:

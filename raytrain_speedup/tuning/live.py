@@ -75,7 +75,9 @@ class SweepTable:
         return text.append(f": {row.reason}") if row.reason else text
 
     def _table(self) -> RenderableType:
-        table = Table(title=self._heading(), title_justify="left", title_style="bold", box=None, padding=(0, 2))
+        table = Table(
+            title=self._heading(), title_justify="left", title_style="bold", box=None, padding=(0, 2)
+        )
         for column in ("run", "settings", "progress", "val accuracy", "train s", "passes saved"):
             table.add_column(column, justify="left" if column in ("run", "settings") else "right")
         running = {name: row for name, row in self.rows.items() if row.state == "running"}
@@ -92,7 +94,11 @@ class SweepTable:
 
 
 def _figures(row: _Row, *, units: bool = True) -> list[str]:
-    shown = {"val_accuracy": ("{:.2f}", " %"), "train_seconds": ("{:.1f}", " s"), "passes_saved": ("{:.0%}", " saved")}
+    shown = {
+        "val_accuracy": ("{:.2f}", " %"),
+        "train_seconds": ("{:.1f}", " s"),
+        "passes_saved": ("{:.0%}", " saved"),
+    }
     return [
         form.format(row.figures[key]) + (unit if units else "") if key in row.figures else ""
         for key, (form, unit) in shown.items()

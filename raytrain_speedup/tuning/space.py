@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from optuna import distributions
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
 from raytrain_speedup.config import Experiment, load_experiment, parse_overrides, read_yaml
 from raytrain_speedup.settings import Settings, UserError, explain
@@ -141,9 +141,9 @@ class SweepSettings(Settings):
 
     @field_validator("overrides", "trial", "baseline", "points_to_evaluate", "controls")
     @classmethod
-    def _dotted(cls, value: Any, info: Any) -> Any:
-        sets = {"points_to_evaluate": value, "controls": list(value.values()) if value else []}
-        for keys in sets.get(info.field_name, [value]):
+    def _dotted(cls, value: Any, info: ValidationInfo) -> Any:
+        several = {"points_to_evaluate": list, "controls": lambda named: list(named.values())}
+        for keys in several.get(str(info.field_name), lambda one: [one])(value):
             for key, inner in keys.items():
                 if isinstance(inner, Mapping):
                     raise ValueError(f"'{key}' holds a section; expected dotted keys, {key}.name: value")
@@ -211,9 +211,7 @@ class Sweep:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_sweep(
-    file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = (), **settings: Any
-) -> Sweep:
+def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = (), **settings: Any) -> Sweep:
     """Read a search-space file and try all it may do on the experiment model.
 
     Args:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import ray
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -37,14 +38,15 @@ from raytrain_speedup.tuning.plan import TRIAL, SweepPlan
 from raytrain_speedup.tuning.space import AshaSettings, Sweep, load_sweep
 
 Trainable = Callable[[dict[str, Any]], None]
-"""Runs one experiment in a Tune trial: `config["experiment"]` is `Experiment.to_dict()`, `config["run_name"]`
-the same name when a sweep is resumed, `config["storage"]` a folder for checkpoints. Reports by `tune.report`."""
+"""Runs one experiment in a Tune trial and reports by `tune.report`. `config["experiment"]` is the experiment
+as plain data, `config["run_name"]` the same when a sweep is resumed, `config["storage"]` for checkpoints."""
 
 QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in an experiment are relative to where the user stands
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the figures go to MLflow
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # an epoch without evaluation has no val_accuracy
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # and the screen shows one table, ours
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
 }
@@ -92,6 +94,8 @@ def sweep(
         KeyboardInterrupt: after Ctrl-C; the runs are marked as interrupted and can be resumed.
     """
     console = console or Console()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    os.environ.update(QUIET)
     loaded = load_sweep(file, overrides, trials=trials, seed=seed, concurrency=concurrency)
     client = store.connect(tracking_uri or loaded.base.tracking.uri)
     name = loaded.base.tracking.experiment or loaded.settings.name
@@ -240,7 +244,10 @@ def _parent(
         client.log_text(run.info.run_id, sweep.base.to_yaml(), "experiment.yaml")
         return run.info.run_id, []
     found = client.search_runs(
-        [into], f"tags.`{store.SWEEP}` = '{sweep.key}'", order_by=["attributes.start_time DESC"], max_results=1
+        [into],
+        f"tags.`{store.SWEEP}` = '{sweep.key}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
     )
     if not found:
         raise UserError(
@@ -265,8 +272,6 @@ def _settled(client: MlflowClient, run: store.Record) -> store.Record:
 @contextmanager
 def _ray(scaling: ScalingSettings, console: Console) -> Iterator[None]:
     """A Ray session: the one there is, the cluster of RAY_ADDRESS (a `ray job`), or a local one."""
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
     if ray.is_initialized():
         yield
         return
