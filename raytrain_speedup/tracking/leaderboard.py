@@ -213,8 +213,8 @@ def _table(experiment: str, rows: Sequence[Row], *, wide: bool) -> Table:
     table.add_column("method", overflow="fold", min_width=18)
     for column in ("accuracy %", "difference", "speedup", "saved", *(("seeds", "FLOPs") if wide else ())):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict")
-    table.add_column("run", no_wrap=True)
+    table.add_column("verdict", max_width=None if wide else 9)
+    table.add_column("run", no_wrap=True, min_width=8)
     for row in rows:
         table.add_row(*_cells(row, wide=wide), style="dim" if row.state != "finished" else None)
     return table

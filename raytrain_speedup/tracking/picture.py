@@ -70,17 +70,18 @@ def _frame(axes: Axes, title: str, note: str) -> None:
 def _cut(axes: Axes, rows: Sequence[Row]) -> None:
     """Leave out what is hopelessly below the baseline: it would flatten everything that matters."""
     for baseline in [row for row in rows if row.role == "baseline"][:1]:
-        level = (baseline.accuracy or 0.0) - max(8 * baseline.margin, 5 * (baseline.accuracy_std or 0.0))
+        level = (baseline.accuracy or 0.0) - max(16 * baseline.margin, 5 * (baseline.accuracy_std or 0.0))
         below = [row for row in rows if (row.accuracy or 0.0) < level]
         if not below:
             return
         bottom, top = level, max(row.accuracy or 0.0 for row in rows)
         axes.set_ylim(bottom - 0.06 * (top - bottom), top + 0.22 * (top - bottom))
         for row in below:
+            colour = BLUE if row.role in SEARCHED else ORANGE
             axes.annotate(
                 f"{row.accuracy:.1f}", (row.speedup or 0.0, 0.005), xycoords=("data", "axes fraction"),
-                xytext=(0, 22), textcoords="offset points", ha="center", fontsize=8, color=BLUE,
-                arrowprops={"arrowstyle": "->", "color": BLUE, "alpha": 0.6},
+                xytext=(0, 22), textcoords="offset points", ha="center", fontsize=8, color=colour,
+                arrowprops={"arrowstyle": "->", "color": colour, "alpha": 0.6},
             )  # fmt: skip
 
 
@@ -131,6 +132,7 @@ def _winners(axes: Axes, rows: Sequence[Row]) -> None:
         axes.annotate(
             f"{row.speedup:.2f}x, {row.verdict}\n{row.settings}", (row.speedup, row.accuracy),
             xytext=(9, 9), textcoords="offset points", fontsize=8, color=INK, zorder=6,
+            bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"},
         )  # fmt: skip
 
 

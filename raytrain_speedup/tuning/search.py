@@ -39,8 +39,9 @@ class Search(OptunaSearch):
                 study.enqueue_trial(dict(trial.params))
             else:
                 study.add_trial(_told(trial, space, list(settings.objectives)))
-        for point in settings.points_to_evaluate if not past else ():
-            study.enqueue_trial(point)
+        for point in settings.points_to_evaluate:
+            if not any(point.items() <= trial.params.items() for trial in past):
+                study.enqueue_trial(point)
         super().__init__(
             space,
             metric=list(settings.objectives),

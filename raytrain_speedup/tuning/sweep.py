@@ -7,6 +7,7 @@ that holds no CPU of its own (`tune_driver` is a resource of the head node, see 
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -95,6 +96,7 @@ def sweep(
     """
     console = console or Console()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed run is a line of the table
     os.environ.update(QUIET)
     loaded = load_sweep(file, overrides, trials=trials, seed=seed, concurrency=concurrency)
     client = store.connect(tracking_uri or loaded.base.tracking.uri)
@@ -115,7 +117,7 @@ def sweep(
         _fit(loaded, plan, callback, trainable or _trainable(loaded.base.scaling), parent)
     if not plan.done:
         client.set_terminated(parent, "KILLED")
-        console.print(f"interrupted; go on with: speedup sweep {file} --resume", highlight=False)
+        console.print("interrupted; the same command with --resume goes on from here")
         raise KeyboardInterrupt
     client.set_terminated(parent, "FINISHED")
     if not plan.finished:
@@ -135,13 +137,13 @@ def _conclude(
     label = plan.sweep.settings.name
     picture = draw(rows, out / f"{label}.png", title=label)
     client.log_artifact(parent, str(picture))
-    console.print(f"picture      {picture}", highlight=False)
+    console.print(f"picture      {picture}", highlight=False, soft_wrap=True)
     chosen, schedule = best(rows), None
     if chosen is not None:
         schedule = out / f"{label}-schedule.yaml"
         exported = export(chosen.run_id, schedule, tracking_uri=client.tracking_uri)
-        console.print(f"schedule     {schedule}: {exported.headline()}", highlight=False)
-    console.print(f"runs         mlflow ui --backend-store-uri {client.tracking_uri}", highlight=False)
+        console.print(f"schedule     {schedule}: {exported.headline()}", highlight=False, soft_wrap=True)
+    console.print(f"runs         mlflow ui --backend-store-uri {client.tracking_uri}", highlight=False, soft_wrap=True)
     return SweepResult(name, client.tracking_uri, rows, picture, schedule, chosen)
 
 
