@@ -20,7 +20,7 @@ from raytrain_speedup.data.base import (
 )
 from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.data.cifar import Cifar10Settings, Cifar100Settings
-from raytrain_speedup.data.decode import image_shape
+from raytrain_speedup.data.decode import read
 from raytrain_speedup.data.device_loader import DeviceLoader
 from raytrain_speedup.data.digits import DigitsSettings
 from raytrain_speedup.data.imagefolder import ImageFolderSettings
@@ -28,6 +28,7 @@ from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.data.split import balanced_split
 from raytrain_speedup.data.worker_loader import WorkerLoader
+from raytrain_speedup.methods.curriculum.base import Kernel
 from raytrain_speedup.settings import UserError
 
 __all__ = [
@@ -89,6 +90,7 @@ def build_loader(
     rank: int = 0,
     world: int = 1,
     channels_last: bool = False,
+    kernel: Kernel = "fourier",
 ) -> Loader:
     """The loader `settings.loader` asks for; `auto` takes the device loader where the decoded images fit.
 
@@ -96,13 +98,21 @@ def build_loader(
         seed: of the augmentation.
         rank, world: this worker among all that train together.
         channels_last: memory format of the inputs.
+        kernel: how a curriculum's stage lowers the bandwidth of a batch.
     """
     kind = settings.loader
     if kind == "auto":
         kind = "device" if _fits(splits, settings) else "workers"
     loader: type[Loader] = DeviceLoader if kind == "device" else WorkerLoader
     return loader(
-        splits, settings, device=device, seed=seed, rank=rank, world=world, channels_last=channels_last
+        splits,
+        settings,
+        device=device,
+        seed=seed,
+        rank=rank,
+        world=world,
+        channels_last=channels_last,
+        kernel=kernel,
     )
 
 
@@ -134,14 +144,14 @@ def _stored_size(settings: DataSettings, source: Source) -> int:
     reasons = []
     for index in range(min(len(source), 100)):
         try:
-            height, width = image_shape(source, index)
+            first = read(source, index)
         except CorruptSample as error:
             reasons.append(str(error))
             continue
-        if height != width or height > 128:
+        if first.height != first.width or first.height > 128:
             raise UserError(
-                f"data.image_size: not set, and {source.locate(index)} is {width} x {height} pixels; "
-                "expected a side in pixels for images that are not small squares, such as 224"
+                f"data.image_size: not set, and {source.locate(index)} is {first.width} x {first.height} "
+                "pixels; expected a side in pixels for images that are not small squares, such as 224"
             )
-        return height
+        return first.height
     raise UserError(f"data.train: none of the first {len(reasons)} images can be read: {reasons[0]}")

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from raytrain_speedup.settings import Settings
 
+Buffer = bytes | memoryview
 T = TypeVar("T")
 Augment = Literal["none", "crop", "crop-flip", "random-resized-crop"]
 
@@ -66,7 +67,7 @@ class Source(ABC):
     def locate(self, index: int) -> str:
         """The file, or file and row, of a sample: for messages."""
 
-    def encoded(self, index: int) -> bytes | memoryview | None:
+    def encoded(self, index: int) -> Buffer | None:
         """The image as it is stored (a JPEG or PNG file), or None where the source stores plain pixels.
 
         Raises:
@@ -108,7 +109,7 @@ class Subset(Source):
     def decode(self, index: int) -> np.ndarray:
         return self._renumbered(self.source.decode, index)
 
-    def encoded(self, index: int) -> bytes | memoryview | None:
+    def encoded(self, index: int) -> Buffer | None:
         return self._renumbered(self.source.encoded, index)
 
     def _renumbered(self, read: Callable[[int], T], index: int) -> T:

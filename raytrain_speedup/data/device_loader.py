@@ -23,7 +23,7 @@ from torch import Tensor
 from raytrain_speedup.data import augment
 from raytrain_speedup.data.base import CorruptSample, DataSettings, Source, Splits
 from raytrain_speedup.data.batch import Batch, Step
-from raytrain_speedup.data.decode import centre_box, image_shape, read_square
+from raytrain_speedup.data.decode import centre_box, read
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.skipped import log
 
@@ -155,8 +155,8 @@ def decode_all(
         failed = []
         for index in range(start, min(start + _CHUNK, len(source))):
             try:
-                box = centre_box(*image_shape(source, index), size, eval_crop)
-                images[index] = read_square(source, index, box, size)
+                stored = read(source, index)
+                images[index] = stored.square(centre_box(stored.height, stored.width, size, eval_crop), size)
             except CorruptSample as error:
                 failed.append(error)
         return failed

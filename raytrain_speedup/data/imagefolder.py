@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from raytrain_speedup.data.base import Augment, CorruptSample, Dataset, DataSettings, Source
-from raytrain_speedup.data.decode import decode_sample
+from raytrain_speedup.data.decode import decode
 from raytrain_speedup.settings import UserError
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -54,7 +54,7 @@ class FolderSource(Source):
             raise CorruptSample(index, self.locate(index), error.strerror or str(error)) from None
 
     def decode(self, index: int) -> np.ndarray:
-        return decode_sample(self.encoded(index), self, index)
+        return decode(self.encoded(index), self, index)
 
     def locate(self, index: int) -> str:
         return str(self.folder / os.fsdecode(self.files[index]))

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from raytrain_speedup.data.base import CorruptSample, Dataset, DataSettings, Source
-from raytrain_speedup.data.decode import decode_sample
+from raytrain_speedup.data.decode import decode
 from raytrain_speedup.data.skipped import log
 from raytrain_speedup.settings import UserError
 
@@ -96,7 +96,7 @@ class ParquetSource(Source):
         return memoryview(array[row].as_buffer()).cast("B")
 
     def decode(self, index: int) -> np.ndarray:
-        return decode_sample(self.encoded(index), self, index)
+        return decode(self.encoded(index), self, index)
 
     def locate(self, index: int) -> str:
         number, row = self._find(index)

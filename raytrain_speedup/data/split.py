@@ -6,30 +6,20 @@ import numpy as np
 import torch
 
 from raytrain_speedup.data import noise
-from raytrain_speedup.settings import UserError
 
 
 def balanced_split(targets: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the samples that stay and of those set aside, both ascending.
 
-    Every class gives its own share, rounded so that the total is `round(share * N)`; which of its samples
-    go is decided by a hash of their positions.
+    Every class gives its own share, rounded so that the total is `round(share * N)`, but never its last
+    sample; which of its samples go is decided by a hash of their positions.
 
     Args:
         targets: (N,) int64 classes, not negative.
         share: of the samples to set aside, in [0, 1).
-
-    Raises:
-        UserError: if a class would have nothing left to train on.
     """
     counts = np.bincount(targets)
     quota = _apportion(counts, share)
-    if np.any((quota >= counts) & (counts > 0)):
-        worst = int(np.argmax((quota >= counts) & (counts > 0)))
-        raise UserError(
-            f"data.val_share: {share} would leave no training sample of class {worst}, "
-            f"which has {counts[worst]}; expected a smaller share"
-        )
     random = noise.bits(torch.arange(len(targets)), seed=seed, epoch=0, streams=[0])[0].numpy()
     order = np.lexsort((random, targets))
     starts = np.cumsum(counts) - counts
@@ -40,9 +30,10 @@ def balanced_split(targets: np.ndarray, share: float, seed: int) -> tuple[np.nda
 
 
 def _apportion(counts: np.ndarray, share: float) -> np.ndarray:
-    """Whole numbers near `share * counts` that sum to the rounded total (largest remainders first)."""
+    """Whole numbers near `share * counts` that sum to the rounded total, by largest remainders."""
     exact = counts * share
     quota = np.floor(exact).astype(np.int64)
     missing = round(float(share * counts.sum())) - int(quota.sum())
-    quota[np.argsort(quota - exact, kind="stable")[:missing]] += 1
+    able = np.flatnonzero(quota + 1 < counts)
+    quota[able[np.argsort((quota - exact)[able], kind="stable")[:missing]]] += 1
     return quota

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from raytrain_speedup.data import augment
 from raytrain_speedup.data.base import CorruptSample, DataSettings, Source, Splits
 from raytrain_speedup.data.batch import Batch, Step
-from raytrain_speedup.data.decode import Box, centre_box, image_shape, read_square
+from raytrain_speedup.data.decode import Box, Stored, centre_box, read
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.randaugment import randaugment
 from raytrain_speedup.settings import UserError
@@ -37,7 +37,7 @@ class Request:
         epoch: keys the randomness; None for evaluation, which is never augmented.
     """
 
-    index: Tensor
+    index: np.ndarray
     size: int
     magnitude: float | None
     epoch: int | None
@@ -45,15 +45,21 @@ class Request:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What comes back: (k, size, size, C) uint8, which k of the samples they are, and what was skipped."""
+    """What comes back for a request.
+
+    Attributes:
+        images: (k, size, size, C) uint8.
+        kept: (k,) int64, positions in the request of the samples that could be read.
+        skipped: the others.
+    """
 
     images: Tensor
-    index: Tensor
-    kept: Tensor
+    kept: np.ndarray
     skipped: list[CorruptSample]
 
     def pin_memory(self) -> Decoded:
-        return Decoded(self.images.pin_memory(), self.index.pin_memory(), self.kept, self.skipped)
+        """Called by the `DataLoader`."""
+        return Decoded(self.images.pin_memory(), self.kept, self.skipped)
 
 
 class Requests:
@@ -73,46 +79,46 @@ class BatchDataset(Dataset):
         self.source, self.settings, self.channels, self.seed = source, settings, channels, seed
 
     def __getitem__(self, request: Request) -> Decoded:
-        kept: list[int] = []
         skipped: list[CorruptSample] = []
-        images = np.empty((len(request.index), request.size, request.size, self.channels), dtype=np.uint8)
-        boxes = self._boxes(request)
+        stored: dict[int, Stored] = {}
         for position, index in enumerate(request.index.tolist()):
             try:
-                image = read_square(self.source, index, boxes[position], request.size)
+                stored[position] = read(self.source, index)
+            except CorruptSample as error:
+                skipped.append(error)
+        images = np.empty((len(stored), request.size, request.size, self.channels), dtype=np.uint8)
+        kept: list[int] = []
+        for (position, sample), box in zip(stored.items(), self._boxes(request, stored), strict=True):
+            try:
+                images[len(kept)] = self._image(sample, box, request)
             except CorruptSample as error:
                 skipped.append(error)
                 continue
-            if request.magnitude and request.epoch is not None:
-                image = randaugment(
-                    image, request.magnitude, seed=self.seed, epoch=request.epoch, index=index
-                )
-            images[len(kept)] = image
             kept.append(position)
-        chosen = torch.tensor(kept, dtype=torch.int64)
-        return Decoded(torch.from_numpy(images[: len(kept)]), request.index[chosen], chosen, skipped)
+        return Decoded(torch.from_numpy(images[: len(kept)]), np.array(kept, dtype=np.int64), skipped)
 
-    def _boxes(self, request: Request) -> list[Box]:
-        """What each sample shows of itself; any box does for one whose header cannot be read."""
-        shapes = [self._shape(index) for index in request.index.tolist()]
+    def _boxes(self, request: Request, stored: dict[int, Stored]) -> list[Box]:
+        """The part that each sample shows."""
+        samples = list(stored.values())
         if request.epoch is None or self.settings.augment != "random-resized-crop":
-            return [centre_box(*shape, request.size, self.settings.eval_crop) for shape in shapes]
-        height, width = torch.tensor(shapes).reshape(-1, 2).T
+            crop = self.settings.eval_crop
+            return [centre_box(sample.height, sample.width, request.size, crop) for sample in samples]
         boxes = augment.random_boxes(
-            request.index,
-            height,
-            width,
+            torch.from_numpy(request.index[list(stored)]),
+            torch.tensor([sample.height for sample in samples]),
+            torch.tensor([sample.width for sample in samples]),
             seed=self.seed,
             epoch=request.epoch,
             min_scale=self.settings.min_scale,
         )
         return [Box(*box) for box in boxes.T.tolist()]
 
-    def _shape(self, index: int) -> tuple[int, int]:
-        try:
-            return image_shape(self.source, index)
-        except CorruptSample:
-            return 1, 1
+    def _image(self, sample: Stored, box: Box, request: Request) -> np.ndarray:
+        """(size, size, C) uint8."""
+        image = sample.square(box, request.size)
+        if not request.magnitude or request.epoch is None:
+            return image
+        return randaugment(image, request.magnitude, seed=self.seed, epoch=request.epoch, index=sample.index)
 
 
 class WorkerLoader(Loader):
@@ -126,7 +132,7 @@ class WorkerLoader(Loader):
         crops = self.settings.augment == "random-resized-crop"
         requests = (
             Request(
-                step.index,
+                step.index.numpy(),
                 step.stage.size if crops and step.stage.size else self.size,
                 step.stage.magnitude,
                 epoch,
@@ -134,26 +140,27 @@ class WorkerLoader(Loader):
             for step in steps
         )
         for step, decoded in zip(steps, self._decoded("train", requests), strict=True):
-            index = decoded.index.to(self.device, non_blocking=True)
-            x = self._augmented(decoded.images.to(self.device, non_blocking=True), index, epoch)
-            target = torch.from_numpy(self.splits.train.targets)[decoded.index]
-            yield {
-                "inputs": self.finish(x, index, step.stage, epoch),
-                "target": target.to(self.device, non_blocking=True),
-                "index": index,
-                "weight": step.weight[decoded.kept].to(self.device, non_blocking=True),
-            }
+            batch = self._batch("train", step.index, step.weight, decoded)
+            x = self._augmented(batch["inputs"], batch["index"], epoch)
+            yield batch | {"inputs": self.finish(x, batch["index"], step.stage, epoch)}
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
-        requests = (Request(index, self.size, None, None) for index in self.share(split, batch_size))
-        targets = torch.from_numpy(self.source(split).targets)
-        for decoded in self._decoded(split, requests):
-            yield {
-                "inputs": self.normalised(decoded.images.to(self.device, non_blocking=True)),
-                "target": targets[decoded.index].to(self.device, non_blocking=True),
-                "index": decoded.index.to(self.device, non_blocking=True),
-                "weight": torch.ones(len(decoded.index), device=self.device),
-            }
+        shares = self.share(split, batch_size)
+        requests = (Request(index.numpy(), self.size, None, None) for index in shares)
+        for index, decoded in zip(shares, self._decoded(split, requests), strict=True):
+            batch = self._batch(split, index, torch.ones(len(index)), decoded)
+            yield batch | {"inputs": self.normalised(batch["inputs"])}
+
+    def _batch(self, split: str, index: Tensor, weight: Tensor, decoded: Decoded) -> Batch:
+        """What could be read, on the device; `inputs` are still uint8 (k, H, W, C)."""
+        kept = torch.from_numpy(decoded.kept)
+        cpu = {
+            "inputs": decoded.images,
+            "target": torch.from_numpy(self.source(split).targets)[index[kept]],
+            "index": index[kept],
+            "weight": weight[kept],
+        }
+        return {key: value.to(self.device, non_blocking=True) for key, value in cpu.items()}
 
     def close(self) -> None:
         for group in self._groups.values():
@@ -180,7 +187,7 @@ class WorkerLoader(Loader):
             self._groups[split] = self._start(split)
         skipped = self._skipped[split]
         for decoded in self._groups[split].run(requests):
-            skipped.saw(len(decoded.index) + len(decoded.skipped))
+            skipped.saw(len(decoded.kept) + len(decoded.skipped))
             for error in decoded.skipped:
                 skipped.add(error)
             yield decoded
@@ -205,6 +212,7 @@ class _Group:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin,
+            generator=torch.Generator(),  # without one it draws from the global generator in every pass
         )
 
     def run(self, requests: Iterator[Request]) -> Iterator[Decoded]:

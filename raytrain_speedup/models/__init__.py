@@ -7,7 +7,7 @@ model = build_model(settings, num_classes=10, image_size=32)
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from torch import nn
 from torch.func import functional_call
 
 from raytrain_speedup.models import library
+from raytrain_speedup.models.cswin import CSWin
 from raytrain_speedup.models.pretrained import fit_weights, load_pretrained
+from raytrain_speedup.models.resize import change_size, size_of
 from raytrain_speedup.models.resnet import BasicBlock, Bottleneck, ResNet
 from raytrain_speedup.models.vgg import VGG11
 from raytrain_speedup.models.wide_resnet import WideResNet
@@ -29,8 +31,8 @@ class ModelSettings(Settings):
     """Which network is trained, and what it starts from."""
 
     name: str = Field(
-        description="a network for small images (resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, "
-        "wrn40_1, wrn40_2, vgg11), torchvision/<classifier> or timm/<model>"
+        description="resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, wrn40_1, wrn40_2 or vgg11 "
+        "(small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<classifier> or timm/<model>"
     )
     drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout rate, where the network has dropout")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate, where the network has it")
@@ -68,6 +70,10 @@ def _wrn(depth: int, width: int) -> Builder:
     return lambda **arguments: WideResNet(depth, width, **arguments)
 
 
+def _cswin(dim: int, *depths: int, heads: tuple[int, ...]) -> Builder:
+    return lambda **arguments: CSWin(dim, depths, heads, **arguments)
+
+
 _IMAGENET_WIDTHS = (64, 128, 256, 512)
 NETWORKS: dict[str, Builder] = {
     "resnet8": _resnet(BasicBlock, 1, 1, 1, widths=(16, 32, 64)),
@@ -79,6 +85,10 @@ NETWORKS: dict[str, Builder] = {
     "wrn40_1": _wrn(40, 1),
     "wrn40_2": _wrn(40, 2),
     "vgg11": VGG11,
+    "cswin_t": _cswin(64, 1, 2, 21, 1, heads=(2, 4, 8, 16)),
+    "cswin_s": _cswin(64, 2, 4, 32, 2, heads=(2, 4, 8, 16)),
+    "cswin_b": _cswin(96, 2, 4, 32, 2, heads=(4, 8, 16, 32)),
+    "cswin_l": _cswin(144, 2, 4, 32, 2, heads=(6, 12, 24, 24)),
 }
 """The networks of this package; a new one is one file and one line here."""
 
@@ -109,28 +119,89 @@ def build_model(
         UserError: for an unknown name, or a network that does not take these sizes, options or weights.
     """
     model = _construct(settings, num_classes, in_channels, image_size)
-    _try_forward(model, settings.name, (in_channels, image_size, image_size), num_classes)
+    reason = _refusal(model, (in_channels, image_size, image_size), num_classes)
+    if reason is not None:
+        shape = f"{in_channels} x {image_size} x {image_size}"
+        raise UserError(f"model.name: {settings.name} takes no images of {shape}: {reason}")
     if settings.pretrained is not None:
         load_pretrained(model, settings.pretrained, num_classes=num_classes)
     return model
 
 
-def _try_forward(model: nn.Module, name: str, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Refuse a model that can't take such images: a forward pass of shapes alone, without any arithmetic."""
+def stride_of(settings: ModelSettings, *, image_size: int) -> int:
+    """The step in pixels in which the image size of a network may change.
+
+    Networks that cut images into patches or windows need multiples of it. The others take any size, and the
+    step only keeps their last feature map whole: 32 for large images, 4 for small ones.
+
+    Raises:
+        UserError: for an unknown name or options that the network does not take.
+    """
+    stride = None
+    if not settings.name.startswith("torchvision/"):  # those take any size or are refused
+        with torch.device("meta"):
+            stride = _needed_stride(_construct(_fresh(settings), 10, 3, image_size))
+    return stride or (32 if image_size >= 128 else 4)
+
+
+def check_sizes(
+    settings: ModelSettings, sizes: Iterable[int], *, num_classes: int, in_channels: int = 3, image_size: int
+) -> None:
+    """Refuse a network that could not train at every size of a curriculum, without any arithmetic.
+
+    Raises:
+        UserError: naming the network, the size and the reason.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = _construct(_fresh(settings), num_classes, in_channels, image_size)
+    for size in sizes:
+        reason = _refusal_of_change(model, (in_channels, size, size), num_classes)
+        if reason is not None:
+            change = f"from {image_size} to {size}"
+            raise UserError(f"model.name: {settings.name} cannot change its image size {change}: {reason}")
+
+
+def _refusal_of_change(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> str | None:
+    size, stride = image_shape[-1], _needed_stride(model)
+    if stride is not None and size % stride:
+        return f"it takes multiples of {stride}"
+    try:
+        change_size(model, size)
+    except ValueError as error:
+        return str(error)
+    return _refusal(model, image_shape, num_classes)
+
+
+def _fresh(settings: ModelSettings) -> ModelSettings:
+    """The same network without the weights it starts from."""
+    return settings.model_copy(update={"pretrained": None, "weights": None})
+
+
+def _needed_stride(model: Any) -> int | None:
+    """What sides must be a multiple of: the patch of a ViT, or the whole downsampling where windows (or, in
+    PVT, strided keys) must tile the last map."""
+    if isinstance(model, CSWin):
+        return CSWin.stride
+    if size_of(model) is not None or type(model).__name__ == "PyramidVisionTransformerV2":
+        return max(info["reduction"] for info in model.feature_info)
+    return None
+
+
+def _refusal(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> str | None:
+    """Why a model can't take such images: a forward pass of shapes alone, without any arithmetic."""
     tensors = chain(model.named_parameters(), model.named_buffers())
     shapes = {key: tensor.to("meta") for key, tensor in tensors}
     images = torch.empty(2, *image_shape, device="meta")
-    size = " x ".join(map(str, image_shape))
     try:
         with torch.no_grad():
             logits = functional_call(model.eval(), shapes, images)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f"model.name: {name} takes no images of {size}: {error}") from error
+        return str(error) or type(error).__name__
     finally:
         model.train()
     if logits.shape != (2, num_classes):
-        found = tuple(logits.shape[1:])
-        raise UserError(f"model.name: {name} gives outputs of shape {found}, not {num_classes} logits")
+        return f"it gives outputs of shape {tuple(logits.shape[1:])}, not {num_classes} logits"
+    return None
 
 
 def _construct(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
@@ -170,7 +241,7 @@ def _construct_own(settings: ModelSettings, **shapes: int) -> nn.Module:
     try:
         return NETWORKS[settings.name](**shapes, **dropped)
     except TypeError as error:
-        raise UserError(f"model.{' or model.'.join(dropped)}: {settings.name} has nothing to drop") from error
+        raise UserError(f"model.name: {settings.name} does not take {' and '.join(dropped)}") from error
 
 
 def _unknown(name: str) -> UserError:

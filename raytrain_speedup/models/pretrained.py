@@ -1,4 +1,4 @@
-"""Starting from a file of weights, also for another number of classes."""
+"""Starting from a file of weights, also for another number of classes and another image size."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from raytrain_speedup.models.resize import position_tables, prefix_of, resize_table
 from raytrain_speedup.settings import UserError
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,9 @@ def load_pretrained(model: nn.Module, path: Path, *, num_classes: int) -> None:
 def fit_weights(
     model: nn.Module, state: Mapping[str, Tensor], *, num_classes: int, where: str = "model.weights"
 ) -> None:
-    """Load `state` into `model`; a classifier for another number of classes keeps its fresh weights.
+    """Load `state` into `model`, its position tables resized to those of the model.
+
+    A classifier for another number of classes keeps its fresh weights.
 
     Raises:
         UserError: for anything else that does not fit, naming the first such tensors after `where`.
@@ -47,6 +50,9 @@ def fit_weights(
         if key in fitted and fitted[key].shape != own[key].shape:
             log.info("%s is for %d classes: it starts afresh", key, len(fitted[key]))
             fitted[key] = own[key]
+    for key in position_tables(model):
+        if key in fitted and fitted[key].shape != own[key].shape:
+            fitted[key] = _fit_table(fitted[key], own[key].shape, prefix=prefix_of(model, key))
     wrong = [f"{key} is missing" for key in own if key not in fitted]
     wrong += [f"{key} is not of this model" for key in fitted if key not in own]
     wrong += [
@@ -57,6 +63,14 @@ def fit_weights(
     if wrong:
         raise UserError(f"{where} does not fit {type(model).__name__}: {'; '.join(wrong[:4])}")
     model.load_state_dict(fitted)
+
+
+def _fit_table(table: Tensor, shape: torch.Size, *, prefix: int) -> Tensor:
+    """The table resized, or as it is where it can't be: then it is told with whatever else does not fit."""
+    try:
+        return resize_table(table, shape, prefix=prefix)
+    except (ValueError, RuntimeError):
+        return table
 
 
 def _classifier_keys(model: nn.Module, num_classes: int) -> list[str]:

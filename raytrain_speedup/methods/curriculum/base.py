@@ -6,8 +6,10 @@ that is spent. The loader, the augmentation and the model follow the stage of ea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 from pydantic import Field
@@ -36,6 +38,8 @@ class Stage:
     replay: int = 1
 
 
+Kernel = Literal["fourier", "aligned", "resize"]
+
 CostOf = Callable[[int], float]
 """Compute of one sample of side B pixels, in any unit."""
 
@@ -46,10 +50,10 @@ class CurriculumSettings(Settings):
     """What the experiment file says of a curriculum; `method` names it."""
 
     method: str
-    kernel: Literal["fourier", "aligned", "resize"] = Field(
+    kernel: Kernel = Field(
         "fourier",
-        description="How an image is reduced to the stage's size: `fourier` is the paper's crop of the spectrum, "
-        "`aligned` the same on half-pixel centres (it commutes with flips), `resize` is Lanczos.",
+        description="How an image is reduced to the stage's size: `fourier` crops its spectrum, `aligned` "
+        "does so on half-pixel centres (it commutes with flips), `resize` is Lanczos with anti-aliasing.",
     )
     cost: Literal["area", "flops"] = Field(
         "area",
@@ -76,3 +80,32 @@ class CurriculumSettings(Settings):
             UserError: if the stages cannot be laid out for this size.
         """
         raise NotImplementedError
+
+
+def side(ratio: float, image_size: int, stride: int) -> int:
+    """The side in pixels of a bandwidth given as a share of the image: a multiple of `stride`, at most N.
+
+    Rounded up, unless the multiple below is missed by less than a quarter of a stride; so .43, .71 and .86
+    mean what the papers use at 224 (96, 160, 192), and 16/24/28 at 32 pixels, 28/48/56 at 64.
+    """
+    return min(image_size, stride * max(1, math.ceil(ratio * image_size / stride - 0.25)))
+
+
+def relative_cost(size: int, image_size: int, cost_of: CostOf | None) -> float:
+    """Compute of a sample of side `size` as a share of one of side `image_size`."""
+    if cost_of is None:
+        return (size / image_size) ** 2
+    return cost_of(size) / cost_of(image_size)
+
+
+def lay_out(stages: Sequence[Stage], shares: Sequence[float]) -> tuple[Stage, ...]:
+    """Give each stage its share of the compute (in any unit); neighbours that do not differ become one."""
+    ends = [end / sum(shares) for end in accumulate(shares)]
+    ends[-1] = 1.0
+    placed = [replace(stage, ends_at=end) for stage, end in zip(stages, ends, strict=True)]
+    following = [*placed[1:], None]
+    return tuple(
+        stage
+        for stage, after in zip(placed, following, strict=True)
+        if after is None or replace(stage, ends_at=after.ends_at) != after
+    )
