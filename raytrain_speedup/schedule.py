@@ -97,9 +97,11 @@ class Schedule(Settings):
         """
         return self.pruning.build(num_samples, equal_epochs(epochs), seed=seed, device=device)
 
-    def stages(self, image_size: int) -> Sequence[Stage]:
-        """The curriculum's stages for images of side `image_size`."""
-        return self.curriculum.stages(image_size)
+    def stages(self, image_size: int, *, stride: int = 4) -> Sequence[Stage]:
+        """The curriculum's stages for images of side `image_size`; sizes are multiples of `stride`."""
+        return self.curriculum.stages(
+            image_size, stride=stride, model=str(self.tuned_on.model.get("name", ""))
+        )
 
     def to_yaml(self) -> str:
         """The text of the schedule file."""

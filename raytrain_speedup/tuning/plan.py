@@ -71,6 +71,8 @@ class SweepPlan(Searcher):
         self._fixed = deque(run for run in _references(sweep) if run.name not in self.finished)
         self._running: dict[str, PlannedRun] = {}
         self._confirmed = False
+        self.failure: str | None = None
+        """Why the baseline failed: there is nothing to compare with, so nothing more is handed out."""
 
     @property
     def total(self) -> int:
@@ -93,6 +95,8 @@ class SweepPlan(Searcher):
 
     def _next(self, trial_id: str) -> PlannedRun | str | None:
         """A run, or None to wait for those under way, or FINISHED."""
+        if self.failure is not None:
+            return str(Searcher.FINISHED)
         while not self._fixed and self._told + self._asked() < self.sweep.settings.trials:
             if run := self._suggested(trial_id):
                 return run
@@ -145,6 +149,8 @@ class SweepPlan(Searcher):
         if run.role == TRIAL:
             self._told += 1
             self._search.on_trial_complete(trial_id, result, error)
+        if run.role == BASELINE and not (result and is_final(result)):
+            self.failure = str((result or {}).get("error", "its process was lost"))
         if result and is_final(result):
             self.finished[run.name] = Outcome(
                 run.name, run.role, group_of(run.experiment), run.params, dict(result)

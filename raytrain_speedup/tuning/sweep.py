@@ -28,6 +28,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from rich.console import Console
 
 from raytrain_speedup.config import ScalingSettings
+from raytrain_speedup.scaling.cluster import connect
 from raytrain_speedup.settings import RunFailed, UserError
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.export import export
@@ -41,6 +42,9 @@ from raytrain_speedup.tuning.space import AshaSettings, Sweep, load_sweep
 Trainable = Callable[[dict[str, Any]], None]
 """Runs one experiment in a Tune trial and reports by `tune.report`. `config["experiment"]` is the experiment
 as plain data, `config["run_name"]` the same when a sweep is resumed, `config["storage"]` for checkpoints."""
+
+DRIVERS = 64
+"""Driver functions of trials of several workers that a head node may hold at a time."""
 
 QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in an experiment are relative to where the user stands
@@ -91,7 +95,7 @@ def sweep(
         trainable: what a trial runs; by default one worker in the trial's process or a worker group.
 
     Raises:
-        UserError: for a mistake in the file, before anything runs.
+        UserError: for a mistake in the file, before anything runs; and where the baseline fails.
         KeyboardInterrupt: after Ctrl-C; the runs are marked as interrupted and can be resumed.
     """
     console = console or Console()
@@ -113,15 +117,18 @@ def sweep(
         reopen={run.name: run.run_id for run in plan.interrupted.values()},
         listener=table,
     )
-    with _ray(loaded.base.scaling, console), table, _terminate_as_interrupt():
+    with _ray(loaded.base.scaling), table, _terminate_as_interrupt():
         _fit(loaded, plan, callback, trainable or _trainable(loaded.base.scaling), parent)
+    if plan.failure is not None:
+        client.set_terminated(parent, "FAILED")
+        raise RunFailed(
+            f"{loaded.settings.name}: the baseline failed, and nothing can be compared: {plan.failure}"
+        )
     if not plan.done:
         client.set_terminated(parent, "KILLED")
         console.print("interrupted; the same command with --resume goes on from here")
         raise KeyboardInterrupt
     client.set_terminated(parent, "FINISHED")
-    if not plan.finished:
-        raise RunFailed(f"{loaded.settings.name}: no run ended well; the reasons are above and in MLflow")
     return _conclude(client, name, parent, plan, Path(out), console)
 
 
@@ -135,15 +142,17 @@ def _conclude(
     show(rows, console)
     out.mkdir(parents=True, exist_ok=True)
     label = plan.sweep.settings.name
-    picture = draw(rows, out / f"{label}.png", title=label)
+    picture = draw(rows, out / "leaderboard.png", title=label)
     client.log_artifact(parent, str(picture))
     console.print(f"picture      {picture}", highlight=False, soft_wrap=True)
     chosen, schedule = best(rows), None
     if chosen is not None:
-        schedule = out / f"{label}-schedule.yaml"
+        schedule = out / "schedule.yaml"
         exported = export(chosen.run_id, schedule, tracking_uri=client.tracking_uri)
         console.print(f"schedule     {schedule}: {exported.headline()}", highlight=False, soft_wrap=True)
-    console.print(f"runs         mlflow ui --backend-store-uri {client.tracking_uri}", highlight=False, soft_wrap=True)
+    console.print(
+        f"runs         mlflow ui --backend-store-uri {client.tracking_uri}", highlight=False, soft_wrap=True
+    )
     return SweepResult(name, client.tracking_uri, rows, picture, schedule, chosen)
 
 
@@ -183,7 +192,7 @@ def guarded(trainable: Trainable) -> Trainable:
         try:
             trainable(config)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             tune.report({"error": reason, "traceback": traceback.format_exc(), "done": True})
 
     return trial
@@ -272,25 +281,25 @@ def _settled(client: MlflowClient, run: store.Record) -> store.Record:
 
 
 @contextmanager
-def _ray(scaling: ScalingSettings, console: Console) -> Iterator[None]:
+def _ray(scaling: ScalingSettings) -> Iterator[None]:
     """A Ray session: the one there is, the cluster of RAY_ADDRESS (a `ray job`), or a local one."""
     if ray.is_initialized():
+        connect(scaling)
         yield
         return
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
+    if not os.environ.get("RAY_ADDRESS"):
         # The dashboard's state API removes the placement groups of stopped worker groups; without worker
         # groups it is only slow to start.
         ray.init(
             address="local",
             include_dashboard=scaling.workers > 1,
             dashboard_host="127.0.0.1",
-            resources={"tune_driver": 64},
-            **quiet,
+            resources={"tune_driver": DRIVERS},
+            log_to_driver=False,
+            logging_level="ERROR",
         )
     try:
+        connect(scaling)
         yield
     finally:
         ray.shutdown()

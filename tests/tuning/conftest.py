@@ -23,6 +23,7 @@ def ray_session() -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
+        resources={"tune_driver": 8},
     )
     yield
     ray.shutdown()

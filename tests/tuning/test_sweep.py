@@ -110,11 +110,12 @@ def test_stopped_trials_are_no_results(tmp_path: Path, uri: str) -> None:
     assert len(processes) <= 2, "the trials' processes are reused"
 
 
-def test_a_sweep_without_a_good_run(tmp_path: Path, uri: str) -> None:
-    file = space(tmp_path, [0.1], more="baseline: {pruning.method: infobatch, pruning.prune_ratio: 0.1}")
+def test_a_baseline_that_fails_ends_the_sweep(tmp_path: Path, uri: str) -> None:
+    file = space(tmp_path, [0.5] * 9, more="baseline: {pruning.method: infobatch, pruning.prune_ratio: 0.1}")
     file.write_text(file.read_text().replace("name: tiny", "name: nothing"))
-    with pytest.raises(RunFailed, match="no run ended well"):
+    with pytest.raises(RunFailed, match="the loss is NaN in step 17"):
         go(file, uri, trainable=tiny)
+    assert len(runs_of(uri, "nothing")) <= 2
 
 
 def test_nothing_to_resume(tmp_path: Path, uri: str) -> None:
@@ -124,7 +125,7 @@ def test_nothing_to_resume(tmp_path: Path, uri: str) -> None:
 
 def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None:
     """SIGKILL to the driver; resumed and sent Ctrl-C; resumed again: nothing runs twice, nothing is lost."""
-    file = space(tmp_path, [0.2, 0.3, 0.4], pause=0.3, trials=4)
+    file = space(tmp_path, [0.2, 0.3, 0.4], pause=0.15, trials=4)
     file.write_text(file.read_text().replace("name: tiny", "name: resumed"))
 
     def finished() -> set[str]:
