@@ -53,7 +53,7 @@ def stop_within_an_epoch(rank: int, world: int) -> InfoBatch:
 
 
 def observe_the_same() -> torch.Tensor:
-    """Scores after both workers saw samples 0 and 1, one each saw 2 (a NaN) and 3, and none saw 4 this time."""
+    """Scores after both workers saw samples 0 and 1, one saw 2 (a NaN), one 3, and none 4 again."""
     pruner = InfoBatch(6, EPOCHS)
     rank = dist.get_rank()
     pruner.observe(torch.tensor([4]), torch.tensor([7.0]))
