@@ -78,7 +78,8 @@ def run_ours(connection, options: dict) -> None:
     """State, plan and order of `InfoBatch`."""
     before = peak_bytes()
     pruner = InfoBatch(N, epochs=10, **options)
-    for part in torch.arange(N).split(1 << 20):
+    for start in range(0, N, 1 << 20):
+        part = torch.arange(start, min(start + (1 << 20), N))
         pruner.observe(part, torch.empty(len(part)).exponential_())
 
     def epoch() -> int:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from raytrain_speedup.methods.pruning.base import EpochPlan
 
@@ -96,12 +97,19 @@ def lay_out(
     words.sort()
 
     words &= low
-    weight = np.ones(shown, dtype=np.float32)
-    if codes is not None:
-        table = np.asarray(weights, dtype=np.float32)
-        code_mask = np.uint64((1 << code_bits) - 1)
-        for start in range(0, shown, _CHUNK):
-            block = words[start : start + _CHUNK]
-            weight[start : start + _CHUNK] = table[(block & code_mask).view(np.int64)]
-        words >>= np.uint64(code_bits)
-    return EpochPlan(torch.from_numpy(words.view(np.int64)), torch.from_numpy(weight), num_samples, stats)
+    if codes is None:
+        weight = torch.ones(1).expand(shown)  # one number in memory
+    else:
+        weight = _strip_weights(words, code_bits, np.asarray(weights, dtype=np.float32))
+    return EpochPlan(torch.from_numpy(words.view(np.int64)), weight, num_samples, stats)
+
+
+def _strip_weights(words: NDArray[np.uint64], code_bits: int, table: NDArray[np.float32]) -> Tensor:
+    """Take the codes off the words (M,), in place, and return the weights (M,) they stand for."""
+    weight = np.empty(len(words), dtype=np.float32)
+    mask = np.uint64((1 << code_bits) - 1)
+    for start in range(0, len(words), _CHUNK):
+        part = words[start : start + _CHUNK]
+        weight[start : start + _CHUNK] = table[(part & mask).view(np.int64)]
+        part >>= np.uint64(code_bits)
+    return torch.from_numpy(weight)
