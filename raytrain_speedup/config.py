@@ -23,12 +23,10 @@ from raytrain_speedup.settings import Settings, UserError, explain
 from raytrain_speedup.tasks import TASKS, TaskSettings
 
 if TYPE_CHECKING:
-    AnyTask, AnyData, AnyPruner, AnyCurriculum = (
-        TaskSettings,
-        DataSettings,
-        PrunerSettings,
-        CurriculumSettings,
-    )
+    AnyTask = TaskSettings
+    AnyData = DataSettings
+    AnyPruner = PrunerSettings
+    AnyCurriculum = CurriculumSettings
 else:
 
     def _one_of(registry: Mapping[str, type[Settings]], tag: str) -> Any:
@@ -125,15 +123,17 @@ class Experiment(Settings):
 
     name: str = Field(description="what to call it", min_length=1)
     about: str = Field("", description="a sentence for `speedup recipes`")
-    task: AnyTask = Field(default_factory=lambda: TASKS["classification"](), description="loss and metric")  # type: ignore[call-arg]
+    task: AnyTask = Field(
+        default_factory=lambda: TASKS["classification"](kind="classification"), description="loss and metric"
+    )
     data: AnyData = Field(description="where the samples come from, and how they are augmented")
     model: ModelSettings = Field(description="the network")
     train: TrainSettings = Field(default_factory=TrainSettings, description="budget, optimizer, numerics")
     pruning: AnyPruner = Field(
-        default_factory=lambda: PRUNERS["none"](), description="which samples an epoch shows"
-    )  # type: ignore[call-arg]
+        default_factory=lambda: PRUNERS["none"](method="none"), description="which samples an epoch shows"
+    )
     curriculum: AnyCurriculum = Field(
-        default_factory=lambda: CURRICULA["none"](),  # type: ignore[call-arg]
+        default_factory=lambda: CURRICULA["none"](method="none"),
         description="how much of each sample is shown",
     )
     scaling: ScalingSettings = Field(default_factory=ScalingSettings, description="workers and faults")
@@ -144,8 +144,8 @@ class Experiment(Settings):
         parts = self.scaling.workers * self.train.accumulate
         if self.train.batch_size % parts:
             raise ValueError(
-                f"train.batch_size: {self.train.batch_size} does not split into {self.scaling.workers} workers x "
-                f"{self.train.accumulate} accumulated parts; expected a multiple of {parts}"
+                f"train.batch_size: {self.train.batch_size} does not split into {self.scaling.workers} "
+                f"workers x {self.train.accumulate} accumulated parts; expected a multiple of {parts}"
             )
         return self
 
@@ -252,3 +252,8 @@ def _validated(content: dict[str, Any], *, where: str) -> Experiment:
         return Experiment.model_validate(content)
     except ValidationError as error:
         raise explain(error, Experiment, where=where) from None
+
+
+def load_experiment_dict(content: dict[str, Any]) -> Experiment:
+    """An experiment from plain data, such as `Experiment.to_dict` gives."""
+    return _validated(content, where=str(content.get("name", "experiment")))

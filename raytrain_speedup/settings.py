@@ -19,6 +19,14 @@ from pydantic_core import ErrorDetails
 class UserError(Exception):
     """Something the user can mend; the message names the key or file, the value and what was expected."""
 
+    exit_code = 2
+
+
+class RunFailed(UserError):
+    """A run that began and could not end; the message names what is left of it."""
+
+    exit_code = 1
+
 
 class Settings(BaseModel):
     """A frozen section of an experiment. Unknown keys are errors, and so are values of the wrong kind."""

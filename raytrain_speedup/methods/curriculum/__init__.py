@@ -1,0 +1,36 @@
+"""The curriculum axis: how much of each sample a step shows. Plain torch; a loop needs no more than this:
+
+    from raytrain_speedup.methods.curriculum import CURRICULA
+    from raytrain_speedup.methods.curriculum.budget import Budget
+    from raytrain_speedup.methods.curriculum.crop import crop_batch
+
+    settings = CURRICULA["efficienttrain++"]()
+    budget = Budget(epochs=200, num_samples=len(data), stages=settings.stages(224, stride=32))
+    for epoch in range(len(budget.epoch_ends())):                  # 455 of them, for the compute of 200
+        for step, (images, target) in enumerate(loader):           # uint8, on the device
+            progress = budget.progress(epoch, step / len(loader))
+            if progress >= 1:                                      # within the last epoch
+                break
+            stage = budget.stage_at(progress)
+            flip = torch.rand(len(images), device=images.device) < 0.5
+            inputs = crop_batch(images, stage.size, mean=mean, std=std, flip=flip, kernel=settings.kernel)
+            set_lr(optimizer, schedule(progress))
+            train_step(model, inputs, target)
+
+A convolutional network takes every size as it is; for the others see `raytrain_speedup.models`.
+"""
+
+from raytrain_speedup.methods.curriculum.base import CurriculumSettings
+from raytrain_speedup.methods.curriculum.custom import CustomCurriculum
+from raytrain_speedup.methods.curriculum.efficienttrain import EfficientTrain
+from raytrain_speedup.methods.curriculum.efficienttrainpp import EfficientTrainPlusPlus
+from raytrain_speedup.methods.curriculum.none import NoCurriculum
+from raytrain_speedup.methods.curriculum.resize import ProgressiveResize
+
+CURRICULA: dict[str, type[CurriculumSettings]] = {
+    "none": NoCurriculum,
+    "resize": ProgressiveResize,
+    "efficienttrain": EfficientTrain,
+    "efficienttrain++": EfficientTrainPlusPlus,
+    "custom": CustomCurriculum,
+}

@@ -6,8 +6,13 @@ that is spent. The loader, the augmentation and the model follow the stage of ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Literal
+
+from pydantic import Field
 
 from raytrain_speedup.settings import Settings
 
@@ -33,6 +38,11 @@ class Stage:
     replay: int = 1
 
 
+Kernel = Literal["fourier", "aligned", "resize"]
+
+CostOf = Callable[[int], float]
+"""Compute of one sample of side B pixels, in any unit."""
+
 FULL = Stage(ends_at=1.0)
 
 
@@ -40,11 +50,62 @@ class CurriculumSettings(Settings):
     """What the experiment file says of a curriculum; `method` names it."""
 
     method: str
+    kernel: Kernel = Field(
+        "fourier",
+        description="How an image is reduced to the stage's size: `fourier` crops its spectrum, `aligned` "
+        "does so on half-pixel centres (it commutes with flips), `resize` is Lanczos with anti-aliasing.",
+    )
+    cost: Literal["area", "flops"] = Field(
+        "area",
+        description="What a sample of side B costs relative to one of side N: `area` is (B/N)^2, `flops` is "
+        "measured on the model before the run.",
+    )
+    lr_rule: Literal["constant", "sqrt", "linear"] = Field(
+        "sqrt",
+        description="How the learning rate grows with the batch in stages whose batch factor is above 1.",
+    )
 
-    def stages(self, image_size: int) -> Sequence[Stage]:
+    def stages(
+        self, image_size: int, *, stride: int = 4, model: str = "", cost_of: CostOf | None = None
+    ) -> Sequence[Stage]:
         """The stages for images of side `image_size`, in order; the last one shows them in full.
+
+        Args:
+            image_size: N, the side of the model's full input in pixels.
+            stride: sizes are rounded up to a multiple of it: what the model's patches or windows divide.
+            model: name of the model, for settings that depend on its family.
+            cost_of: compute of one sample of side B, in any unit; its area where it is not given.
 
         Raises:
             UserError: if the stages cannot be laid out for this size.
         """
         raise NotImplementedError
+
+
+def side(ratio: float, image_size: int, stride: int) -> int:
+    """The side in pixels of a bandwidth given as a share of the image: a multiple of `stride`, at most N.
+
+    Rounded up, unless the multiple below is missed by less than a quarter of a stride; so .43, .71 and .86
+    mean what the papers use at 224 (96, 160, 192), and 16/24/28 at 32 pixels, 28/48/56 at 64.
+    """
+    return min(image_size, stride * max(1, math.ceil(ratio * image_size / stride - 0.25)))
+
+
+def relative_cost(size: int, image_size: int, cost_of: CostOf | None) -> float:
+    """Compute of a sample of side `size` as a share of one of side `image_size`."""
+    if cost_of is None:
+        return (size / image_size) ** 2
+    return cost_of(size) / cost_of(image_size)
+
+
+def lay_out(stages: Sequence[Stage], shares: Sequence[float]) -> tuple[Stage, ...]:
+    """Give each stage its share of the compute (in any unit); neighbours that do not differ become one."""
+    ends = [end / sum(shares) for end in accumulate(shares)]
+    ends[-1] = 1.0
+    placed = [replace(stage, ends_at=end) for stage, end in zip(stages, ends, strict=True)]
+    following = [*placed[1:], None]
+    return tuple(
+        stage
+        for stage, after in zip(placed, following, strict=True)
+        if after is None or replace(stage, ends_at=after.ends_at) != after
+    )
