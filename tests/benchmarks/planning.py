@@ -7,8 +7,9 @@ to shuffle that were tried; what `observe` adds to a training step. Recorded in 
 
 The naive form is written from the description of the public implementation: boolean indexing,
 `numpy.random.choice` without replacement, a Python list of the kept samples, `numpy.random.shuffle` on that
-list, and a distributed sampler that pads it, strides over it and yields one Python int at a time, which a
-batch sampler collects. Every form runs in a process of its own (for its peak memory), in turn.
+list, a sampler that is its own iterator, and a distributed wrapper that runs through it on every rank, pads,
+strides and hands one Python int at a time to a batch sampler. Every form runs in a process of its own (for its peak memory), in turn; ratios are of
+processor seconds, which other programs on the machine disturb less, and all forms but one are of one thread.
 """
 
 from __future__ import annotations
@@ -44,15 +45,29 @@ def naive_epoch(scores: np.ndarray) -> int:
     order = list(np.where(~mask)[0])
     order.extend(list(kept))
     np.random.shuffle(order)  # noqa: NPY002
-    return sum(len(batch) for batch in naive_batches(naive_rank(order)))
+    return sum(len(batch) for batch in naive_batches(naive_rank(NaiveSampler(order))))
 
 
-def naive_rank(order: list) -> Iterator[int]:
-    """A distributed sampler over the sampler's list: pad, stride, look up, one sample at a time."""
+class NaiveSampler:
+    """A sampler that is its own iterator."""
+
+    def __init__(self, order: list) -> None:
+        self.order = order
+
+    def __iter__(self) -> NaiveSampler:
+        self.iterator = iter(self.order)
+        return self
+
+    def __next__(self) -> int:
+        return next(self.iterator)
+
+
+def naive_rank(sampler: NaiveSampler) -> Iterator[int]:
+    """A distributed wrapper: list what the sampler yields, pad, stride, look up one sample at a time."""
+    order = list(sampler)
     positions = list(range(len(order)))
     positions += positions[: -len(positions) % WORLD]
-    for position in positions[0::WORLD]:
-        yield order[position]
+    return iter([order[position] for position in positions[0::WORLD]])
 
 
 def naive_batches(samples: Iterator[int]) -> Iterator[list[int]]:
@@ -89,11 +104,16 @@ def run_ours(connection, options: dict) -> None:
     connection.send(timed(epoch, before))
 
 
-def timed(epoch: Callable[[], int], before: int) -> tuple[float, float, int]:
-    """(seconds, MB the process's peak grew by, samples this rank shows)."""
-    start = time.perf_counter()
+def timed(epoch: Callable[[], int], before: int) -> tuple[float, float, float, int]:
+    """(wall seconds, processor seconds, MB the process's peak grew by, samples this rank shows)."""
+    wall, processor = time.perf_counter(), time.process_time()
     shown = epoch()
-    return time.perf_counter() - start, (peak_bytes() - before) / 1e6, shown
+    return (
+        time.perf_counter() - wall,
+        time.process_time() - processor,
+        (peak_bytes() - before) / 1e6,
+        shown,
+    )
 
 
 def peak_bytes() -> int:
@@ -102,7 +122,7 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def in_a_process(target: Callable, options: dict) -> tuple[float, float, int]:
+def in_a_process(target: Callable, options: dict) -> tuple[float, float, float, int]:
     """Run in a fresh process, so that its peak memory is its own."""
     receiving, sending = mp.get_context("spawn").Pipe(duplex=False)
     process = mp.get_context("spawn").Process(target=target, args=(sending, options))
@@ -125,12 +145,12 @@ def planning_table(rounds: int) -> None:
     for _ in range(rounds):
         for name, (target, options) in forms.items():
             results[name].append(in_a_process(target, options))
-    print("| scores -> plan -> one rank's order | seconds | times naive | added peak MB | rank's samples |")
+    print("| scores -> plan -> one rank's order | wall s | processor s | times naive | added peak MB |")
     print("|---|--:|--:|--:|--:|")
-    naive = statistics.median(seconds for seconds, _, _ in results["naive (choice, lists)"])
+    naive = statistics.median(processor for _, processor, _, _ in results["naive (choice, lists)"])
     for name, rows in results.items():
-        seconds, memory = (statistics.median(row[i] for row in rows) for i in (0, 1))
-        print(f"| {name} | {seconds:.2f} | {naive / seconds:.0f} | {memory:.0f} | {rows[0][2]:,} |")
+        wall, processor, memory = (statistics.median(row[i] for row in rows) for i in range(3))
+        print(f"| {name} | {wall:.2f} | {processor:.2f} | {naive / processor:.0f} | {memory:.0f} |")
 
 
 # --- ways to shuffle ---
@@ -197,17 +217,18 @@ def shuffling_table(rounds: int) -> None:
         "numpy Generator.permutation": lambda: philox().permutation(N),
         "numpy Generator.shuffle, int32": lambda: philox().shuffle(np.arange(N, dtype=np.int32)),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for round_ in range(rounds):
         for name, way in ways.items():
-            start = time.perf_counter()
+            wall, processor = time.perf_counter(), time.process_time()
             order = way()
-            seconds[name].append(time.perf_counter() - start)
+            times[name].append((time.perf_counter() - wall, time.process_time() - processor))
             if round_ == 0 and order is not None:
                 assert np.array_equal(np.bincount(order, minlength=N), np.ones(N)), name
-    print(f"| shuffle of {N:,} | seconds |\n|---|--:|")
-    for name, times in seconds.items():
-        print(f"| {name} | {statistics.median(times):.3f} |")
+    print(f"| shuffle of {N:,} | wall s | processor s |\n|---|--:|--:|")
+    for name, rows in times.items():
+        wall, processor = (statistics.median(row[i] for row in rows) for i in (0, 1))
+        print(f"| {name} | {wall:.3f} | {processor:.3f} |")
 
 
 # --- what observing adds to a step ---
@@ -232,7 +253,7 @@ class Block(nn.Module):
 
 
 def observing_table(steps: int) -> None:
-    """Median seconds of a step of ResNet-8 at batch 128, and of `observe` beside it, interleaved."""
+    """Median processor time of a step of ResNet-8 at batch 128, and of `observe` beside it, interleaved."""
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, 1, 1, bias=False),
         nn.BatchNorm2d(16),
@@ -252,18 +273,18 @@ def observing_table(steps: int) -> None:
     plain, observing = [], []
     for _ in range(steps):
         index = torch.randint(N, (128,))
-        start = time.perf_counter()
+        start = time.process_time()
         losses = criterion(model(x_BCHW), target)
         losses.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        middle = time.perf_counter()
+        middle = time.process_time()
         pruner.observe(index, losses)
         losses.detach() * weight
         plain.append(middle - start)
-        observing.append(time.perf_counter() - middle)
+        observing.append(time.process_time() - middle)
     step, extra = statistics.median(plain), statistics.median(observing)
-    print("| step of ResNet-8, batch 128, CPU | ms |\n|---|--:|")
+    print("| step of ResNet-8, batch 128, CPU | processor ms |\n|---|--:|")
     print(f"| plain step | {step * 1e3:.2f} |")
     print(f"| observe and weigh, among {N:,} samples | {extra * 1e3:.3f} |")
     print(f"| added | {extra / step:.2%} |")
