@@ -8,9 +8,8 @@ reads a traceback for a typing error.
 from __future__ import annotations
 
 import difflib
-import types
-from collections.abc import Iterable
-from typing import Any, Union, get_args, get_origin
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -40,11 +39,11 @@ def explain(error: ValidationError, model: type[BaseModel], *, where: str = "") 
 
 
 def _line(details: ErrorDetails, model: type[BaseModel]) -> str:
-    keys = [str(part) for part in details["loc"]]
+    keys = details["loc"]
     sections, known = _follow(model, keys)
     key = ".".join(sections) or "(the whole file)"
     if details["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(keys[-1], known, n=1)
+        close = difflib.get_close_matches(str(keys[-1]), known, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         return f"{key}: unknown key{hint} (known here: {', '.join(sorted(known))})"
     if details["type"] == "missing":
@@ -55,12 +54,15 @@ def _line(details: ErrorDetails, model: type[BaseModel]) -> str:
     return f"{key}: {details['input']!r} is not allowed; expected {expected}"
 
 
-def _follow(model: type[BaseModel], keys: list[str]) -> tuple[list[str], list[str]]:
+def _follow(model: type[BaseModel], keys: Sequence[str | int]) -> tuple[list[str], list[str]]:
     """Drop the tags that pydantic puts into the path of a union, and list the fields known at its end."""
     shown: list[str] = []
     here: list[type[BaseModel]] = [model]
     known: list[str] = []
     for key in keys:
+        if isinstance(key, int):  # a position in a list, whose members were followed with its field
+            shown.append(str(key))
+            continue
         known = sorted({name for section in here for name in section.model_fields})
         fields = [section.model_fields[key] for section in here if key in section.model_fields]
         if fields:
@@ -75,12 +77,11 @@ def _follow(model: type[BaseModel], keys: list[str]) -> tuple[list[str], list[st
 
 
 def _sections(annotation: Any) -> Iterable[type[BaseModel]]:
-    """The settings classes inside an annotation: itself, or the members of a union."""
+    """The settings classes inside an annotation: itself, or the members of a union or a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType) or hasattr(annotation, "__metadata__"):
-        for part in get_args(annotation):
-            yield from _sections(part)
+    for part in get_args(annotation):
+        yield from _sections(part)
 
 
 def _tag(section: type[BaseModel]) -> str | None:
