@@ -16,7 +16,15 @@ from pydantic_core import ErrorDetails
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the key or file, what was found and what was expected."""
+    """Something the user can mend; the message names the key or file, the value and what was expected."""
+
+    exit_code = 2
+
+
+class RunFailed(UserError):
+    """A run that began and could not end; the message names what is left of it."""
+
+    exit_code = 1
 
 
 class Settings(BaseModel):

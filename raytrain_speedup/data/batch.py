@@ -9,9 +9,13 @@ from torch import Tensor
 from raytrain_speedup.methods.curriculum.base import Stage
 
 Batch = dict[str, Tensor]
-"""`inputs` (b, C, H, W) float, normalised, on the training device; `target` (b, ...) int64; `index` (b,) int64,
-the position in the training set; `weight` (b,) float32, the pruning weight. A sample that could not be read is
-absent from all four."""
+"""What a loader yields. A sample that could not be read is absent from all four tensors.
+
+- `inputs`: (b, C, H, W) float, normalised, on the training device
+- `target`: (b, ...) int64
+- `index`: (b,) int64, position in the training set
+- `weight`: (b,) float32, the pruning weight
+"""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""One training run, no Ray inside: loop, budget, checkpoints, measurement."""

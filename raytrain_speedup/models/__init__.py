@@ -1,0 +1,245 @@
+"""Networks by name: small ones for CIFAR-sized images, torchvision's and timm's classifiers.
+
+settings = ModelSettings(name="resnet18")
+model = build_model(settings, num_classes=10, image_size=32)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from torch.func import functional_call
+
+from raytrain_speedup.models import library
+from raytrain_speedup.models.cswin import CSWin
+from raytrain_speedup.models.pretrained import fit_weights, load_pretrained
+from raytrain_speedup.models.resize import change_size, size_of
+from raytrain_speedup.models.resnet import BasicBlock, Bottleneck, ResNet
+from raytrain_speedup.models.vgg import VGG11
+from raytrain_speedup.models.wide_resnet import WideResNet
+from raytrain_speedup.settings import Settings, UserError
+
+
+class ModelSettings(Settings):
+    """Which network is trained, and what it starts from."""
+
+    name: str = Field(
+        description="resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, wrn40_1, wrn40_2 or vgg11 "
+        "(small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<classifier> or timm/<model>"
+    )
+    drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout rate, where the network has dropout")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate, where the network has it")
+    pretrained: Path | None = Field(
+        None,
+        description="a state-dict file to start from; position tables are resized to the run's size, and "
+        "a classifier for another number of classes starts afresh",
+    )
+    weights: str | None = Field(
+        None,
+        description="published weights to start from, fetched on first use: torchvision's name "
+        "(IMAGENET1K_V2) or timm's tag (a1_in1k)",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="further keyword arguments of the torchvision or timm model (depths, embed_dim, ...)",
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> ModelSettings:
+        if self.pretrained is not None and self.weights is not None:
+            raise ValueError("a model starts from `pretrained` or from `weights`, not from both")
+        return self
+
+
+Builder = Callable[..., nn.Module]
+"""Called with `num_classes`, `in_channels` and, if they are set, `drop_rate` and `drop_path`."""
+
+
+def _resnet(block: type[BasicBlock] | type[Bottleneck], *depths: int, widths: tuple[int, ...]) -> Builder:
+    return lambda **arguments: ResNet(block, depths, widths, **arguments)
+
+
+def _wrn(depth: int, width: int) -> Builder:
+    return lambda **arguments: WideResNet(depth, width, **arguments)
+
+
+def _cswin(dim: int, *depths: int, heads: tuple[int, ...]) -> Builder:
+    return lambda **arguments: CSWin(dim, depths, heads, **arguments)
+
+
+_IMAGENET_WIDTHS = (64, 128, 256, 512)
+NETWORKS: dict[str, Builder] = {
+    "resnet8": _resnet(BasicBlock, 1, 1, 1, widths=(16, 32, 64)),
+    "resnet18": _resnet(BasicBlock, 2, 2, 2, 2, widths=_IMAGENET_WIDTHS),
+    "resnet34": _resnet(BasicBlock, 3, 4, 6, 3, widths=_IMAGENET_WIDTHS),
+    "resnet50": _resnet(Bottleneck, 3, 4, 6, 3, widths=_IMAGENET_WIDTHS),
+    "wrn16_1": _wrn(16, 1),
+    "wrn16_2": _wrn(16, 2),
+    "wrn40_1": _wrn(40, 1),
+    "wrn40_2": _wrn(40, 2),
+    "vgg11": VGG11,
+    "cswin_t": _cswin(64, 1, 2, 21, 1, heads=(2, 4, 8, 16)),
+    "cswin_s": _cswin(64, 2, 4, 32, 2, heads=(2, 4, 8, 16)),
+    "cswin_b": _cswin(96, 2, 4, 32, 2, heads=(4, 8, 16, 32)),
+    "cswin_l": _cswin(144, 2, 4, 32, 2, heads=(6, 12, 24, 24)),
+}
+"""The networks of this package; a new one is one file and one line here."""
+
+
+def model_names() -> list[str]:
+    """Every name that `build_model` knows."""
+    return [
+        *NETWORKS,
+        *(f"torchvision/{name}" for name in library.torchvision_names()),
+        *(f"timm/{name}" for name in library.timm_names()),
+    ]
+
+
+def build_model(
+    settings: ModelSettings, *, num_classes: int, in_channels: int = 3, image_size: int
+) -> nn.Module:
+    """The network, on the CPU (or torch's default device), float32; `forward` gives (b, num_classes) logits.
+
+    Fresh weights are drawn from torch's global generator: seed it for a repeatable start.
+
+    Args:
+        settings: which network.
+        num_classes: outputs.
+        in_channels: channels of the images.
+        image_size: side of the images in pixels at full resolution.
+
+    Raises:
+        UserError: for an unknown name, or a network that does not take these sizes, options or weights.
+    """
+    model = _construct(settings, num_classes, in_channels, image_size)
+    _try_forward(model, settings.name, (in_channels, image_size, image_size), num_classes)
+    if settings.pretrained is not None:
+        load_pretrained(model, settings.pretrained, num_classes=num_classes)
+    return model
+
+
+def stride_of(settings: ModelSettings, *, image_size: int) -> int:
+    """The step in pixels in which the image size of a network may change.
+
+    Networks that cut images into patches or windows need multiples of it. The others take any size, and the
+    step only keeps their last feature map whole: 32 for large images, 4 for small ones.
+
+    Raises:
+        UserError: for an unknown name or options that the network does not take.
+    """
+    stride = None
+    if not settings.name.startswith("torchvision/"):  # those take any size or are refused
+        with torch.device("meta"):
+            stride = _needed_stride(_construct(_fresh(settings), 10, 3, image_size))
+    return stride or (32 if image_size >= 128 else 4)
+
+
+def check_sizes(
+    settings: ModelSettings, sizes: Iterable[int], *, num_classes: int, in_channels: int = 3, image_size: int
+) -> None:
+    """Refuse a network that could not train at every size of a curriculum, without any arithmetic.
+
+    Raises:
+        UserError: naming the network, the size and the reason.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = _construct(_fresh(settings), num_classes, in_channels, image_size)
+    stride = _needed_stride(model) or 1
+    for size in sizes:
+        refused = f"model.name: {settings.name} cannot change its image size from {image_size} to {size}"
+        if size % stride:
+            raise UserError(f"{refused}: it takes multiples of {stride}")
+        try:
+            change_size(model, size)
+            _try_forward(model, settings.name, (in_channels, size, size), num_classes)
+        except (ValueError, UserError) as error:
+            raise UserError(f"{refused}: {error}") from error
+
+
+def _fresh(settings: ModelSettings) -> ModelSettings:
+    """The same network without the weights it starts from."""
+    return settings.model_copy(update={"pretrained": None, "weights": None})
+
+
+def _needed_stride(model: Any) -> int | None:
+    """What sides must be a multiple of: the patch of a ViT, the whole downsampling of what has windows."""
+    if isinstance(model, CSWin):
+        return CSWin.stride
+    if size_of(model) is not None or type(model).__name__ == "PyramidVisionTransformerV2":
+        return max(info["reduction"] for info in model.feature_info)
+    return None
+
+
+def _try_forward(model: nn.Module, name: str, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Refuse a model that can't take such images: a forward pass of shapes alone, without any arithmetic."""
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    shapes = {key: tensor.to("meta") for key, tensor in tensors}
+    images = torch.empty(2, *image_shape, device="meta")
+    size = " x ".join(map(str, image_shape))
+    try:
+        with torch.no_grad():
+            logits = functional_call(model.eval(), shapes, images)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"model.name: {name} takes no images of {size}: {error}") from error
+    finally:
+        model.train()
+    if logits.shape != (2, num_classes):
+        found = tuple(logits.shape[1:])
+        raise UserError(f"model.name: {name} gives outputs of shape {found}, not {num_classes} logits")
+
+
+def _construct(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    shapes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
+    family, _, name = settings.name.rpartition("/")
+    if family == "" and name in NETWORKS:
+        return _construct_own(settings, **shapes)
+    if family not in ("torchvision", "timm"):
+        raise _unknown(settings.name)
+    wished = settings.model_dump(include={"drop_rate", "drop_path", "options"})
+    if family == "timm":
+        if name not in library.timm_names():
+            raise _unknown(settings.name)
+        return library.build_timm(name, image_size=image_size, weights=settings.weights, **shapes, **wished)
+    if name not in library.torchvision_names():
+        raise _unknown(settings.name)
+    if settings.weights is not None and in_channels != 3:
+        raise UserError(
+            f"model.weights: torchvision's weights take 3 channels, and the data have {in_channels}"
+        )
+    model = library.build_torchvision(name, image_size=image_size, **shapes, **wished)
+    if settings.weights is not None:
+        fit_weights(model, library.torchvision_weights(name, settings.weights), num_classes=num_classes)
+    return model
+
+
+def _construct_own(settings: ModelSettings, **shapes: int) -> nn.Module:
+    if settings.options:
+        raise UserError(
+            f"model.options: {settings.name} has none, and {', '.join(settings.options)} is given"
+        )
+    if settings.weights is not None:
+        raise UserError(
+            f"model.weights: none are published for {settings.name}; model.pretrained takes a file"
+        )
+    dropped = {key: getattr(settings, key) for key in ("drop_rate", "drop_path") if getattr(settings, key)}
+    try:
+        return NETWORKS[settings.name](**shapes, **dropped)
+    except TypeError as error:
+        raise UserError(f"model.{' or model.'.join(dropped)}: {settings.name} has nothing to drop") from error
+
+
+def _unknown(name: str) -> UserError:
+    close = difflib.get_close_matches(name, model_names(), n=5)
+    hint = (
+        f"did you mean {', '.join(close)}?"
+        if close
+        else f"known are {', '.join(NETWORKS)}, torchvision/..., timm/..."
+    )
+    return UserError(f"model.name: there is no model {name!r}; {hint}")

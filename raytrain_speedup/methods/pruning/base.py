@@ -65,6 +65,8 @@ class Pruner(ABC):
         epoch_ends: the progress in (0, 1] at which each epoch ends; `equal_epochs(200)` for a plain loop.
         seed: the randomness of epoch e is a function of (seed, e) alone; no global generator is touched.
         device: where `observe` is called with tensors, so that observing never waits for the device.
+        last_epoch_share: the share of the last epoch's plan that is shown before progress reaches 1; below 1
+            where a curriculum's steps do not divide the budget. Only a requested `saving` looks at it.
     """
 
     num_samples: int
@@ -72,13 +74,20 @@ class Pruner(ABC):
 
     @abstractmethod
     def plan(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch: a function of (state, seed, epoch), the same on every worker."""
+        """The plan of an epoch: a function of (state, seed, epoch), the same on every worker.
+
+        What an epoch shows is settled when it is first planned: the same call in the middle of it, or after
+        resuming there, gives the same plan again, whatever was observed meanwhile.
+        """
 
     def observe(self, index: Tensor, loss: Tensor) -> None:  # noqa: B027 - most controls need no losses
-        """Note the raw losses (float, shape (b,)) of the samples `index` (int64, (b,)) without a device sync."""
+        """Note the raw losses (float, (b,)) of the samples `index` (int64, (b,)) without a device sync."""
 
     def exchange(self) -> None:  # noqa: B027
-        """Share what the workers observed: the epoch's one collective. Does nothing on one worker."""
+        """Share what the workers observed: the epoch's one collective. Does nothing on one worker.
+
+        Every worker has to call it. It may also be called within an epoch, before `state_dict`.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """All state, keyed by sample and not by worker, so that another number of workers can load it."""
@@ -98,9 +107,15 @@ class PrunerSettings(Settings):
         return 1.0
 
     def build(
-        self, num_samples: int, epoch_ends: Sequence[float], *, seed: int, device: torch.device | str = "cpu"
+        self,
+        num_samples: int,
+        epoch_ends: Sequence[float],
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        last_epoch_share: float = 1.0,
     ) -> Pruner:
-        """The pruner itself.
+        """The pruner itself; the arguments are those of `Pruner`.
 
         Raises:
             UserError: if the settings can't be met on these epochs (a saving out of reach, say).

@@ -1,0 +1,202 @@
+"""The command line. Every command is a few lines around a function of the package; imports wait until a
+command needs them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+app = typer.Typer(
+    name="speedup",
+    help="How much faster can this model train without losing accuracy, and with which settings?",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, such as train.epochs=5"),
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI, else SQLite in this folder"),
+]
+
+
+class WithKeys(typer.core.TyperCommand):
+    """A command whose help lists every key of an experiment."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from raytrain_speedup.explain import keys_table
+
+        super().format_help(ctx, formatter)
+        console.print(keys_table())
+
+
+@app.command(cls=WithKeys)
+def train(
+    experiment: Annotated[str, typer.Argument(help="a recipe (see `speedup recipes`) or a YAML file")],
+    overrides: Overrides = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="folder of an earlier run to go on with, such as runs/digits-1a2b3c")
+    ] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Train one model, with or without an acceleration, and measure it.
+
+    speedup train digits
+    speedup train digits pruning.method=infobatch pruning.prune_ratio=0.4
+    speedup train mine.yaml scaling.workers=2
+    """
+    from raytrain_speedup.config import load_experiment
+    from raytrain_speedup.scaling.launch import launch
+    from raytrain_speedup.terminal import TrainProgress, summary
+    from raytrain_speedup.tracking.mlflow_log import log_run
+
+    loaded = load_experiment(experiment, overrides or ())
+    folder = _run_folder(loaded.scaling.storage, loaded.name, resume)
+    console.print(f"[bold]{loaded.name}[/bold] in {folder}")
+    with log_run(loaded, tracking_uri=tracking_uri) as log, TrainProgress(console, loaded.name) as progress:
+
+        def listen(kind: str, figures: Any) -> None:
+            progress(kind, figures)
+            log(kind, figures)
+
+        figures = launch(loaded, folder, listen)
+    console.print(summary(figures))
+
+
+@app.command()
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="show this recipe in full, every default written out")
+    ] = None,
+) -> None:
+    """List the ready experiments, or show one."""
+    from raytrain_speedup.config import load_experiment
+    from raytrain_speedup.config import recipes as ready
+
+    if name is not None:
+        console.print(Syntax(load_experiment(name).to_yaml(), "yaml", background_color="default"))
+        return
+    table = Table("recipe", "about")
+    for recipe in ready():
+        table.add_row(recipe, load_experiment(recipe).about)
+    console.print(table)
+    console.print(
+        "[dim]speedup train RECIPE [KEY=VALUE]...   speedup recipes RECIPE   speedup train --help[/dim]"
+    )
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="a search space, such as search_spaces/quickstart.yaml")],
+    overrides: Overrides = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="number of trials, instead of the file's")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="seed of the search, instead of the file's")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="trials at a time, instead of the file's")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for the picture and the schedule")] = Path(),
+    resume: Annotated[
+        bool, typer.Option(help="go on with the sweep of this file that was interrupted")
+    ] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Search for the settings that train fastest without losing accuracy.
+
+    The baseline runs first, then the trials, then the winners once more over several seeds. Ends with a
+    leaderboard, a picture of speedup against accuracy and the best schedule.
+    """
+    from raytrain_speedup.tuning.sweep import sweep as run_sweep
+
+    run_sweep(
+        file,
+        overrides=overrides or (),
+        trials=trials,
+        seed=seed,
+        concurrency=concurrency,
+        tracking_uri=tracking_uri,
+        out=out,
+        resume=resume,
+        console=console,
+    )
+
+
+@app.command()
+def leaderboard(
+    experiment: Annotated[str | None, typer.Option(help="MLflow experiment; all of them by default")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable rows")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """What is faster, by how much, at what accuracy, and how sure that is."""
+    from raytrain_speedup.tracking.leaderboard import leaderboard as rows_of
+    from raytrain_speedup.tracking.leaderboard import show
+
+    rows = rows_of(experiment, tracking_uri=tracking_uri)
+    if as_json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+    else:
+        show(rows, console)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="run id (or its beginning), as the leaderboard shows it")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the schedule file to write")] = Path(
+        "schedule.yaml"
+    ),
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write the tuned schedule of a run, with its evidence, for `load_schedule` in any training loop."""
+    from raytrain_speedup.tracking.export import export as export_run
+
+    schedule = export_run(run, out, tracking_uri=tracking_uri)
+    console.print(f"wrote {out}: {schedule.headline()}")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
+    from raytrain_speedup.settings import UserError
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    try:
+        app()
+    except UserError as error:
+        errors.print(f"[bold red]error[/bold red] {error}", highlight=False, markup=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(130)
+
+
+def _run_folder(storage: Path | None, name: str, resume: Path | None) -> Path:
+    from raytrain_speedup.settings import UserError
+
+    if resume is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        return (storage or Path("runs")) / f"{name}-{stamp}-{uuid.uuid4().hex[:4]}"
+    if not resume.is_dir():
+        raise UserError(f"--resume: {resume} is not a folder; expected the folder of an earlier run")
+    return resume
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        main()

@@ -1,0 +1,259 @@
+"""The experiment: one frozen model of everything that decides a run.
+
+An experiment is a YAML file (or the name of a recipe) plus `key=value` overrides. The sections of methods,
+data sources and tasks are the settings classes in their registries, so a new method brings its own keys and
+this file does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from raytrain_speedup.data import SOURCES, DataSettings
+from raytrain_speedup.methods.curriculum import CURRICULA, CurriculumSettings
+from raytrain_speedup.methods.pruning import PRUNERS, PrunerSettings
+from raytrain_speedup.models import ModelSettings
+from raytrain_speedup.settings import Settings, UserError, explain
+from raytrain_speedup.tasks import TASKS, TaskSettings
+
+if TYPE_CHECKING:
+    AnyTask = TaskSettings
+    AnyData = DataSettings
+    AnyPruner = PrunerSettings
+    AnyCurriculum = CurriculumSettings
+else:
+
+    def _one_of(registry: Mapping[str, type[Settings]], tag: str) -> Any:
+        if len(registry) == 1:
+            return next(iter(registry.values()))
+        return Annotated[Union[tuple(registry.values())], Field(discriminator=tag)]  # noqa: UP007
+
+    AnyTask = _one_of(TASKS, "kind")
+    AnyData = _one_of(SOURCES, "source")
+    AnyPruner = _one_of(PRUNERS, "method")
+    AnyCurriculum = _one_of(CURRICULA, "method")
+
+TAGS = {"task": "kind", "data": "source", "pruning": "method", "curriculum": "method"}
+"""The key of each section that says which registry entry it is; changing it starts the section afresh."""
+
+
+class TrainSettings(Settings):
+    """One training run: budget, optimizer, learning rate, numerics."""
+
+    epochs: float = Field(
+        10, gt=0, description="the budget in epoch equivalents: whole data set, full resolution"
+    )
+    batch_size: int = Field(128, ge=1, description="samples of an optimizer step, over all workers together")
+    accumulate: int = Field(1, ge=1, description="parts a worker's batch is computed in, to save memory")
+    seed: int = Field(0, ge=0, description="seeds initialisation, order, augmentation and pruning")
+
+    optimizer: Literal["sgd", "adamw", "lamb", "lars"] = Field("sgd", description="the optimizer")
+    lr: float = Field(0.1, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd and lars; beta1 of adamw and lamb")
+    beta2: float = Field(0.999, gt=0, lt=1, description="beta2 of adamw and lamb")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay; normalisations and biases are spared")
+    nesterov: bool = Field(False, description="Nesterov momentum (sgd, lars)")
+    schedule: Literal["cosine", "one-cycle", "constant"] = Field(
+        "cosine", description="learning rate as a function of progress"
+    )
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="share of the budget in which the learning rate rises"
+    )
+    start_div: float = Field(25.0, ge=1, description="the learning rate starts at lr / start_div")
+    final_div: float = Field(1e4, ge=1, description="the learning rate ends at lr / (start_div * final_div)")
+
+    clip_norm: float | None = Field(None, gt=0, description="largest global norm of the gradient")
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup (arXiv 1710.09412); 0 is off")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix (arXiv 1905.04899); 0 is off")
+    mix_switch: float = Field(0.5, ge=0, le=1, description="share of CutMix batches where both are on")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of the weights' moving average per full-data step; evaluated instead",
+    )
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the forward pass")
+    channels_last: bool = Field(False, description="NHWC memory format; faster convolutions on most devices")
+    compile: bool = Field(False, description="torch.compile the model")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a worker; by default torch's choice")
+
+    eval_every: int = Field(
+        1, ge=0, description="epochs between evaluations on the validation split; 0: only at the end"
+    )
+    checkpoint_every: int = Field(1, ge=0, description="epochs between checkpoints; 0: none but at Ctrl-C")
+    checkpoint_steps: int | None = Field(
+        None, ge=1, description="also checkpoint every so many steps of an epoch"
+    )
+
+
+class ScalingSettings(Settings):
+    """How many workers share a run, and what happens when one is lost."""
+
+    workers: int = Field(1, ge=1, description="Ray Train workers; the batch is split among them")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs reserved for a worker")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs reserved for a worker; 0 trains on CPUs")
+    max_failures: int = Field(
+        2, ge=-1, description="restarts from the last checkpoint before giving up; -1: for ever"
+    )
+    storage: Path | None = Field(
+        None, description="folder for checkpoints, shared by all nodes; ./runs where nothing is given"
+    )
+    start_timeout: float = Field(120, gt=0, description="seconds to wait for the workers' resources")
+
+
+class TrackingSettings(Settings):
+    """Where the figures go."""
+
+    experiment: str | None = Field(None, description="MLflow experiment; the experiment's name by default")
+    uri: str | None = Field(
+        None, description="MLflow server; MLFLOW_TRACKING_URI, else SQLite beside the runs"
+    )
+
+
+class Experiment(Settings):
+    """Everything that decides a run; sections are explained by `speedup train --help`."""
+
+    name: str = Field(description="what to call it", min_length=1)
+    about: str = Field("", description="a sentence for `speedup recipes`")
+    task: AnyTask = Field(
+        default_factory=lambda: TASKS["classification"](kind="classification"), description="loss and metric"
+    )
+    data: AnyData = Field(description="where the samples come from, and how they are augmented")
+    model: ModelSettings = Field(description="the network")
+    train: TrainSettings = Field(default_factory=TrainSettings, description="budget, optimizer, numerics")
+    pruning: AnyPruner = Field(
+        default_factory=lambda: PRUNERS["none"](method="none"), description="which samples an epoch shows"
+    )
+    curriculum: AnyCurriculum = Field(
+        default_factory=lambda: CURRICULA["none"](method="none"),
+        description="how much of each sample is shown",
+    )
+    scaling: ScalingSettings = Field(default_factory=ScalingSettings, description="workers and faults")
+    tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="where the figures go")
+
+    @model_validator(mode="after")
+    def _batch_splits_evenly(self) -> Experiment:
+        parts = self.scaling.workers * self.train.accumulate
+        if self.train.batch_size % parts:
+            raise ValueError(
+                f"train.batch_size: {self.train.batch_size} does not split into {self.scaling.workers} "
+                f"workers x {self.train.accumulate} accumulated parts; expected a multiple of {parts}"
+            )
+        return self
+
+    def with_overrides(self, overrides: Iterable[str] | Mapping[str, Any]) -> Experiment:
+        """The same experiment with dotted keys set to other values (`{"pruning.prune_ratio": 0.4}`)."""
+        return _validated(_overridden(self.to_dict(), overrides), where=self.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in YAML."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The experiment file that gives this experiment, with every default written out."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def load_experiment(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Experiment:
+    """Read an experiment.
+
+    Args:
+        name: a YAML file, or the name of a recipe (`digits`).
+        overrides: `["train.epochs=5"]` or `{"train.epochs": 5}`.
+
+    Raises:
+        UserError: naming each wrong key, its value and what was expected.
+    """
+    return _validated(_overridden(read_yaml(find_experiment(name)), overrides), where=str(name))
+
+
+def find_experiment(name: str | Path) -> Path:
+    """The file of a recipe or path."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(
+                f"{name}: no such file; expected an experiment (YAML) or one of: {', '.join(recipes())}"
+            )
+        return path
+    if str(name) not in recipes():
+        raise UserError(f"{name}: no such recipe; expected a YAML file or one of: {', '.join(recipes())}")
+    return recipes()[str(name)]
+
+
+def recipes() -> dict[str, Path]:
+    """The ready experiments by name."""
+    folder = Path(str(resources.files("raytrain_speedup"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        UserError: naming the file and, where YAML knows it, the line.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: holds {type(content).__name__}; expected sections such as 'data:' and 'train:'"
+        )
+    return content
+
+
+def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """`["a.b=1"]` as `{"a.b": 1}`; values are read as YAML."""
+    if isinstance(overrides, Mapping):
+        return dict(overrides)
+    parsed = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"{text!r}: expected key=value, such as pruning.prune_ratio=0.4")
+        try:
+            parsed[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{key}: {value!r} is not a YAML value") from error
+    return parsed
+
+
+def _overridden(content: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    content = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
+    parsed = parse_overrides(overrides)
+    tags = {f"{section}.{tag}" for section, tag in TAGS.items()}
+    for key, value in sorted(parsed.items(), key=lambda item: item[0] not in tags):
+        *sections, name = key.split(".")
+        if key in tags and content.get(sections[0], {}).get(name) != value:
+            content[sections[0]] = {}  # another method: the old one's keys mean nothing to it
+        inner = content
+        for section in sections:
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"{key}: '{section}' is a value, not a section; nothing can be set inside it")
+        inner[name] = value
+    return content
+
+
+def _validated(content: dict[str, Any], *, where: str) -> Experiment:
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        raise explain(error, Experiment, where=where) from None
+
+
+def load_experiment_dict(content: dict[str, Any]) -> Experiment:
+    """An experiment from plain data, such as `Experiment.to_dict` gives."""
+    return _validated(content, where=str(content.get("name", "experiment")))

@@ -1,0 +1,236 @@
+"""What a data source is: its settings, the samples of one split, and the three splits of an experiment.
+
+A source only knows how to read one sample by its position. Splitting, decoding to a size, augmentation and
+batching are the same for all sources and live in their own files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+import numpy as np
+from pydantic import Field
+
+from raytrain_speedup.settings import Settings
+
+Buffer = bytes | memoryview
+T = TypeVar("T")
+Augment = Literal["none", "crop", "crop-flip", "random-resized-crop"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class CorruptSample(Exception):
+    """A sample that cannot be read.
+
+    Args:
+        index: its position in its source.
+        where: the file or row, as `Source.locate` names it.
+        why: what the decoder said.
+    """
+
+    def __init__(self, index: int, where: str, why: str) -> None:
+        super().__init__(index, where, why)
+        self.index, self.where, self.why = index, where, why
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why}"
+
+
+class Source(ABC):
+    """The samples of one split, read one at a time by position. Can be sent to another process.
+
+    Attributes:
+        targets: (N,) int64, the class of every sample.
+    """
+
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @abstractmethod
+    def decode(self, index: int) -> np.ndarray:
+        """The whole image, (H, W, C) uint8.
+
+        Raises:
+            CorruptSample: if it cannot be read.
+        """
+
+    @abstractmethod
+    def locate(self, index: int) -> str:
+        """The file, or file and row, of a sample: for messages."""
+
+    def encoded(self, index: int) -> Buffer | None:
+        """The image as it is stored (a JPEG or PNG file), or None where the source stores plain pixels.
+
+        Raises:
+            CorruptSample: if it cannot be read.
+        """
+        return None
+
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(H, W) if every image is known to have that size, else None."""
+        return None
+
+    def prepare(self, memory_limit: float) -> None:  # noqa: B027 - most sources have nothing to warm up
+        """Called once before samples are read in bulk; `memory_limit` in bytes bounds what may be cached."""
+
+
+class ArraySource(Source):
+    """Images that are in memory as one (N, H, W, C) uint8 array."""
+
+    def __init__(self, images: np.ndarray, targets: np.ndarray, name: str) -> None:
+        self.images, self.targets, self.name = images, targets.astype(np.int64), name
+
+    def decode(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+    def locate(self, index: int) -> str:
+        return f"{self.name} image {index}"
+
+    def fixed_size(self) -> tuple[int, int]:
+        return self.images.shape[1], self.images.shape[2]
+
+
+class Subset(Source):
+    """Some samples of another source, renumbered from 0."""
+
+    def __init__(self, source: Source, positions: np.ndarray) -> None:
+        self.source, self.positions = source, positions
+        self.targets = source.targets[positions]
+
+    def decode(self, index: int) -> np.ndarray:
+        return self._renumbered(self.source.decode, index)
+
+    def encoded(self, index: int) -> Buffer | None:
+        return self._renumbered(self.source.encoded, index)
+
+    def _renumbered(self, read: Callable[[int], T], index: int) -> T:
+        try:
+            return read(int(self.positions[index]))
+        except CorruptSample as error:
+            raise CorruptSample(index, error.where, error.why) from None
+
+    def locate(self, index: int) -> str:
+        return self.source.locate(int(self.positions[index]))
+
+    def fixed_size(self) -> tuple[int, int] | None:
+        return self.source.fixed_size()
+
+    def prepare(self, memory_limit: float) -> None:
+        self.source.prepare(memory_limit)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of an experiment. Tuning looks at `val`; `test` is read once, at the end.
+
+    Attributes:
+        image_size: side of the square the network sees at full resolution, in pixels.
+        fingerprint: short hash of the data and the split, equal only for runs that can be compared.
+    """
+
+    train: Source
+    val: Source
+    test: Source
+    num_classes: int
+    channels: int
+    image_size: int
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+
+class DataSettings(Settings):
+    """Common part of every `data` section; `source` names the kind of data."""
+
+    source: str
+    image_size: int | None = Field(
+        None, ge=4, le=2048, description="side in pixels of the square the network sees; default: as stored"
+    )
+    val_share: float = Field(
+        0.1, ge=0, lt=1, description="share of the training data set aside for validation, class by class"
+    )
+    split_seed: int | None = Field(
+        0, ge=0, description="seed of that choice; null: another validation split for every training seed"
+    )
+    augment: Augment = Field(
+        "crop-flip", description="crop: shift by up to `padding`; crop-flip: and mirror; random-resized-crop"
+    )
+    padding: int | None = Field(
+        None, ge=0, description="reflected border for crop and crop-flip, in pixels; default: image_size / 8"
+    )
+    min_scale: float = Field(
+        0.08, gt=0, le=1, description="smallest area share that random-resized-crop may show"
+    )
+    cutout: int = Field(0, ge=0, description="side of the square that cutout blanks, in pixels; 0: off")
+    erasing: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
+    loader: Literal["auto", "device", "workers"] = Field(
+        "auto", description="device: all images in device memory; workers: decode on the fly; auto: what fits"
+    )
+    memory_limit_gb: float = Field(
+        2.0,
+        gt=0,
+        description="most memory the decoded images may take for `auto` to choose the device loader",
+    )
+    num_workers: int = Field(2, ge=0, le=256, description="processes that decode images on the fly")
+    max_corrupt_share: float = Field(
+        0.01, ge=0, le=1, description="share of unreadable images above which the run is refused"
+    )
+    eval_crop: float = Field(
+        0.875,
+        gt=0,
+        le=1,
+        description="share of the shorter side that is shown of a larger image in evaluation",
+    )
+    mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="channel means for normalisation, 0 to 1")
+    std: tuple[float, ...] = Field(IMAGENET_STD, description="channel deviations for normalisation, 0 to 1")
+
+    def read(self) -> Dataset:
+        """Open what is on disk.
+
+        Raises:
+            UserError: if a file, folder or column is missing or a label is out of range.
+        """
+        raise NotImplementedError
+
+    def located(self) -> Self:
+        """The same settings with absolute paths, to be read from another working directory."""
+        paths = {
+            name: value.absolute()
+            for name in type(self).model_fields
+            if isinstance(value := getattr(self, name), Path)
+        }
+        return self.model_copy(update=paths)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `DataSettings.read` found; `val` only where the source has a validation split of its own."""
+
+    train: Source
+    test: Source
+    class_names: tuple[str, ...]
+    val: Source | None = None
+    channels: int = 3
+
+
+def fingerprint(name: str, parts: Sequence[Source], image_size: int) -> str:
+    """12 hex digits over every label, the order of the samples and three images of each split."""
+    digest = hashlib.sha256(f"{name} {image_size}".encode())
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(part.targets).tobytes())
+        for index in sorted({0, len(part) // 2, len(part) - 1} if len(part) else set()):
+            try:
+                stored = part.encoded(index)
+                digest.update(part.decode(index).tobytes() if stored is None else stored)
+            except CorruptSample as error:
+                digest.update(error.where.encode())
+    return digest.hexdigest()[:12]

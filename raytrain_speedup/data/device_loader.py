@@ -1,0 +1,172 @@
+"""All images in the memory of the training device: an epoch is a handful of gathers, without any process.
+
+The set is decoded once, to uint8 at full size; shift, mirror, crop, cutout, erasing and the curriculum's
+bandwidth are operations on whole batches. Only RandAugment needs single images and is left to the worker
+loader: a stage's magnitude does nothing here, and says so once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from raytrain_speedup.data import augment
+from raytrain_speedup.data.base import CorruptSample, DataSettings, Source, Splits
+from raytrain_speedup.data.batch import Batch, Step
+from raytrain_speedup.data.decode import centre_box, read
+from raytrain_speedup.data.loader import Loader
+from raytrain_speedup.data.skipped import log
+
+_CHUNK = 256
+
+
+class DeviceLoader(Loader):
+    """A `Loader` whose sets live on the device; each split is decoded when it is first asked for."""
+
+    def __init__(self, splits: Splits, settings: DataSettings, **options: Any) -> None:
+        super().__init__(splits, settings, **options)
+        self._resident: dict[str, Resident] = {}
+        self._warned = False
+
+    def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
+        data = self._load("train")
+        index_E, weight_E, ends = self._epoch(steps, data)
+        self._warn_of_magnitude(steps)
+        for step, (start, end) in zip(steps, pairwise(ends), strict=True):
+            index = index_E[start:end]
+            x = self._augmented(data.images, index, epoch)
+            yield {
+                "inputs": self.finish(x, index, step.stage, epoch),
+                "target": data.targets[index],
+                "index": index,
+                "weight": weight_E[start:end],
+            }
+
+    def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
+        data = self._load(split)
+        for positions in self.share(split, batch_size):
+            index = positions[data.readable[positions]].to(self.device)
+            yield {
+                "inputs": self.normalised(data.images[index]),
+                "target": data.targets[index],
+                "index": index,
+                "weight": torch.ones(len(index), device=self.device),
+            }
+
+    def _augmented(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """(b, C, H, W) normalised, at full size."""
+        kind = self.settings.augment
+        if kind in ("crop", "crop-flip"):
+            return self.normalised(
+                augment.shift_and_mirror(
+                    images,
+                    index,
+                    index,
+                    seed=self.seed,
+                    epoch=epoch,
+                    padding=self.padding,
+                    mirror=kind == "crop-flip",
+                )
+            )
+        x = self.normalised(images[index])
+        if kind == "random-resized-crop":
+            side = torch.full_like(index, self.size)
+            boxes = augment.random_boxes(
+                index, side, side, seed=self.seed, epoch=epoch, min_scale=self.settings.min_scale
+            )
+            x = augment.mirror(augment.crop_and_resize(x, boxes), index, seed=self.seed, epoch=epoch)
+        return x
+
+    def _epoch(self, steps: Sequence[Step], data: Resident) -> tuple[Tensor, Tensor, list[int]]:
+        """Indices and weights of all steps in one transfer, and where each step begins and ends in them."""
+        if not steps:
+            return torch.empty(0), torch.empty(0), [0]
+        index, weight = torch.cat([s.index for s in steps]), torch.cat([s.weight for s in steps])
+        sizes = torch.tensor([len(step.index) for step in steps])
+        keep = data.readable[index]
+        step_of = torch.repeat_interleave(torch.arange(len(steps)), sizes)
+        kept = torch.bincount(step_of[keep], minlength=len(steps))
+        ends = [0, *kept.cumsum(0).tolist()]
+        return index[keep].to(self.device), weight[keep].to(self.device), ends
+
+    def _load(self, split: str) -> Resident:
+        if split not in self._resident:
+            source = self.source(split)
+            images, errors = decode_all(
+                source,
+                self.size,
+                self.splits.channels,
+                eval_crop=self.settings.eval_crop,
+                quiet=self.rank > 0,
+                title=f"decoding {split}",
+            )
+            skipped = self._skipped[split]
+            skipped.saw(len(source))
+            readable = torch.ones(len(source), dtype=torch.bool)
+            for error in errors:
+                readable[error.index] = False
+                skipped.add(error)
+            self._resident[split] = Resident(
+                images.to(self.device), torch.from_numpy(source.targets).to(self.device), readable
+            )
+        return self._resident[split]
+
+    def _warn_of_magnitude(self, steps: Sequence[Step]) -> None:
+        if not self._warned and any(step.stage.magnitude for step in steps):
+            self._warned = True
+            log.warning("RandAugment magnitudes have no effect with data.loader=device; use workers for them")
+
+
+class Resident:
+    """One split on the device.
+
+    Attributes:
+        images: (N, H, W, C) uint8; zeros where a sample cannot be read.
+        targets: (N,) int64.
+        readable: (N,) bool, on the CPU.
+    """
+
+    def __init__(self, images: Tensor, targets: Tensor, readable: Tensor) -> None:
+        self.images, self.targets, self.readable = images, targets, readable
+
+
+def decode_all(
+    source: Source, size: int, channels: int, *, eval_crop: float, quiet: bool, title: str
+) -> tuple[Tensor, list[CorruptSample]]:
+    """Every sample of a source at (size, size), by a few threads: the decoders release the GIL.
+
+    Returns:
+        (N, size, size, channels) uint8, and what could not be read, in order.
+    """
+    images = np.zeros((len(source), size, size, channels), dtype=np.uint8)
+    errors: list[CorruptSample] = []
+
+    def decode(start: int) -> list[CorruptSample]:
+        failed = []
+        for index in range(start, min(start + _CHUNK, len(source))):
+            try:
+                stored = read(source, index)
+                images[index] = stored.square(centre_box(stored.height, stored.width, size, eval_crop), size)
+            except CorruptSample as error:
+                failed.append(error)
+        return failed
+
+    starts = range(0, len(source), _CHUNK)
+    silent = quiet or not sys.stderr.isatty() or len(starts) < 8
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        Progress(console=Console(stderr=True), transient=True, disable=silent) as progress,
+    ):
+        for failed in progress.track(pool.map(decode, starts), total=len(starts), description=title):
+            errors += failed
+    return torch.from_numpy(images), errors

@@ -1,0 +1,104 @@
+"""What every loader does: one batch for one step, each sample of an evaluation split once over all ranks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raytrain_speedup.data import augment
+from raytrain_speedup.data.base import DataSettings, Source, Splits
+from raytrain_speedup.data.batch import Batch, Step
+from raytrain_speedup.data.resize import resize
+from raytrain_speedup.data.skipped import Skipped
+from raytrain_speedup.methods.curriculum.base import Stage
+
+
+class Loader(ABC):
+    """Turns steps into batches on the training device.
+
+    What a sample looks like is a function of (seed, epoch, sample) and the stage alone: not of the batch, the
+    number of workers, or where the run was resumed.
+
+    Args:
+        device: where batches are wanted.
+        seed: of the augmentation.
+        rank, world: this worker among all; evaluation splits are shared out by them.
+        channels_last: memory format of the inputs.
+    """
+
+    def __init__(
+        self,
+        splits: Splits,
+        settings: DataSettings,
+        *,
+        device: torch.device | str,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        channels_last: bool = False,
+    ) -> None:
+        self.splits, self.settings, self.seed = splits, settings, seed
+        self.rank, self.world, self.channels_last = rank, world, channels_last
+        self.device = torch.device(device)
+        self.size = splits.image_size
+        self.padding = self.size // 8 if settings.padding is None else settings.padding
+        std = torch.tensor(settings.std, device=self.device)
+        self._scale = 1 / (255 * std)
+        self._offset = -torch.tensor(settings.mean, device=self.device) / std
+        self._skipped = {
+            name: Skipped(name, len(self.source(name)), settings.max_corrupt_share)
+            for name in ("train", "val", "test")
+        }
+
+    @abstractmethod
+    def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
+        """One augmented batch for each step, in order. To resume within an epoch pass the steps left.
+
+        Raises:
+            UserError: if too many samples cannot be read.
+        """
+
+    @abstractmethod
+    def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
+        """This rank's share of a split, every sample with weight 1; `index` is its position in the split.
+
+        Raises:
+            UserError: if too many samples cannot be read.
+        """
+
+    def close(self) -> None:  # noqa: B027 - only worker processes need ending
+        """End worker processes. The loader cannot be used afterwards."""
+
+    @property
+    def skipped(self) -> Mapping[str, Skipped]:
+        """For each split, how many samples could not be read so far (`count`) and the first `names`."""
+        return self._skipped
+
+    def source(self, split: str) -> Source:
+        """The source behind a split."""
+        return {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}[split]
+
+    def share(self, split: str, batch_size: int) -> Sequence[Tensor]:
+        """Positions of the samples this rank evaluates, batch by batch; ranks may differ by one sample."""
+        positions = torch.arange(self.rank, len(self.source(split)), self.world)
+        return positions.split(batch_size) if len(positions) else ()
+
+    def finish(self, x: Tensor, index: Tensor, stage: Stage, epoch: int) -> Tensor:
+        """The last part of the augmentation, on normalised (b, C, H, W): bandwidth, cutout, erasing."""
+        settings = self.settings
+        if stage.size is not None and stage.size != x.shape[-1]:
+            x = resize(x, stage.size)
+        if settings.cutout:
+            side = max(1, round(settings.cutout * x.shape[-1] / self.size))
+            x = augment.cutout(x, index, seed=self.seed, epoch=epoch, side=side)
+        if settings.erasing:
+            x = augment.erase(x, index, seed=self.seed, epoch=epoch, probability=settings.erasing)
+        return x
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """(b, H, W, C) uint8 on the device to the (b, C, H, W) the network sees."""
+        return augment.normalise(images, self._scale, self._offset, channels_last=self.channels_last)

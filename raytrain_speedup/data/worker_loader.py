@@ -1,0 +1,234 @@
+"""Images decoded on the fly by a few processes that stay for the whole run.
+
+A worker is sent one request for one batch, which names the samples, the epoch and the stage of the
+curriculum, so a new stage reaches it with the first batch of that stage. What needs single images of
+different shapes happens there: decoding, random-resized-crop straight to the stage's size and RandAugment.
+The uint8 batch goes to the device, where the operations of the device loader do the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from raytrain_speedup.data import augment
+from raytrain_speedup.data.base import CorruptSample, DataSettings, Source, Splits
+from raytrain_speedup.data.batch import Batch, Step
+from raytrain_speedup.data.decode import Box, Stored, centre_box, read
+from raytrain_speedup.data.loader import Loader
+from raytrain_speedup.data.randaugment import randaugment
+from raytrain_speedup.settings import UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch to decode.
+
+    Attributes:
+        index: (b,) int64.
+        size: side of the images wanted; smaller than full only where a crop goes straight to it.
+        magnitude: of RandAugment, on timm's scale of 0 to 10; None and 0 leave the images alone.
+        epoch: keys the randomness; None for evaluation, which is never augmented.
+    """
+
+    index: np.ndarray
+    size: int
+    magnitude: float | None
+    epoch: int | None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What comes back for a request.
+
+    Attributes:
+        images: (k, size, size, C) uint8.
+        kept: (k,) int64, positions in the request of the samples that could be read.
+        skipped: the others.
+    """
+
+    images: Tensor
+    kept: np.ndarray
+    skipped: list[CorruptSample]
+
+    def pin_memory(self) -> Decoded:
+        """Called by the `DataLoader`."""
+        return Decoded(self.images.pin_memory(), self.kept, self.skipped)
+
+
+class Requests:
+    """The requests of the current pass: a sampler that the loader points at a new list."""
+
+    def __init__(self) -> None:
+        self.pending: Iterator[Request] = iter(())
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.pending
+
+
+class BatchDataset(Dataset):
+    """Decodes whole batches, in a worker process."""
+
+    def __init__(self, source: Source, settings: DataSettings, channels: int, seed: int) -> None:
+        self.source, self.settings, self.channels, self.seed = source, settings, channels, seed
+
+    def __getitem__(self, request: Request) -> Decoded:
+        skipped: list[CorruptSample] = []
+        stored: dict[int, Stored] = {}
+        for position, index in enumerate(request.index.tolist()):
+            try:
+                stored[position] = read(self.source, index)
+            except CorruptSample as error:
+                skipped.append(error)
+        images = np.empty((len(stored), request.size, request.size, self.channels), dtype=np.uint8)
+        kept: list[int] = []
+        for (position, sample), box in zip(stored.items(), self._boxes(request, stored), strict=True):
+            try:
+                images[len(kept)] = self._image(sample, box, request)
+            except CorruptSample as error:
+                skipped.append(error)
+                continue
+            kept.append(position)
+        return Decoded(torch.from_numpy(images[: len(kept)]), np.array(kept, dtype=np.int64), skipped)
+
+    def _boxes(self, request: Request, stored: dict[int, Stored]) -> list[Box]:
+        """The part that each sample shows."""
+        samples = list(stored.values())
+        if request.epoch is None or self.settings.augment != "random-resized-crop":
+            crop = self.settings.eval_crop
+            return [centre_box(sample.height, sample.width, request.size, crop) for sample in samples]
+        boxes = augment.random_boxes(
+            torch.from_numpy(request.index[list(stored)]),
+            torch.tensor([sample.height for sample in samples]),
+            torch.tensor([sample.width for sample in samples]),
+            seed=self.seed,
+            epoch=request.epoch,
+            min_scale=self.settings.min_scale,
+        )
+        return [Box(*box) for box in boxes.T.tolist()]
+
+    def _image(self, sample: Stored, box: Box, request: Request) -> np.ndarray:
+        """(size, size, C) uint8."""
+        image = sample.square(box, request.size)
+        if not request.magnitude or request.epoch is None:
+            return image
+        return randaugment(image, request.magnitude, seed=self.seed, epoch=request.epoch, index=sample.index)
+
+
+class WorkerLoader(Loader):
+    """A `Loader` over `DataLoader` workers, one group for training and one for evaluation."""
+
+    def __init__(self, splits: Splits, settings: DataSettings, **options: Any) -> None:
+        super().__init__(splits, settings, **options)
+        self._groups: dict[str, _Group] = {}
+
+    def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
+        crops = self.settings.augment == "random-resized-crop"
+        requests = (
+            Request(
+                step.index.numpy(),
+                step.stage.size if crops and step.stage.size else self.size,
+                step.stage.magnitude,
+                epoch,
+            )
+            for step in steps
+        )
+        for step, decoded in zip(steps, self._decoded("train", requests), strict=True):
+            batch = self._batch("train", step.index, step.weight, decoded)
+            x = self._augmented(batch["inputs"], batch["index"], epoch)
+            yield batch | {"inputs": self.finish(x, batch["index"], step.stage, epoch)}
+
+    def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
+        shares = self.share(split, batch_size)
+        requests = (Request(index.numpy(), self.size, None, None) for index in shares)
+        for index, decoded in zip(shares, self._decoded(split, requests), strict=True):
+            batch = self._batch(split, index, torch.ones(len(index)), decoded)
+            yield batch | {"inputs": self.normalised(batch["inputs"])}
+
+    def _batch(self, split: str, index: Tensor, weight: Tensor, decoded: Decoded) -> Batch:
+        """What could be read, on the device; `inputs` are still uint8 (k, H, W, C)."""
+        kept = torch.from_numpy(decoded.kept)
+        cpu = {
+            "inputs": decoded.images,
+            "target": torch.from_numpy(self.source(split).targets)[index[kept]],
+            "index": index[kept],
+            "weight": weight[kept],
+        }
+        return {key: value.to(self.device, non_blocking=True) for key, value in cpu.items()}
+
+    def close(self) -> None:
+        for group in self._groups.values():
+            group.close()
+        self._groups.clear()
+
+    def _augmented(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """What is left for the device to do, up to normalised (b, C, H, W)."""
+        kind = self.settings.augment
+        if kind in ("crop", "crop-flip"):
+            position = torch.arange(len(index), device=self.device)
+            mirror = kind == "crop-flip"
+            images = augment.shift_and_mirror(
+                images, position, index, seed=self.seed, epoch=epoch, padding=self.padding, mirror=mirror
+            )
+        x = self.normalised(images)
+        if kind == "random-resized-crop":
+            x = augment.mirror(x, index, seed=self.seed, epoch=epoch)
+        return x
+
+    def _decoded(self, split: str, requests: Iterator[Request]) -> Iterator[Decoded]:
+        """The answers to the requests, in order, with what was skipped noted."""
+        if split not in self._groups:
+            self._groups[split] = self._start(split)
+        skipped = self._skipped[split]
+        for decoded in self._groups[split].run(requests):
+            skipped.saw(len(decoded.kept) + len(decoded.skipped))
+            for error in decoded.skipped:
+                skipped.add(error)
+            yield decoded
+
+    def _start(self, split: str) -> _Group:
+        source = self.source(split)
+        source.prepare(self.settings.memory_limit_gb * 1e9)  # before the fork, so that workers share it
+        dataset = BatchDataset(source, self.settings, self.splits.channels, self.seed)
+        return _Group(dataset, self.settings.num_workers, pin=self.device.type == "cuda")
+
+
+class _Group:
+    """A `DataLoader` whose processes persist, with one pass of requests after another."""
+
+    def __init__(self, dataset: BatchDataset, workers: int, *, pin: bool) -> None:
+        self._requests = Requests()
+        self._workers = workers
+        self._loader = DataLoader(
+            dataset,
+            sampler=self._requests,
+            batch_size=None,  # a request is a whole batch
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin,
+            generator=torch.Generator(),  # without one it draws from the global generator in every pass
+        )
+
+    def run(self, requests: Iterator[Request]) -> Iterator[Decoded]:
+        self._requests.pending = requests
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+                raise
+            raise UserError(
+                f"data.num_workers={self._workers}: a worker process died ({str(error).splitlines()[0]}); it "
+                "ran out of memory or of shared memory (/dev/shm): expected fewer workers or a smaller batch"
+            ) from None
+
+    def close(self) -> None:
+        iterator = self._loader._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+            self._loader._iterator = None

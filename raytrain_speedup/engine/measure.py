@@ -1,0 +1,117 @@
+"""What a run costs: the only place where time, FLOPs and memory are measured.
+
+Training seconds are taken between two synchronisations of the device and hold everything a method does to
+train (planning, loading, steps, the exchange of scores). Evaluation, checkpoints, warm-up and compilation
+stand apart. How runs are compared is `compare.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import platform
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+PHASES = ("setup", "train", "eval", "checkpoint", "warmup")
+
+
+class Stopwatch:
+    """Seconds per phase, synchronised with the device, going on where a checkpoint left off."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._phase: str | None = None
+        self._since = 0.0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside for `name`; a phase inside another interrupts it."""
+        outer = self._phase
+        self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def _switch(self, name: str | None) -> None:
+        synchronize(self.device)
+        now = time.perf_counter()
+        if self._phase is not None:
+            self.seconds[self._phase] += now - self._since
+        self._phase, self._since = name, now
+
+    def read(self) -> dict[str, float]:
+        """`{"train_seconds": ..., ...}` up to now."""
+        self._switch(self._phase)
+        return {f"{name}_seconds": seconds for name, seconds in self.seconds.items()}
+
+    def state_dict(self) -> dict[str, float]:
+        self._switch(self._phase)
+        return dict(self.seconds)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from an earlier process; this one's warm-up is added to what was spent before."""
+        for name, seconds in state.items():
+            self.seconds[name] += seconds
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queue; a CPU has none."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def training_flops(model: nn.Module, shape: tuple[int, ...]) -> float:
+    """FLOPs of one sample's forward and backward pass, counted on the meta device (nothing is computed).
+
+    Args:
+        model: the network; it is copied.
+        shape: (C, H, W) of one input.
+    """
+    ghost = copy.deepcopy(model).to("meta").train()
+    inputs = torch.empty((2, *shape), device="meta")  # two samples: batch normalisation refuses one
+    counter = FlopCounterMode(display=False)
+    with counter:
+        output = ghost(inputs)
+        output.sum().backward()
+    return counter.get_total_flops() / 2
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the device allocator's peak on a GPU, the process's largest resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def hardware(device: torch.device, *, world: int, precision: str) -> str:
+    """What ran: runs are compared only where this is equal."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{world} x {name}, {precision}"
+
+
+def baseline_key(identity: Mapping[str, Any]) -> str:
+    """A short hash of everything that must be equal for two runs to be compared, seeds and methods aside."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a device, not a path of ours
+            models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        return models[0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()

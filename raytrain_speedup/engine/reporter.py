@@ -1,0 +1,42 @@
+"""The only thing the engine knows about where it runs: a place to report to and to resume from.
+
+Three backends: `LocalReporter` here, a Tune trial and a Ray Train worker in `scaling/`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+Figures = Mapping[str, float | int | str | bool]
+
+
+class Reporter(ABC):
+    """What a run tells the outside, and what the outside tells the run."""
+
+    rank: int = 0
+    world: int = 1
+
+    @abstractmethod
+    def report(self, figures: Figures, checkpoint: Path | None = None) -> None:
+        """Hand over figures and, if there is one, a checkpoint folder written by this rank.
+
+        Every rank calls it equally often. A report may be repeated after a fault: `epoch` is in `figures`,
+        so whoever writes them down can do so idempotently.
+        """
+
+    @abstractmethod
+    def latest(self) -> Path | None:
+        """The folder of the last good checkpoint with the files of all ranks, or None at a fresh start."""
+
+    @abstractmethod
+    def new_folder(self) -> Path:
+        """An empty folder to write the next checkpoint of this rank into."""
+
+    def should_stop(self) -> bool:
+        """True when the user asked the run to stop; it then checkpoints and raises `Stopped`."""
+        return False
+
+    def progress(self, figures: Figures) -> None:  # noqa: B027 - most places have no terminal
+        """Figures for a progress bar, a few times a second at most; may be dropped."""

@@ -1,0 +1,75 @@
+"""Every key of an experiment as a table, read from the settings classes themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from rich.markup import escape
+from rich.table import Table
+
+from raytrain_speedup.config import TAGS, Experiment
+from raytrain_speedup.data import SOURCES
+from raytrain_speedup.methods.curriculum import CURRICULA
+from raytrain_speedup.methods.pruning import PRUNERS
+from raytrain_speedup.tasks import TASKS
+
+REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {
+    "task": TASKS,
+    "data": SOURCES,
+    "pruning": PRUNERS,
+    "curriculum": CURRICULA,
+}
+
+
+def keys_table() -> Table:
+    """Key, default and meaning of everything that can be set."""
+    table = Table("key", "default", "meaning", title="keys", title_justify="left", expand=False)
+    for key, default, meaning in keys():
+        table.add_row(escape(key), escape(default), escape(meaning))
+        if not meaning:
+            table.add_section()
+    return table
+
+
+def keys() -> Iterator[tuple[str, str, str]]:
+    """(dotted key, default, meaning), section after section."""
+    for section, field in Experiment.model_fields.items():
+        registry = REGISTRIES.get(section)
+        if registry is not None:
+            yield f"{section}.{TAGS[section]}", "", f"one of {', '.join(registry)}: {field.description}"
+            yield from _registry_keys(section, registry)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _section_keys(section, field.annotation)
+        else:
+            yield section, _default(field), field.description or ""
+
+
+def _registry_keys(section: str, registry: Mapping[str, type[BaseModel]]) -> Iterator[tuple[str, str, str]]:
+    """A key that several entries share is told once, with the entries that have it."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for name, settings in registry.items():
+        for row in _section_keys(section, settings):
+            if row[0] != f"{section}.{TAGS[section]}":
+                rows.setdefault(row, []).append(name)
+    for (key, default, meaning), names in rows.items():
+        only = "" if len(names) == len(registry) else f"[{', '.join(names)}] "
+        yield key, default, only + meaning
+
+
+def _section_keys(section: str, settings: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
+    for name, field in settings.model_fields.items():
+        choices = get_args(field.annotation)
+        texts = [choice for choice in choices if isinstance(choice, str)]
+        meaning = field.description or ""
+        if len(texts) > 1:
+            meaning += f" ({', '.join(texts)})"
+        yield f"{section}.{name}", _default(field), meaning
+
+
+def _default(field: Any) -> str:
+    if field.default is PydanticUndefined:
+        return "required" if field.default_factory is None else ""
+    return "" if field.default is None else str(field.default)

@@ -1,0 +1,38 @@
+"""What a task is: a loss per sample, and a metric that adds up over batches and workers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from raytrain_speedup.settings import Settings
+
+
+class TaskSettings(Settings):
+    """What the experiment file says of a task; `kind` names it."""
+
+    kind: str
+
+    def build(self) -> Task:
+        """The task itself."""
+        raise NotImplementedError
+
+
+class Task(ABC):
+    """Knows what a model's output means."""
+
+    metric: str
+    """The figure of merit, larger is better; it is reported as `val_<metric>` and `<metric>` (test)."""
+
+    @abstractmethod
+    def losses(self, output: Tensor, target: Tensor) -> Tensor:
+        """The training loss of every sample, (b,) float32, before weights and means."""
+
+    @abstractmethod
+    def totals(self, output: Tensor, target: Tensor) -> Tensor:
+        """A vector that can be summed over batches and workers, float64 on the output's device."""
+
+    @abstractmethod
+    def figures(self, totals: Tensor) -> dict[str, float]:
+        """The metrics of the summed `totals`; `metric` is among them, and so is `loss`."""

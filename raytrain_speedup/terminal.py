@@ -1,0 +1,118 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, a line per epoch elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from raytrain_speedup.engine.reporter import Figures
+
+
+class TrainProgress:
+    """A listener that draws one run: epoch, samples per second, kept share, time left.
+
+    Args:
+        console: where to draw.
+        title: what to call the run.
+    """
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console = console
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=1.0, figures="preparing")
+        self._kept_share = 1.0
+        self._first: tuple[float, float, float] | None = None  # time, progress, samples at the first sign
+
+    def __enter__(self) -> TrainProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, kind: str, figures: Figures) -> None:
+        if kind == "progress":
+            self._move(float(figures["progress"]), float(figures["samples_shown"]), figures)
+        elif "kept_share" in figures:
+            self._kept_share = float(figures["kept_share"])
+            self.console.print(epoch_line(figures), highlight=False)
+
+    def _move(self, progress: float, samples: float, figures: Figures) -> None:
+        now = time.monotonic()
+        self._first = self._first or (now, progress, samples)
+        seconds, advanced, shown = now - self._first[0], progress - self._first[1], samples - self._first[2]
+        text = f"epoch {figures['epoch']}/{figures['epochs']}"
+        if seconds > 0 and advanced > 0:
+            left = seconds * (1 - progress) / advanced
+            text += f" · {shown / seconds:,.0f} samples/s · {duration(left)} left"
+        text += f" · {self._kept_share:.0%} kept"
+        self._bar.update(self._task, completed=progress, figures=text)
+
+
+def epoch_line(figures: Figures) -> str:
+    """One finished epoch in a line."""
+    parts = [
+        f"epoch {figures['epoch']:>3}",
+        f"progress {figures['progress']:4.0%}",
+        f"loss {figures['train_loss']:.4f}",
+        f"kept {figures['kept_share']:4.0%}",
+        f"{figures['samples_per_second']:,.0f} samples/s",
+    ]
+    parts += [
+        f"{name.removeprefix('val_')} {value:.2f}"
+        for name, value in figures.items()
+        if name.startswith("val_") and name != "val_loss"
+    ]
+    return "  ".join(parts)
+
+
+def summary(figures: Figures) -> Table:
+    """The final figures of a run, for people."""
+    table = Table(title="result", show_header=False, title_justify="left")
+    rows = {
+        "test accuracy": ("accuracy", "{:.2f} %"),
+        "validation accuracy": ("val_accuracy", "{:.2f} %"),
+        "training time": ("train_seconds", "{:.1f} s"),
+        "evaluation": ("eval_seconds", "{:.1f} s"),
+        "warm-up": ("warmup_seconds", "{:.1f} s"),
+        "samples shown": ("samples_shown", "{:,.0f}"),
+        "sample passes saved": ("passes_saved", "{:.1%}"),
+        "training FLOPs": ("train_flops", "{:.3g}"),
+        "peak memory": ("peak_memory_bytes", "{:,.0f} bytes"),
+        "samples skipped": ("samples_skipped", "{:.0f}"),
+        "hardware": ("hardware", "{}"),
+    }
+    for label, (name, form) in rows.items():
+        if name in figures:
+            table.add_row(label, form.format(figures[name]))
+    return table
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
