@@ -119,14 +119,20 @@ def _crop(
     keeps_graph = x_MCHW.requires_grad and torch.is_grad_enabled()
     if keeps_graph or x_MCHW.device.type != "cpu":
         with torch.autocast(x_MCHW.device.type, enabled=False):
-            return _columns_product(rows.full @ x_MCHW.to(dtype), rows, columns, flip, affine)
+            return _columns_product(
+                rows.full @ x_MCHW.to(dtype, memory_format=torch.contiguous_format),
+                rows,
+                columns,
+                flip,
+                affine,
+            )
     out = x_MCHW.new_empty((*x_MCHW.shape[:2], height, width), dtype=dtype)
     sample_bytes = x_MCHW[0].numel() * dtype.itemsize if len(x_MCHW) else 1
     piece = max(1, torch.get_num_threads() * CACHE_BYTES // sample_bytes)
     with torch.autocast("cpu", enabled=False):
         for start in range(0, len(x_MCHW), piece):
             some = slice(start, start + piece)
-            y = _folded_rows_product(x_MCHW[some].to(dtype), rows)
+            y = _folded_rows_product(x_MCHW[some].to(dtype, memory_format=torch.contiguous_format), rows)
             out[some] = _columns_product(y, rows, columns, None if flip is None else flip[some], affine)
     return out
 

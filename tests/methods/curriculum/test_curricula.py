@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def test_stages_are_whole(
 ) -> None:
     stages = settings_of(name, values).stages(image_size, stride=stride, cost_of=cost_of)
     ends = [stage.ends_at for stage in stages]
-    assert all(before < after for before, after in zip([0.0, *ends], ends, strict=False))
+    assert all(before < after for before, after in pairwise([0.0, *ends]))
     assert ends[-1] == 1.0
     assert stages[-1].size in (None, image_size)
     assert stages[-1].cost == 1.0
@@ -80,13 +81,10 @@ def test_every_field_explains_itself(name: str, values: dict[str, Any]) -> None:
 @pytest.mark.parametrize("image_size", [32, 64, 224])
 def test_published_curricula_go_from_easy_to_hard(name: str, model: str, image_size: int) -> None:
     stages = settings_of(name, {}).stages(image_size, model=model)
-    for before, after in zip(stages, stages[1:], strict=False):
-        assert before.size is not None and after.size is not None and before.size <= after.size
-        assert (
-            before.magnitude is not None
-            and after.magnitude is not None
-            and before.magnitude < after.magnitude
-        )
+    sizes, magnitudes = [s.size for s in stages], [s.magnitude for s in stages]
+    assert None not in sizes and None not in magnitudes
+    assert all(before <= after for before, after in pairwise(sizes))
+    assert all(before < after for before, after in pairwise(magnitudes))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +152,7 @@ def test_a_side_is_on_the_stride_and_never_above_the_image(
 
 
 def test_early_stages_use_what_small_inputs_leave_free() -> None:
-    """Replay 4, then 2, is what the paper trains DeiT-S with; two images of 160 take the place of one of 224."""
+    """Replay 4, then 2, is the paper's choice for DeiT-S; two images of 160 take the place of one of 224."""
     stages = EfficientTrainPlusPlus(max_batch_factor=8, max_replay=4).stages(224, model="deit_small")
     by_size = {stage.size: (stage.batch_factor, stage.replay) for stage in stages}
     assert by_size == {96: (5, 4), 160: (2, 2), 192: (1, 1), 224: (1, 1)}
@@ -195,7 +193,7 @@ def test_a_custom_schedule_is_laid_out_and_equal_neighbours_become_one() -> None
             "schedule.0.ratio: 1.5 is not allowed; expected less than or equal to 1",
         ),
         ([{"share": 1, "magnitud": 3}], "schedule.0.magnitud: unknown key; did you mean 'magnitude'?"),
-        ([], "schedule: "),
+        ([], "schedule: the shares of the 0 stages sum to 0; expected 1"),
     ],
 )
 def test_a_wrong_schedule_is_explained(schedule: list[dict[str, float]], message: str) -> None:
