@@ -9,6 +9,7 @@ size, so that they take half the memory, are augmented anew each time, and serve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -83,7 +84,7 @@ class ReplayBuffer:
             self.push(state)
 
     def _allocate(self, fresh: Mapping[str, Tensor]) -> None:
-        sample_bytes = sum(tensor[:1].nbytes for tensor in fresh.values())
+        sample_bytes = sum(t.element_size() * math.prod(t.shape[1:]) for t in fresh.values())
         self.capacity = self.max_bytes // sample_bytes
         if self.capacity == 0:
             raise UserError(

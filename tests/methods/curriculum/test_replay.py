@@ -114,6 +114,12 @@ def test_it_serves_the_stages_after_those_that_replay() -> None:
     assert set(run(held, range(1, 2), replay=2)[0]["index"].tolist()) <= set(range(8))
 
 
+def test_a_batch_of_which_nothing_could_be_read_passes() -> None:
+    held = buffer()
+    assert len(held.extend(batch(0, 0), 3, epoch=0, step=0)["index"]) == 0
+    assert held.extend(batch(0, 2), 2, epoch=0, step=1)["index"][:2].tolist() == [0, 1]
+
+
 def test_too_little_memory_is_explained() -> None:
     with pytest.raises(UserError, match=r"a replay buffer of 50 bytes cannot hold one sample of 68"):
         ReplayBuffer(50, seed=0).push(batch(0))
