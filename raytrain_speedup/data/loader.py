@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torch import Tensor
 from raytrain_speedup.data import augment
 from raytrain_speedup.data.base import DataSettings, Source, Splits
 from raytrain_speedup.data.batch import Batch, Step
-from raytrain_speedup.data.resize import resize
 from raytrain_speedup.data.skipped import Skipped
-from raytrain_speedup.methods.curriculum.base import Stage
+from raytrain_speedup.methods.curriculum.base import Kernel, Stage
+from raytrain_speedup.methods.curriculum.crop import low_frequency_crop
 
 
 class Loader(ABC):
@@ -28,6 +28,7 @@ class Loader(ABC):
         seed: of the augmentation.
         rank, world: this worker among all; evaluation splits are shared out by them.
         channels_last: memory format of the inputs.
+        kernel: how the bandwidth of a batch is lowered to that of the curriculum's stage.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class Loader(ABC):
         rank: int = 0,
         world: int = 1,
         channels_last: bool = False,
+        kernel: Kernel = "fourier",
     ) -> None:
         self.splits, self.settings, self.seed = splits, settings, seed
-        self.rank, self.world, self.channels_last = rank, world, channels_last
+        self.rank, self.world, self.channels_last, self.kernel = rank, world, channels_last, kernel
         self.device = torch.device(device)
         self.size = splits.image_size
         self.padding = self.size // 8 if settings.padding is None else settings.padding
@@ -70,6 +72,13 @@ class Loader(ABC):
             UserError: if too many samples cannot be read.
         """
 
+    def state_dict(self) -> dict[str, Any]:
+        """What later batches depend on and this rank alone knows; nothing, for most loaders."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take up the state of `state_dict`."""
+
     def close(self) -> None:  # noqa: B027 - only worker processes need ending
         """End worker processes. The loader cannot be used afterwards."""
 
@@ -91,7 +100,7 @@ class Loader(ABC):
         """The last part of the augmentation, on normalised (b, C, H, W): bandwidth, cutout, erasing."""
         settings = self.settings
         if stage.size is not None and stage.size != x.shape[-1]:
-            x = resize(x, stage.size)
+            x = low_frequency_crop(x, stage.size, self.kernel)
         if settings.cutout:
             side = max(1, round(settings.cutout * x.shape[-1] / self.size))
             x = augment.cutout(x, index, seed=self.seed, epoch=epoch, side=side)

@@ -7,14 +7,16 @@ leaves the previous checkpoint as it was.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from raytrain_speedup.settings import RunFailed
+from raytrain_speedup.settings import RunFailed, UserError
 
 
 class CheckpointFailed(RunFailed):
@@ -31,24 +33,46 @@ def write_checkpoint(folder: Path, shared: Mapping[str, Any] | None, *, rank: in
     if shared is not None:
         files["run.pt"] = dict(shared)
     for name, content in files.items():
-        _save(content, folder / name)
+        save_tensors(content, folder / name)
 
 
 def read_checkpoint(
     folder: Path, *, rank: int, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """(common part, this rank's random state or None if fewer ranks wrote the checkpoint)."""
-    shared = torch.load(folder / "run.pt", map_location=device, weights_only=True)
+    """(common part, this rank's random state or None if fewer ranks wrote the checkpoint).
+
+    Raises:
+        UserError: naming the file that cannot be read.
+    """
+    shared = _load(folder / "run.pt", device)
     own = folder / f"rank-{rank}.pt"
-    state = torch.load(own, map_location="cpu", weights_only=True)["random"] if own.is_file() else None
+    state = _load(own, torch.device("cpu"))["random"] if own.is_file() else None
     return shared, state
 
 
-def _save(content: Any, path: Path) -> None:
+def save_tensors(content: Any, path: Path) -> None:
+    """`torch.save`, whole or not at all; raises `CheckpointFailed`."""
+    _save(path, lambda file: torch.save(content, file))
+
+
+def save_json(content: Any, path: Path) -> None:
+    """A JSON file, whole or not at all; raises `CheckpointFailed`."""
+    _save(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+
+
+def _load(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a whole checkpoint ({reason}); expected one of this package") from error
+
+
+def _save(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

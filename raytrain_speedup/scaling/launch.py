@@ -60,7 +60,7 @@ def _launch_here(experiment: Experiment, folder: Path, listener: Listener) -> di
 
 def _launch_group(experiment: Experiment, folder: Path, listener: Listener) -> dict[str, Any]:
     connect(experiment.scaling)
-    board = Board.remote()
+    board = Board.remote()  # type: ignore[attr-defined]
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"experiment": experiment.to_dict(), "board": board},
