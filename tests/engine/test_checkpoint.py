@@ -97,7 +97,9 @@ def test_the_last_file_of_a_run_may_fail_too(tmp_path: Path, monkeypatch: pytest
 
     module_save = module.save_tensors
     monkeypatch.setattr(module, "save_tensors", limited)
-    with pytest.raises(CheckpointFailed, match=r"model.pt: checkpoint not written .*; the last good checkpoint"):
+    with pytest.raises(
+        CheckpointFailed, match=r"model.pt: checkpoint not written .*; the last good checkpoint"
+    ):
         run(tiny(epochs=1), Diary(tmp_path), device=CPU)
     monkeypatch.undo()
     assert trained(tiny(epochs=1), tmp_path)[2].steps == 0
@@ -119,9 +121,9 @@ def test_a_damaged_checkpoint_is_a_message(tmp_path: Path):
 
 def test_the_last_two_checkpoints_are_kept(tmp_path: Path):
     run(tiny(checkpoint_steps=1), Diary(tmp_path), device=CPU)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-000012", "checkpoint-000013"][-2:] or (
-        len(list(tmp_path.iterdir())) == 2
-    )
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-000012", "checkpoint-000013"][
+        -2:
+    ] or (len(list(tmp_path.iterdir())) == 2)
 
 
 def test_a_stop_checkpoints_and_names_it_and_the_step(tmp_path: Path):
