@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -69,6 +69,21 @@ class Loader(ABC):
         Raises:
             UserError: if too many samples cannot be read.
         """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later batches depend on and this rank alone knows; nothing, for most loaders."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take up the state of `state_dict`."""
+
+    def figures(self) -> dict[str, float]:
+        """What is worth reporting after an epoch."""
+        return {}
+
+    def pictures(self) -> dict[str, Tensor]:
+        """What is worth looking at after an evaluation: uint8 (C, H, W) on the CPU, by name."""
+        return {}
 
     def close(self) -> None:  # noqa: B027 - only worker processes need ending
         """End worker processes. The loader cannot be used afterwards."""

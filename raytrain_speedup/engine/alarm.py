@@ -1,4 +1,4 @@
-"""Notices a loss that is not finite, without making the device wait.
+"""Notices losses and weights that are not finite, without making the device wait.
 
 The number of the first bad step is kept on the device. Every so many steps it is agreed on by the workers and
 copied back in the background; the copy is looked at when the next one is due. So a worker never waits, and
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from raytrain_speedup.settings import RunFailed
 
 NEVER = torch.iinfo(torch.int64).max
 
 
-class NonFiniteLoss(RunFailed):
-    """The loss became NaN or infinite."""
+class NonFinite(RunFailed):
+    """The loss or the weights became NaN or infinite."""
 
 
 class LossAlarm:
@@ -36,13 +36,13 @@ class LossAlarm:
         self._arrived = torch.cuda.Event() if on_gpu else None
 
     def note(self, step: int, loss: Tensor) -> None:
-        """Look at a step's loss, a scalar on the device.
+        """Look at the loss, a scalar on the device, of a step; the first one is step 1.
 
         Raises:
-            NonFiniteLoss: when the news of an earlier bad step have arrived.
+            NonFinite: when the news of an earlier bad step have arrived.
         """
         self._first = torch.where(torch.isfinite(loss), self._first, self._first.clamp(max=step))
-        if (step + 1) % self.every == 0:
+        if step % self.every == 0:
             if self._arrived is not None:
                 self._arrived.synchronize()  # recorded `every` steps ago: long past
             self._raise_if(int(self._copy))
@@ -50,13 +50,22 @@ class LossAlarm:
             if self._arrived is not None:
                 self._arrived.record()
 
-    def check(self) -> None:
+    def check(self, step: int, model: nn.Module) -> None:
         """Look now, waiting for the device; called before every checkpoint, so that checkpoints are good.
 
+        A step whose loss was finite may have ruined the weights, which its loss cannot show.
+
+        Args:
+            step: the last one that was taken.
+            model: its weights are alike on all workers.
+
         Raises:
-            NonFiniteLoss: naming the first bad step.
+            NonFinite: naming the first bad step.
         """
         self._raise_if(int(self._agreed()))
+        largest = nn.utils.get_total_norm(model.parameters(), norm_type=torch.inf)
+        if not torch.isfinite(largest):
+            raise NonFinite(f"the weights are not finite after step {step}")
 
     def _agreed(self) -> Tensor:
         first = self._first.clone()
@@ -67,4 +76,4 @@ class LossAlarm:
     @staticmethod
     def _raise_if(step: int) -> None:
         if step != NEVER:
-            raise NonFiniteLoss(f"the loss is not finite at step {step}")
+            raise NonFinite(f"the loss is not finite at step {step}")

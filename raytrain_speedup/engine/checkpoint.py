@@ -1,54 +1,75 @@
 """Checkpoints: whole or not at all.
 
-A checkpoint is a folder. Rank 0 writes what all ranks share (`run.pt`), every rank its own random state
-(`rank-3.pt`). Files are written beside their final name and renamed, so a full disk or a kill in the middle
-leaves the previous checkpoint as it was.
+A checkpoint is a folder. Rank 0 writes what all ranks share (`run.pt`), every rank what it alone knows
+(`rank-3.pt`: its random state, its loader's). Files are written beside their final name and renamed, so a
+full disk or a kill in the middle leaves the previous checkpoint as it was.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from raytrain_speedup.settings import RunFailed
+from raytrain_speedup.settings import RunFailed, UserError
 
 
 class CheckpointFailed(RunFailed):
     """A checkpoint could not be written; the one before is intact."""
 
 
-def write_checkpoint(folder: Path, shared: Mapping[str, Any] | None, *, rank: int) -> None:
+def write_checkpoint(
+    folder: Path, *, rank: int, own: Mapping[str, Any], shared: Mapping[str, Any] | None
+) -> None:
     """Write this rank's part of a checkpoint; `shared` is the common part, given on rank 0.
 
     Raises:
         CheckpointFailed: if the disk is full, say; nothing half-written is left behind.
     """
-    files: dict[str, Any] = {f"rank-{rank}.pt": {"random": random_state()}}
+    save_tensors(dict(own), folder / f"rank-{rank}.pt")
     if shared is not None:
-        files["run.pt"] = dict(shared)
-    for name, content in files.items():
-        _save(content, folder / name)
+        save_tensors(dict(shared), folder / "run.pt")
 
 
-def read_checkpoint(
-    folder: Path, *, rank: int, device: torch.device
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """(common part, this rank's random state or None if fewer ranks wrote the checkpoint)."""
-    shared = torch.load(folder / "run.pt", map_location=device, weights_only=True)
-    own = folder / f"rank-{rank}.pt"
-    state = torch.load(own, map_location="cpu", weights_only=True)["random"] if own.is_file() else None
-    return shared, state
+def read_shared(folder: Path, device: torch.device) -> dict[str, Any]:
+    """What all ranks share; raises `UserError` naming a file that cannot be read."""
+    return _load(folder / "run.pt", device)
 
 
-def _save(content: Any, path: Path) -> None:
+def read_own(folder: Path, rank: int) -> dict[str, Any] | None:
+    """What a rank alone knows, on the CPU; None if fewer ranks wrote the checkpoint."""
+    path = folder / f"rank-{rank}.pt"
+    return _load(path, torch.device("cpu")) if path.is_file() else None
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """`torch.save`, whole or not at all; raises `CheckpointFailed`."""
+    _save(path, lambda file: torch.save(content, file))
+
+
+def save_json(content: Any, path: Path) -> None:
+    """A JSON file, whole or not at all; raises `CheckpointFailed`."""
+    _save(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+
+
+def _load(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a whole checkpoint ({reason}); expected one of this package") from error
+
+
+def _save(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

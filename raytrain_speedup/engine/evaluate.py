@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from raytrain_speedup.data import Loader
-from raytrain_speedup.tasks import Task
+from raytrain_speedup.settings import UserError
+from raytrain_speedup.tasks import Split, Task
 
 
 @torch.inference_mode()
@@ -17,22 +16,28 @@ def evaluate(
     model: nn.Module,
     task: Task,
     loader: Loader,
-    split: Literal["val", "test"],
+    split: Split,
     *,
     batch_size: int,
     autocast: torch.autocast,
 ) -> dict[str, float]:
-    """The task's figures on `split` ("val" or "test"); the model is left in the mode it was in."""
+    """The task's figures on `split` ("val" or "test"), of which every rank has a sample at least.
+
+    The model is left in the mode it was in.
+    """
     was_training = model.training
     model.eval()
     totals = None
     for batch in loader.eval_batches(split, batch_size=batch_size):
+        if not len(batch["inputs"]):  # not one of its samples could be read
+            continue
         with autocast:
             output = model(batch["inputs"])
         part = task.totals(output, batch["target"])
         totals = part if totals is None else totals + part
     model.train(was_training)
-    assert totals is not None, f"the {split} split is empty"
+    if totals is None:
+        raise UserError(f"data.{split}: not one of the samples can be read")
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(totals)
-    return task.figures(totals)
+    return task.figures(totals, split)

@@ -8,8 +8,8 @@ and what is not (dropout's generator, what the pruner has settled) is in the che
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,17 +20,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Loader
-from raytrain_speedup.data.batch import Batch, Step
-from raytrain_speedup.engine.alarm import LossAlarm, NonFiniteLoss
+from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
+from raytrain_speedup.engine.alarm import LossAlarm, NonFinite
 from raytrain_speedup.engine.checkpoint import (
     CheckpointFailed,
     random_state,
-    read_checkpoint,
+    read_own,
+    read_shared,
     restore_random_state,
     write_checkpoint,
 )
 from raytrain_speedup.engine.ema import MovingAverage
 from raytrain_speedup.engine.evaluate import evaluate
+from raytrain_speedup.engine.identity import differences, identity
 from raytrain_speedup.engine.learning_rate import learning_rate
 from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.mixing import mix_batch
@@ -68,6 +70,7 @@ class Loop:
         reporter: where figures and checkpoints go.
         flops: training FLOPs of one sample by input size.
         watch: counts the seconds.
+        companions: networks that take part without being trained, kept in the checkpoint by name.
     """
 
     def __init__(
@@ -82,8 +85,10 @@ class Loop:
         flops: Mapping[int | None, float],
         reporter: Reporter,
         watch: Stopwatch,
+        companions: Mapping[str, nn.Module] | None = None,
     ) -> None:
         train = experiment.train
+        self.companions = companions or {}
         self.experiment, self.train = experiment, train
         self.model, self.task, self.loader, self.pruner = model, task, loader, pruner
         self.budget, self.flops, self.reporter, self.watch = budget, flops, reporter, watch
@@ -106,7 +111,9 @@ class Loop:
         self.compute_spent = 0.0  # in epoch equivalents
         self.flops_spent = 0.0
         self.last_val: dict[str, float] = {}
-        self._sums = torch.zeros(2, device=self.device)  # weighted losses, weights
+        self.has_val = len(loader.splits.val) > 0
+        self.identity = identity(experiment, loader.splits.fingerprint)
+        self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # weighted losses, weights
 
     # --- the run ---------------------------------------------------------------------------------------
 
@@ -121,26 +128,28 @@ class Loop:
         if self.train.compile:
             self.forward = torch.compile(self.forward)
 
-    def warm_up(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        """A forward and a backward pass for every input shape (C, H, W), so that compiling and autotuning
-        are over before the clock starts. Nothing of it stays: neither gradients nor statistics nor draws.
+    def warm_up(self, stages: Sequence[Stage]) -> None:
+        """A forward and a backward pass of every stage, so that decoding the set, starting its processes,
+        compiling and autotuning are over before the clock starts. Nothing of it stays: neither gradients nor
+        statistics nor draws.
 
-        DDP cannot follow a model whose parameters change with the size; such sizes are met cold.
+        DDP cannot follow a model whose parameters change with the size; such stages are met cold.
         """
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         random = random_state()
-        samples = max(2, self.train.batch_size // self.reporter.world // self.train.accumulate)
+        samples = max(1, self.train.batch_size // self.reporter.world // self.train.accumulate)
+        index = torch.arange(samples) % self.budget.num_samples
+        weight = torch.ones(samples)
+        steps = [Step(REHEARSAL, index, weight, samples, 0.0, stage) for stage in stages]
         self.model.train()
-        for shape in shapes:
-            if self.parallel is not None and size_of(self.model) not in (None, shape[-1]):
+        for step, batch in zip(steps, self.loader.train_batches(steps, epoch=0), strict=True):
+            size = step.stage.size or self.full_size
+            if self.parallel is not None and size_of(self.model) not in (None, size):
                 continue
-            inputs = torch.zeros((samples, *shape), device=self.device)
-            if self.train.channels_last:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            with at_size(self.model, shape[-1]):
+            with at_size(self.model, size):
                 with self.autocast:
-                    output = self.forward(inputs)
-                output.float().sum().backward()
+                    output = self.forward(batch["inputs"])
+                self.task.losses(output, batch["target"]).sum().backward()
                 self.model.zero_grad(set_to_none=True)
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])
@@ -164,17 +173,23 @@ class Loop:
         """Train until the budget is spent.
 
         Raises:
-            NonFiniteLoss: naming the step and the last good checkpoint.
+            NonFinite: naming the step and the last good checkpoint.
             CheckpointFailed: naming the checkpoint before.
             Stopped: after the checkpoint the user's stop asked for.
         """
-        try:
+        with self.naming_last_checkpoint():
             while self.epoch < len(self.budget.epoch_ends()):
                 self.finish_epoch(self.train_epoch())
-        except (NonFiniteLoss, CheckpointFailed) as error:
-            raise type(error)(
-                f"{error}; the last good checkpoint is {self.reporter.latest() or 'none'}"
-            ) from error
+
+    @contextmanager
+    def naming_last_checkpoint(self) -> Iterator[None]:
+        """Add to the message of a failure what is left of the run."""
+        try:
+            yield
+        except (NonFinite, CheckpointFailed) as error:
+            last = self.reporter.latest()
+            left = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
+            raise type(error)(f"{error}; {left}") from error
 
     def train_epoch(self) -> EpochPlan:
         """One epoch, or the rest of the one a checkpoint was taken in; gives what was shown."""
@@ -200,8 +215,10 @@ class Loop:
 
     def train_step(self, step: Step, batch: Batch, *, advance: float) -> None:
         """One optimizer step; `advance` is the progress it makes."""
-        if not len(batch["inputs"]):  # not one sample of it could be read
-            return
+        if not len(batch["inputs"]):  # not one sample of this rank's part could be read
+            if self.parallel is None:
+                return
+            batch = _blank(batch)  # the other ranks wait for this one's gradients
         self.enter(step.stage)
         lr = learning_rate(step.progress, self.train) * scaled_lr(step.stage.batch_factor, self.lr_rule)
         set_learning_rate(self.optimizer, lr)
@@ -230,13 +247,13 @@ class Loop:
         scores = torch.cat(own_losses)
         if mix is not None:
             scores = mix.scores(scores, torch.cat(partner_losses))
-        self.pruner.observe(batch["index"], scores)
+        self.pruner.observe(batch["index"], scores[: len(batch["index"])])
         self._step_optimizer()
         if self.ema is not None:
-            self.ema.update(self.model, advance)
+            self.ema.update(advance)
+        self.steps_taken += 1
         self.alarm.note(self.steps_taken, step_loss)
         self._sums += torch.stack([step_loss, weight.sum()])
-        self.steps_taken += 1
         self.samples_shown += step.count
         self.compute_spent += step.count * step.stage.cost / self.budget.num_samples
         self.flops_spent += step.count * self.flops[step.stage.size]
@@ -273,15 +290,18 @@ class Loop:
         every = self.train.checkpoint_steps
         if stop or (every and self.next_step % every == 0 and self.next_step < steps):
             self.pruner.exchange()
-            self.alarm.check()
-            folder = self.save()
-            self.reporter.report({"epoch": self.epoch, "partial": True}, folder)
+            self.alarm.check(self.steps_taken, self.model)
+            with self.watch.phase("checkpoint"):
+                self.reporter.report({"epoch": self.epoch, "partial": True}, self.save())
         if stop:
-            raise Stopped(f"stopped in epoch {self.epoch} after step {self.next_step}; checkpoint: {folder}")
+            raise Stopped(
+                f"stopped in epoch {self.epoch + 1} after step {self.next_step} of {steps}; "
+                f"the checkpoint is {self.reporter.latest()}"
+            )
 
     def finish_epoch(self, plan: EpochPlan) -> None:
-        """Check the losses, evaluate, checkpoint and report."""
-        self.alarm.check()
+        """Check losses and weights, evaluate, checkpoint and report."""
+        self.alarm.check(self.steps_taken, self.model)
         figures: dict[str, float | int | str | bool] = {
             "epoch": self.epoch + 1,
             "progress": self.budget.epoch_ends()[self.epoch],
@@ -292,12 +312,17 @@ class Loop:
         }
         self.epoch, self.next_step = self.epoch + 1, 0
         last = self.epoch == len(self.budget.epoch_ends())
-        if last or (self.train.eval_every and self.epoch % self.train.eval_every == 0):
+        due = last or (self.train.eval_every and self.epoch % self.train.eval_every == 0)
+        if due and self.has_val:
             self.last_val = self.evaluate("val")
             figures |= {f"val_{name}": value for name, value in self.last_val.items()}
         every = self.train.checkpoint_every
         folder = self.save() if every and (last or self.epoch % every == 0) else None
         figures |= self.costs()
+        figures |= self.loader.figures()
+        if due and self.reporter.rank == 0:
+            for name, picture in self.loader.pictures().items():
+                self.reporter.picture(name, self.epoch, picture)
         self.reporter.report(figures, folder)
 
     def costs(self) -> dict[str, float]:
@@ -314,6 +339,9 @@ class Loop:
     def evaluate(self, split: Literal["val", "test"]) -> dict[str, float]:
         """The task's figures of the averaged weights, or of the weights where no average is kept."""
         with self.watch.phase("eval"), at_size(self.averaged or self.model, self.full_size) as model:
+            if self.parallel is not None:
+                for buffer in model.buffers():  # each rank has its own batch statistics; rank 0's are saved
+                    dist.broadcast(buffer, 0)
             return evaluate(
                 model,
                 self.task,
@@ -324,12 +352,16 @@ class Loop:
             )
 
     def _mean_loss(self) -> float:
-        """The weighted mean of the losses since the last call, over all ranks."""
-        if self.parallel is not None:
-            dist.all_reduce(self._sums)
-        total, weight = self._sums.tolist()
+        """The weighted mean of the epoch's losses, over all ranks."""
+        total, weight = self._all_sums().tolist()
         self._sums.zero_()
         return total / weight
+
+    def _all_sums(self) -> Tensor:
+        sums = self._sums.clone()
+        if self.parallel is not None:
+            dist.all_reduce(sums)
+        return sums
 
     # --- checkpoints -----------------------------------------------------------------------------------
 
@@ -337,28 +369,40 @@ class Loop:
         """Write a checkpoint and name its folder."""
         with self.watch.phase("checkpoint"):
             folder = self.reporter.new_folder()
-            shared = self.state_dict() if self.reporter.rank == 0 else None
-            write_checkpoint(folder, shared, rank=self.reporter.rank)
+            state = self.state_dict()
+            rank = self.reporter.rank
+            own = {"random": random_state(), "loader": self.loader.state_dict()}
+            write_checkpoint(folder, rank=rank, own=own, shared=state if rank == 0 else None)
             return folder
 
     def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint, whatever number of workers wrote it."""
-        shared, random = read_checkpoint(folder, rank=self.reporter.rank, device=self.device)
+        """Go on from a checkpoint, whatever number of workers wrote it.
+
+        Raises:
+            UserError: if it is damaged, or of another experiment.
+        """
+        shared, own = read_shared(folder, self.device), read_own(folder, self.reporter.rank)
+        other = differences(shared["identity"], self.identity)
+        if other:
+            raise UserError(f"{folder} is a checkpoint of another experiment: {'; '.join(other)}")
         self.load_state_dict(shared)
-        if random is not None:
-            restore_random_state(random)
+        if own is not None:
+            restore_random_state(own["random"])
+            self.loader.load_state_dict(own["loader"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything all ranks share."""
+        """Everything all ranks share; called on all of them."""
         return {
             "size": size_of(self.model),
+            "identity": self.identity,
             "model": self.model.state_dict(),
             "ema": self.averaged.state_dict() if self.averaged is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "pruner": self.pruner.state_dict(),
+            "companions": {name: module.state_dict() for name, module in self.companions.items()},
             "seconds": self.watch.state_dict(),
-            "sums": self._sums,
+            "sums": self._all_sums(),
             **{name: getattr(self, name) for name in COUNTERS},
         }
 
@@ -375,9 +419,18 @@ class Loop:
         self.scaler.load_state_dict(state["scaler"])
         self.pruner.load_state_dict(state["pruner"])
         self.watch.load_state_dict(state["seconds"])
-        self._sums.copy_(state["sums"])
+        if self.reporter.rank == 0:  # they hold the sums of all ranks
+            self._sums.copy_(state["sums"])
         for name in COUNTERS:
             setattr(self, name, state[name])
+
+
+def _blank(batch: Batch) -> Batch:
+    """An image of a batch's shape that weighs nothing, for a batch without any; its index stays empty."""
+    return {
+        key: tensor if key == "index" else tensor.new_zeros((1, *tensor.shape[1:]))
+        for key, tensor in batch.items()
+    }
 
 
 def _pieces(length: int, parts: int) -> list[slice]:

@@ -27,7 +27,8 @@ def build_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.Optim
             groups, lr=train.lr, momentum=train.momentum, nesterov=train.nesterov, **fused
         ),
         "adamw": lambda: torch.optim.AdamW(groups, lr=train.lr, betas=betas, **fused),
-        "lamb": lambda: timm.optim.Lamb(groups, lr=train.lr, betas=betas),
+        # timm's LAMB clips by itself unless told not to: that is left to train.clip_norm
+        "lamb": lambda: timm.optim.Lamb(groups, lr=train.lr, betas=betas, max_grad_norm=None),
         "lars": lambda: timm.optim.Lars(
             groups, lr=train.lr, momentum=train.momentum, nesterov=train.nesterov
         ),

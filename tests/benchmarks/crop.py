@@ -3,8 +3,8 @@
     python tests/benchmarks/crop.py [--threads 1] [--rounds 15]
 
 First table: float32 images, the crop as two dense products, as this package computes it, and by torch.fft.
-Second table: from uint8 images to a flipped, reduced and normalised batch, in the order of `crop_batch` and in
-the orders one would write first.
+Second table: from uint8 images to a flipped, reduced and normalised batch, in the order of `crop_batch` and
+in the orders one would write first.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from raytrain_speedup.methods.pruning.base import EpochPlan
 
@@ -46,11 +47,12 @@ def draw(among: NDArray[np.bool_], count: int, random: np.random.Generator) -> N
         return np.zeros_like(among)
     n = len(among)
     keys = random.bit_generator.random_raw(-(-n // 4)).view(np.uint16)[:n]
-    own = keys[among]
-    own.partition(count - 1)
-    last = own[count - 1]
-    drawn = keys < last
-    drawn &= among
+    smallest = (~among).astype(np.uint16)
+    smallest *= 2**16 - 1  # the others go last; `keys[among]` would take 6 times as long
+    smallest |= keys
+    smallest.partition(count - 1)
+    last = smallest[count - 1]
+    drawn = (keys < last) & among
     tied = np.flatnonzero((keys == last) & among)
     missing = count - np.count_nonzero(drawn)
     drawn[random.choice(tied, missing, replace=False, shuffle=False)] = True
@@ -95,12 +97,19 @@ def lay_out(
     words.sort()
 
     words &= low
-    weight = np.ones(shown, dtype=np.float32)
-    if codes is not None:
-        table = np.asarray(weights, dtype=np.float32)
-        code_mask = np.uint64((1 << code_bits) - 1)
-        for start in range(0, shown, _CHUNK):
-            block = words[start : start + _CHUNK]
-            weight[start : start + _CHUNK] = table[(block & code_mask).view(np.int64)]
-        words >>= np.uint64(code_bits)
-    return EpochPlan(torch.from_numpy(words.view(np.int64)), torch.from_numpy(weight), num_samples, stats)
+    if codes is None:
+        weight = torch.ones(1).expand(shown)  # one number in memory
+    else:
+        weight = _strip_weights(words, code_bits, np.asarray(weights, dtype=np.float32))
+    return EpochPlan(torch.from_numpy(words.view(np.int64)), weight, num_samples, stats)
+
+
+def _strip_weights(words: NDArray[np.uint64], code_bits: int, table: NDArray[np.float32]) -> Tensor:
+    """Take the codes off the words (M,), in place, and return the weights (M,) they stand for."""
+    weight = np.empty(len(words), dtype=np.float32)
+    mask = np.uint64((1 << code_bits) - 1)
+    for start in range(0, len(words), _CHUNK):
+        part = words[start : start + _CHUNK]
+        weight[start : start + _CHUNK] = table[(part & mask).view(np.int64)]
+        part >>= np.uint64(code_bits)
+    return torch.from_numpy(weight)

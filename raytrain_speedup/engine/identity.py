@@ -1,0 +1,45 @@
+"""What makes two runs the same run: a checkpoint goes on only in the experiment that wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raytrain_speedup.config import Experiment
+
+SECTIONS = ("task", "data", "model", "train", "pruning", "curriculum", "teacher", "distillation")
+FREE = {
+    *("train.device", "train.threads", "train.compile"),
+    *("train.eval_every", "train.checkpoint_every", "train.checkpoint_steps"),
+    *("data.loader", "data.memory_limit_gb", "data.num_workers", "data.max_corrupt_share"),
+}
+"""Keys that may be another when a run goes on: where it runs, how often it looks and saves."""
+
+
+def identity(experiment: Experiment, fingerprint: str) -> dict[str, Any]:
+    """Every key that decides the numbers of a run, as plain data.
+
+    Args:
+        experiment: what is run. Paths are left out: data may move.
+        fingerprint: of the data themselves, as `Splits.fingerprint`.
+    """
+    keys: dict[str, Any] = {"data": fingerprint}
+    for name in SECTIONS:
+        section = getattr(experiment, name)
+        if section is None:
+            continue
+        for key, value in section.model_dump(mode="json").items():
+            if f"{name}.{key}" not in FREE and not isinstance(getattr(section, key), Path):
+                keys[f"{name}.{key}"] = value
+    return keys
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """One text for every key in which two identities differ, in the order of the keys."""
+    keys = [*expected, *(key for key in found if key not in expected)]
+    return [
+        f"{key} is {found.get(key)!r} there and {expected.get(key)!r} here"
+        for key in keys
+        if found.get(key) != expected.get(key)
+    ]
