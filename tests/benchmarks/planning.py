@@ -8,8 +8,9 @@ to shuffle that were tried; what `observe` adds to a training step. Recorded in 
 The naive form is written from the description of the public implementation: boolean indexing,
 `numpy.random.choice` without replacement, a Python list of the kept samples, `numpy.random.shuffle` on that
 list, a sampler that is its own iterator, and a distributed wrapper that runs through it on every rank, pads,
-strides and hands one Python int at a time to a batch sampler. Every form runs in a process of its own (for its peak memory), in turn; ratios are of
-processor seconds, which other programs on the machine disturb less, and all forms but one are of one thread.
+strides and hands one Python int at a time to a batch sampler. Every form runs in a process of its own (for its
+peak memory), in turn. Ratios are of processor seconds, which other programs on the machine disturb less; all
+forms but the two-thread shuffle are of one thread.
 """
 
 from __future__ import annotations

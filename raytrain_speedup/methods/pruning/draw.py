@@ -8,7 +8,8 @@ The order is one in-place sort of random words that carry the sample in their lo
 one core with AVX-512 that took .16 s, against .85 s for `Generator.permutation`, .46 s for `torch.randperm`,
 .35 s for a 256-bucket scatter with a shuffle in each bucket, and .35 s for torch's radix sort of 32-bit keys
 (tests/benchmarks/results/cpu-planning.md): those miss the cache once per sample or need a second array of N
-positions. The weight rides along in the low bits too, which saves a random gather after the shuffle.
+positions. A keyed bijection (Feistel) is about as fast, but only pseudo-uniform. The weight rides along in the
+low bits too, which saves a random gather after the shuffle.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def draw(among: NDArray[np.bool_], count: int, random: np.random.Generator) -> N
     Every sample gets a 16-bit key and the `count` smallest are drawn; among those that share the largest
     drawn key (some N / 65,536) the missing ones are chosen. By symmetry every subset is equally likely.
     """
+    if count == np.count_nonzero(among):
+        return among.copy()
     if count == 0:
         return np.zeros_like(among)
     n = len(among)

@@ -142,7 +142,7 @@ def lowest(
 
     Ties for the last places are drawn at random: many samples of a trained network share the loss 0.
     """
-    values = scores[usable]
+    values = scores.copy() if usable.all() else scores[usable]
     values.partition(count - 1)
     last = values[count - 1]
     mask = (scores < last) & usable
