@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from raytrain_speedup.data import SOURCES, DataSettings
 from raytrain_speedup.methods.curriculum import CURRICULA, CurriculumSettings
+from raytrain_speedup.methods.distillation import SYNTHESIZERS, SynthesisSettings
 from raytrain_speedup.methods.pruning import PRUNERS, PrunerSettings
 from raytrain_speedup.models import ModelSettings
 from raytrain_speedup.settings import Settings, UserError, explain
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     AnyData = DataSettings
     AnyPruner = PrunerSettings
     AnyCurriculum = CurriculumSettings
+    AnySynthesis = SynthesisSettings
 else:
 
     def _one_of(registry: Mapping[str, type[Settings]], tag: str) -> Any:
@@ -39,8 +41,15 @@ else:
     AnyData = _one_of(SOURCES, "source")
     AnyPruner = _one_of(PRUNERS, "method")
     AnyCurriculum = _one_of(CURRICULA, "method")
+    AnySynthesis = _one_of(SYNTHESIZERS, "method")
 
-TAGS = {"task": "kind", "data": "source", "pruning": "method", "curriculum": "method"}
+TAGS = {
+    "task": "kind",
+    "data": "source",
+    "pruning": "method",
+    "curriculum": "method",
+    "distillation": "method",
+}
 """The key of each section that says which registry entry it is; changing it starts the section afresh."""
 
 
@@ -119,6 +128,24 @@ class TrackingSettings(Settings):
     )
 
 
+class TeacherSettings(Settings):
+    """The network that distillation learns from: trained before, or first of all on the data set."""
+
+    model: ModelSettings = Field(
+        description="the teacher; `pretrained` names its file, such as a run's model.pt, `weights` published ones"
+    )
+    train: TrainSettings | None = Field(
+        None, description="how to train it first, on the data set, where it has neither file nor weights"
+    )
+
+    @model_validator(mode="after")
+    def _has_knowledge(self) -> TeacherSettings:
+        sources = [self.train, self.model.pretrained, self.model.weights]
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError("expected exactly one of teacher.train, teacher.model.pretrained and .weights")
+        return self
+
+
 class Experiment(Settings):
     """Everything that decides a run; sections are explained by `speedup train --help`."""
 
@@ -137,8 +164,23 @@ class Experiment(Settings):
         default_factory=lambda: CURRICULA["none"](method="none"),
         description="how much of each sample is shown",
     )
+    teacher: TeacherSettings | None = Field(None, description="what `distillation` learns from")
+    distillation: AnySynthesis | None = Field(
+        None, description="train `model` without data, on images synthesised from the teacher"
+    )
     scaling: ScalingSettings = Field(default_factory=ScalingSettings, description="workers and faults")
     tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="where the figures go")
+
+    @model_validator(mode="after")
+    def _distillation_is_whole(self) -> Experiment:
+        if (self.teacher is None) != (self.distillation is None):
+            given, missing = ("teacher", "distillation") if self.teacher else ("distillation", "teacher")
+            raise ValueError(f"{given}: given without the section '{missing}', which it needs")
+        if self.distillation is not None:
+            for section, idle in (("pruning", self.pruning), ("curriculum", self.curriculum)):
+                if idle.method != "none":
+                    raise ValueError(f"{section}.method: '{idle.method}' needs data; expected 'none' here")
+        return self
 
     @model_validator(mode="after")
     def _batch_splits_evenly(self) -> Experiment:

@@ -8,9 +8,8 @@ reads a traceback for a typing error.
 from __future__ import annotations
 
 import difflib
-import types
 from collections.abc import Iterable
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -114,12 +113,11 @@ def _description(model: type[BaseModel], shown: list[str]) -> str | None:
 
 
 def _sections(annotation: Any) -> Iterable[type[BaseModel]]:
-    """The settings classes inside an annotation: itself, or the members of a union."""
+    """The settings classes inside an annotation: itself, or the members of a union or a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType) or hasattr(annotation, "__metadata__"):
-        for part in get_args(annotation):
-            yield from _sections(part)
+    for part in get_args(annotation):
+        yield from _sections(part)
 
 
 def _tag(section: type[BaseModel]) -> str | None:

@@ -1,4 +1,4 @@
-"""Fixtures that every room's tests share."""
+"""What several rooms' tests share."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data sets beside the repository, or where SPEEDUP_DATA says."""
+    """The folder of real data sets beside the repository, or the one that SPEEDUP_DATA names."""
     beside = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("SPEEDUP_DATA", beside))
     if not folder.is_dir():
-        pytest.skip(f"no data sets in {folder} (set SPEEDUP_DATA)")
+        pytest.skip(f"needs the real data sets in {folder} (or where SPEEDUP_DATA says)")
     return folder

@@ -28,6 +28,7 @@ from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.data.split import balanced_split
 from raytrain_speedup.data.worker_loader import WorkerLoader
+from raytrain_speedup.methods.curriculum.base import Kernel
 from raytrain_speedup.settings import UserError
 
 __all__ = [
@@ -89,6 +90,7 @@ def build_loader(
     rank: int = 0,
     world: int = 1,
     channels_last: bool = False,
+    kernel: Kernel = "fourier",
 ) -> Loader:
     """The loader `settings.loader` asks for; `auto` takes the device loader where the decoded images fit.
 
@@ -96,13 +98,21 @@ def build_loader(
         seed: of the augmentation.
         rank, world: this worker among all that train together.
         channels_last: memory format of the inputs.
+        kernel: how a curriculum's stage lowers the bandwidth of a batch.
     """
     kind = settings.loader
     if kind == "auto":
         kind = "device" if _fits(splits, settings) else "workers"
     loader: type[Loader] = DeviceLoader if kind == "device" else WorkerLoader
     return loader(
-        splits, settings, device=device, seed=seed, rank=rank, world=world, channels_last=channels_last
+        splits,
+        settings,
+        device=device,
+        seed=seed,
+        rank=rank,
+        world=world,
+        channels_last=channels_last,
+        kernel=kernel,
     )
 
 

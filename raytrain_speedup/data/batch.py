@@ -17,6 +17,9 @@ Batch = dict[str, Tensor]
 - `weight`: (b,) float32, the pruning weight
 """
 
+REHEARSAL = -1
+"""The number of a step that only warms things up: nothing of it may stay."""
+
 
 @dataclass(frozen=True)
 class Step:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torch import Tensor
 from raytrain_speedup.data import augment
 from raytrain_speedup.data.base import DataSettings, Source, Splits
 from raytrain_speedup.data.batch import Batch, Step
-from raytrain_speedup.data.resize import resize
 from raytrain_speedup.data.skipped import Skipped
-from raytrain_speedup.methods.curriculum.base import Stage
+from raytrain_speedup.methods.curriculum.base import Kernel, Stage
+from raytrain_speedup.methods.curriculum.crop import crop_batch, low_frequency_crop
 
 
 class Loader(ABC):
@@ -28,6 +28,7 @@ class Loader(ABC):
         seed: of the augmentation.
         rank, world: this worker among all; evaluation splits are shared out by them.
         channels_last: memory format of the inputs.
+        kernel: how the bandwidth of a batch is lowered to that of the curriculum's stage.
     """
 
     def __init__(
@@ -40,15 +41,14 @@ class Loader(ABC):
         rank: int = 0,
         world: int = 1,
         channels_last: bool = False,
+        kernel: Kernel = "fourier",
     ) -> None:
         self.splits, self.settings, self.seed = splits, settings, seed
-        self.rank, self.world, self.channels_last = rank, world, channels_last
+        self.rank, self.world, self.kernel = rank, world, kernel
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.device = torch.device(device)
         self.size = splits.image_size
         self.padding = self.size // 8 if settings.padding is None else settings.padding
-        std = torch.tensor(settings.std, device=self.device)
-        self._scale = 1 / (255 * std)
-        self._offset = -torch.tensor(settings.mean, device=self.device) / std
         self._skipped = {
             name: Skipped(name, len(self.source(name)), settings.max_corrupt_share)
             for name in ("train", "val", "test")
@@ -70,6 +70,21 @@ class Loader(ABC):
             UserError: if too many samples cannot be read.
         """
 
+    def state_dict(self) -> dict[str, Any]:
+        """What later batches depend on and this rank alone knows; nothing, for most loaders."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take up the state of `state_dict`."""
+
+    def figures(self) -> dict[str, float]:
+        """What is worth reporting after an epoch."""
+        return {}
+
+    def pictures(self) -> dict[str, Tensor]:
+        """What is worth looking at after an evaluation: uint8 (C, H, W) on the CPU, by name."""
+        return {}
+
     def close(self) -> None:  # noqa: B027 - only worker processes need ending
         """End worker processes. The loader cannot be used afterwards."""
 
@@ -88,17 +103,24 @@ class Loader(ABC):
         return positions.split(batch_size) if len(positions) else ()
 
     def finish(self, x: Tensor, index: Tensor, stage: Stage, epoch: int) -> Tensor:
-        """The last part of the augmentation, on normalised (b, C, H, W): bandwidth, cutout, erasing."""
+        """The last part of the augmentation, on normalised (b, C, H, W): bandwidth, cutout, erasing, layout."""
         settings = self.settings
-        if stage.size is not None and stage.size != x.shape[-1]:
-            x = resize(x, stage.size)
+        if stage.size is not None:
+            x = low_frequency_crop(x, stage.size, self.kernel)
         if settings.cutout:
             side = max(1, round(settings.cutout * x.shape[-1] / self.size))
             x = augment.cutout(x, index, seed=self.seed, epoch=epoch, side=side)
         if settings.erasing:
             x = augment.erase(x, index, seed=self.seed, epoch=epoch, probability=settings.erasing)
-        return x
+        return x.contiguous(memory_format=self._format)
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """(b, H, W, C) uint8 on the device to the (b, C, H, W) the network sees."""
-        return augment.normalise(images, self._scale, self._offset, channels_last=self.channels_last)
+    def plain(self, images: Tensor) -> Tensor:
+        """(b, H, W, C) uint8 on the device to what the network sees of it in evaluation."""
+        return self.normalised(images).contiguous(memory_format=self._format)
+
+    def normalised(self, images: Tensor, size: int | None = None) -> Tensor:
+        """(b, H, W, C) uint8 on the device to normalised (b, C, size, size) float32, in any layout."""
+        planes = images.permute(0, 3, 1, 2)
+        size = size or planes.shape[-1]
+        mean, std = self.settings.mean, self.settings.std
+        return crop_batch(planes, size, mean=mean, std=std, kernel=self.kernel)

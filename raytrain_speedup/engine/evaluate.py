@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from raytrain_speedup.data import Loader
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tasks import Task
+from raytrain_speedup.tasks import Split, Task
 
 
 @torch.inference_mode()
@@ -18,7 +16,7 @@ def evaluate(
     model: nn.Module,
     task: Task,
     loader: Loader,
-    split: Literal["val", "test"],
+    split: Split,
     *,
     batch_size: int,
     autocast: torch.autocast,
@@ -42,4 +40,4 @@ def evaluate(
         raise UserError(f"data.{split}: not one of the samples can be read")
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(totals)
-    return task.figures(totals)
+    return task.figures(totals, split)

@@ -20,12 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Loader
-from raytrain_speedup.data.batch import Batch, Step
+from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
 from raytrain_speedup.engine.alarm import LossAlarm, NonFinite
 from raytrain_speedup.engine.checkpoint import (
     CheckpointFailed,
     random_state,
-    read_checkpoint,
+    read_own,
+    read_shared,
     restore_random_state,
     write_checkpoint,
 )
@@ -39,8 +40,10 @@ from raytrain_speedup.engine.optimizer import build_optimizer, set_learning_rate
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.steps import epoch_steps
 from raytrain_speedup.methods.curriculum.base import Stage
+from raytrain_speedup.methods.curriculum.batch_scaling import scaled_lr
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning.base import EpochPlan, Pruner
+from raytrain_speedup.models.resize import at_size, change_size, size_of
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks import Task
 
@@ -67,6 +70,7 @@ class Loop:
         reporter: where figures and checkpoints go.
         flops: training FLOPs of one sample by input size.
         watch: counts the seconds.
+        companions: networks that take part without being trained, kept in the checkpoint by name.
     """
 
     def __init__(
@@ -81,8 +85,10 @@ class Loop:
         flops: Mapping[int | None, float],
         reporter: Reporter,
         watch: Stopwatch,
+        companions: Mapping[str, nn.Module] | None = None,
     ) -> None:
         train = experiment.train
+        self.companions = companions or {}
         self.experiment, self.train = experiment, train
         self.model, self.task, self.loader, self.pruner = model, task, loader, pruner
         self.budget, self.flops, self.reporter, self.watch = budget, flops, reporter, watch
@@ -94,14 +100,9 @@ class Loop:
         self.autocast = torch.autocast(
             self.device.type, DTYPES[train.precision], enabled=train.precision != "fp32"
         )
-        self.parallel = (
-            DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
-            if reporter.world > 1
-            else None
-        )
-        self.forward: Callable[[Tensor], Tensor] = self.parallel or model
-        if train.compile:
-            self.forward = torch.compile(self.forward)
+        self.lr_rule = experiment.curriculum.lr_rule
+        self.full_size = loader.size
+        self._wrap()
         self.alarm = LossAlarm(self.device)
         self.epoch = 0
         self.next_step = 0  # of the epoch in progress
@@ -116,24 +117,57 @@ class Loop:
 
     # --- the run ---------------------------------------------------------------------------------------
 
+    def _wrap(self) -> None:
+        """Compile the model and put it behind DDP; again whenever its parameters change their shapes."""
+        self.parallel = None
+        self.forward: Callable[[Tensor], Tensor] = self.model
+        if self.reporter.world > 1:
+            on_gpu = self.device.type == "cuda"
+            self.parallel = DistributedDataParallel(self.model, device_ids=[self.device] if on_gpu else None)
+            self.forward = self.parallel
+        if self.train.compile:
+            self.forward = torch.compile(self.forward)
+
     def warm_up(self, stages: Sequence[Stage]) -> None:
         """A forward and a backward pass of every stage, so that decoding the set, starting its processes,
         compiling and autotuning are over before the clock starts. Nothing of it stays: neither gradients nor
-        statistics nor draws."""
+        statistics nor draws.
+
+        DDP cannot follow a model whose parameters change with the size; such stages are met cold.
+        """
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         random = random_state()
         samples = max(1, self.train.batch_size // self.reporter.world // self.train.accumulate)
         index = torch.arange(samples) % self.budget.num_samples
-        steps = [Step(n, index, torch.ones(samples), samples, 0.0, stage) for n, stage in enumerate(stages)]
+        weight = torch.ones(samples)
+        steps = [Step(REHEARSAL, index, weight, samples, 0.0, stage) for stage in stages]
         self.model.train()
-        for batch in self.loader.train_batches(steps, epoch=0):
-            with self.autocast:
-                output = self.forward(batch["inputs"])
-            self.task.losses(output, batch["target"]).sum().backward()
-        self.model.zero_grad(set_to_none=True)
+        for step, batch in zip(steps, self.loader.train_batches(steps, epoch=0), strict=True):
+            size = step.stage.size or self.full_size
+            if self.parallel is not None and size_of(self.model) not in (None, size):
+                continue
+            with at_size(self.model, size):
+                with self.autocast:
+                    output = self.forward(batch["inputs"])
+                self.task.losses(output, batch["target"]).sum().backward()
+                self.model.zero_grad(set_to_none=True)
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])
         restore_random_state(random)
+
+    @property
+    def averaged(self) -> nn.Module | None:
+        """The moving average of the model, where one is kept."""
+        return self.ema.module if self.ema is not None else None
+
+    def enter(self, stage: Stage) -> None:
+        """Make the model, its moments and its average take the inputs of a stage."""
+        size = stage.size or self.full_size
+        if size_of(self.model) in (None, size):
+            return
+        change_size(self.model, size, optimizer=self.optimizer, ema=self.averaged)
+        if self.parallel is not None:
+            self._wrap()
 
     def fit(self) -> None:
         """Train until the budget is spent.
@@ -185,7 +219,9 @@ class Loop:
             if self.parallel is None:
                 return
             batch = _blank(batch)  # the other ranks wait for this one's gradients
-        set_learning_rate(self.optimizer, learning_rate(step.progress, self.train))
+        self.enter(step.stage)
+        lr = learning_rate(step.progress, self.train) * scaled_lr(step.stage.batch_factor, self.lr_rule)
+        set_learning_rate(self.optimizer, lr)
         inputs, mix = mix_batch(
             batch["inputs"], batch["weight"], self.train, key=(self.train.seed, self.epoch, step.number)
         )
@@ -283,6 +319,10 @@ class Loop:
         every = self.train.checkpoint_every
         folder = self.save() if every and (last or self.epoch % every == 0) else None
         figures |= self.costs()
+        figures |= self.loader.figures()
+        if due and self.reporter.rank == 0:
+            for name, picture in self.loader.pictures().items():
+                self.reporter.picture(name, self.epoch, picture)
         self.reporter.report(figures, folder)
 
     def costs(self) -> dict[str, float]:
@@ -298,8 +338,7 @@ class Loop:
 
     def evaluate(self, split: Literal["val", "test"]) -> dict[str, float]:
         """The task's figures of the averaged weights, or of the weights where no average is kept."""
-        with self.watch.phase("eval"):
-            model = self.ema.module if self.ema is not None else self.model
+        with self.watch.phase("eval"), at_size(self.averaged or self.model, self.full_size) as model:
             if self.parallel is not None:
                 for buffer in model.buffers():  # each rank has its own batch statistics; rank 0's are saved
                     dist.broadcast(buffer, 0)
@@ -331,7 +370,9 @@ class Loop:
         with self.watch.phase("checkpoint"):
             folder = self.reporter.new_folder()
             state = self.state_dict()
-            write_checkpoint(folder, state if self.reporter.rank == 0 else None, rank=self.reporter.rank)
+            rank = self.reporter.rank
+            own = {"random": random_state(), "loader": self.loader.state_dict()}
+            write_checkpoint(folder, rank=rank, own=own, shared=state if rank == 0 else None)
             return folder
 
     def resume(self, folder: Path) -> None:
@@ -340,23 +381,26 @@ class Loop:
         Raises:
             UserError: if it is damaged, or of another experiment.
         """
-        shared, random = read_checkpoint(folder, rank=self.reporter.rank, device=self.device)
+        shared, own = read_shared(folder, self.device), read_own(folder, self.reporter.rank)
         other = differences(shared["identity"], self.identity)
         if other:
             raise UserError(f"{folder} is a checkpoint of another experiment: {'; '.join(other)}")
         self.load_state_dict(shared)
-        if random is not None:
-            restore_random_state(random)
+        if own is not None:
+            restore_random_state(own["random"])
+            self.loader.load_state_dict(own["loader"])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything all ranks share; called on all of them."""
         return {
+            "size": size_of(self.model),
             "identity": self.identity,
             "model": self.model.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "ema": self.averaged.state_dict() if self.averaged is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "pruner": self.pruner.state_dict(),
+            "companions": {name: module.state_dict() for name, module in self.companions.items()},
             "seconds": self.watch.state_dict(),
             "sums": self._all_sums(),
             **{name: getattr(self, name) for name in COUNTERS},
@@ -364,9 +408,13 @@ class Loop:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the state of `state_dict`."""
+        if state["size"] is not None:
+            change_size(self.model, state["size"], ema=self.averaged)
+            if self.parallel is not None:
+                self._wrap()
         self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.pruner.load_state_dict(state["pruner"])

@@ -21,7 +21,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-PHASES = ("setup", "train", "eval", "checkpoint", "warmup")
+from raytrain_speedup.models.resize import change_size
+
+PHASES = ("setup", "warmup", "train", "synthesis", "eval", "checkpoint")
 
 
 class Stopwatch:
@@ -51,9 +53,11 @@ class Stopwatch:
         self._phase, self._since = name, now
 
     def read(self) -> dict[str, float]:
-        """`{"train_seconds": ..., ...}` up to now."""
+        """`{"train_seconds": ..., ...}` up to now; synthesis is training too, and is told apart as well."""
         self._switch(self._phase)
-        return {f"{name}_seconds": seconds for name, seconds in self.seconds.items()}
+        seconds = {f"{name}_seconds": seconds for name, seconds in self.seconds.items()}
+        seconds["train_seconds"] += self.seconds["synthesis"]
+        return seconds
 
     def state_dict(self) -> dict[str, float]:
         self._switch(self._phase)
@@ -72,18 +76,31 @@ def synchronize(device: torch.device) -> None:
 
 
 def training_flops(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """FLOPs of one sample's forward and backward pass, counted on the meta device (nothing is computed).
+    """FLOPs of one sample's forward and backward pass.
 
     Args:
         model: the network; it is copied.
         shape: (C, H, W) of one input.
     """
-    ghost = copy.deepcopy(model).to("meta").train()
+    return _flops(model, shape, backward=True)
+
+
+def forward_flops(model: nn.Module, shape: tuple[int, ...]) -> float:
+    """FLOPs of one sample's forward pass."""
+    return _flops(model, shape, backward=False)
+
+
+def _flops(model: nn.Module, shape: tuple[int, ...], *, backward: bool) -> float:
+    """Counted on the meta device: nothing is computed, and no random number is drawn."""
+    ghost = copy.deepcopy(model)
+    change_size(ghost, shape[-1])
+    ghost = ghost.to("meta").train()
     inputs = torch.empty((2, *shape), device="meta")  # two samples: batch normalisation refuses one
     counter = FlopCounterMode(display=False)
-    with counter:
+    with counter, torch.set_grad_enabled(backward):
         output = ghost(inputs)
-        output.sum().backward()
+        if backward:
+            output.sum().backward()
     return counter.get_total_flops() / 2
 
 

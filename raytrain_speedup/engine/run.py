@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data import Splits, build_loader, open_data
+from raytrain_speedup.data import Splits, open_data
+from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.checkpoint import random_state, restore_random_state, save_json, save_tensors
 from raytrain_speedup.engine.identity import differences, identity
 from raytrain_speedup.engine.loop import Loop
@@ -21,11 +21,8 @@ from raytrain_speedup.engine.measure import (
     baseline_key,
     hardware,
     peak_memory,
-    training_flops,
 )
 from raytrain_speedup.engine.reporter import Reporter
-from raytrain_speedup.methods.curriculum.budget import Budget
-from raytrain_speedup.models import build_model
 from raytrain_speedup.settings import UserError
 
 FIGURES = "figures.json"
@@ -59,7 +56,7 @@ def run(experiment: Experiment, reporter: Reporter, *, device: torch.device | No
             figures = _read_figures(latest, identity(experiment, splits.fingerprint))
             reporter.report(figures)
             return figures
-        loop, passes = _assemble(experiment, splits, reporter, watch)
+        loop, passes = assemble(experiment, splits, reporter, watch)
         with contextlib.closing(loop.loader):
             if latest is not None:
                 loop.resume(latest)
@@ -92,60 +89,6 @@ def _numerics(experiment: Experiment) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         restore_random_state(random)
-
-
-def _assemble(
-    experiment: Experiment, splits: Splits, reporter: Reporter, watch: Stopwatch
-) -> tuple[Loop, float]:
-    """The loop of an experiment, and the sample passes its budget allows if nothing is pruned."""
-    train = experiment.train
-    device = watch.device
-    num_samples = len(splits.train)
-    stages = experiment.curriculum.stages(splits.image_size)
-    factor = experiment.pruning.budget_factor()
-    budget = Budget(train.epochs * factor, num_samples, stages)
-    pruner = experiment.pruning.build(
-        num_samples,
-        budget.epoch_ends(),
-        last_epoch_share=budget.last_epoch_share,
-        seed=train.seed,
-        device=device,
-    )
-    with watch.phase("warmup"):
-        model = build_model(
-            experiment.model,
-            num_classes=splits.num_classes,
-            in_channels=splits.channels,
-            image_size=splits.image_size,
-        )
-        by_size = {stage.size: stage for stage in stages}
-        sides = {size: size or splits.image_size for size in by_size}
-        flops = {size: training_flops(model, (splits.channels, side, side)) for size, side in sides.items()}
-        model = model.to(
-            device, memory_format=torch.channels_last if train.channels_last else torch.preserve_format
-        )  # type: ignore[call-overload]
-        loader = build_loader(
-            splits,
-            experiment.data,
-            device=device,
-            seed=train.seed,
-            rank=reporter.rank,
-            world=reporter.world,
-            channels_last=train.channels_last,
-        )
-        loop = Loop(
-            experiment,
-            model=model,
-            task=experiment.task.build(),
-            loader=loader,
-            pruner=pruner,
-            budget=budget,
-            flops=flops,
-            reporter=reporter,
-            watch=watch,
-        )
-        loop.warm_up(list(by_size.values()))
-    return loop, budget.num_epochs * num_samples / factor
 
 
 def _final_figures(loop: Loop, splits: Splits, passes: float) -> dict[str, Any]:
@@ -182,8 +125,7 @@ def _save_result(loop: Loop, figures: dict[str, Any]) -> Path | None:
         return None
     folder = loop.save()
     if loop.reporter.rank == 0:
-        model: nn.Module = loop.ema.module if loop.ema is not None else loop.model
-        save_tensors(model.state_dict(), folder / "model.pt")
+        save_tensors((loop.averaged or loop.model).state_dict(), folder / "model.pt")
         save_json({"identity": loop.identity, "figures": figures}, folder / FIGURES)
     return folder
 

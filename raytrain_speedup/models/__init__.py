@@ -119,7 +119,10 @@ def build_model(
         UserError: for an unknown name, or a network that does not take these sizes, options or weights.
     """
     model = _construct(settings, num_classes, in_channels, image_size)
-    _try_forward(model, settings.name, (in_channels, image_size, image_size), num_classes)
+    reason = _refusal(model, (in_channels, image_size, image_size), num_classes)
+    if reason is not None:
+        shape = f"{in_channels} x {image_size} x {image_size}"
+        raise UserError(f"model.name: {settings.name} takes no images of {shape}: {reason}")
     if settings.pretrained is not None:
         load_pretrained(model, settings.pretrained, num_classes=num_classes)
     return model
@@ -151,16 +154,22 @@ def check_sizes(
     """
     with torch.random.fork_rng(devices=[]):
         model = _construct(_fresh(settings), num_classes, in_channels, image_size)
-    stride = _needed_stride(model) or 1
     for size in sizes:
-        refused = f"model.name: {settings.name} cannot change its image size from {image_size} to {size}"
-        if size % stride:
-            raise UserError(f"{refused}: it takes multiples of {stride}")
-        try:
-            change_size(model, size)
-            _try_forward(model, settings.name, (in_channels, size, size), num_classes)
-        except (ValueError, UserError) as error:
-            raise UserError(f"{refused}: {error}") from error
+        reason = _refusal_of_change(model, (in_channels, size, size), num_classes)
+        if reason is not None:
+            change = f"from {image_size} to {size}"
+            raise UserError(f"model.name: {settings.name} cannot change its image size {change}: {reason}")
+
+
+def _refusal_of_change(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> str | None:
+    size, stride = image_shape[-1], _needed_stride(model)
+    if stride is not None and size % stride:
+        return f"it takes multiples of {stride}"
+    try:
+        change_size(model, size)
+    except ValueError as error:
+        return str(error)
+    return _refusal(model, image_shape, num_classes)
 
 
 def _fresh(settings: ModelSettings) -> ModelSettings:
@@ -169,7 +178,8 @@ def _fresh(settings: ModelSettings) -> ModelSettings:
 
 
 def _needed_stride(model: Any) -> int | None:
-    """What sides must be a multiple of: the patch of a ViT, the whole downsampling of what has windows."""
+    """What sides must be a multiple of: the patch of a ViT, or the whole downsampling where windows (or, in
+    PVT, strided keys) must tile the last map."""
     if isinstance(model, CSWin):
         return CSWin.stride
     if size_of(model) is not None or type(model).__name__ == "PyramidVisionTransformerV2":
@@ -177,22 +187,21 @@ def _needed_stride(model: Any) -> int | None:
     return None
 
 
-def _try_forward(model: nn.Module, name: str, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Refuse a model that can't take such images: a forward pass of shapes alone, without any arithmetic."""
+def _refusal(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> str | None:
+    """Why a model can't take such images: a forward pass of shapes alone, without any arithmetic."""
     tensors = chain(model.named_parameters(), model.named_buffers())
     shapes = {key: tensor.to("meta") for key, tensor in tensors}
     images = torch.empty(2, *image_shape, device="meta")
-    size = " x ".join(map(str, image_shape))
     try:
         with torch.no_grad():
             logits = functional_call(model.eval(), shapes, images)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f"model.name: {name} takes no images of {size}: {error}") from error
+        return str(error) or type(error).__name__
     finally:
         model.train()
     if logits.shape != (2, num_classes):
-        found = tuple(logits.shape[1:])
-        raise UserError(f"model.name: {name} gives outputs of shape {found}, not {num_classes} logits")
+        return f"it gives outputs of shape {tuple(logits.shape[1:])}, not {num_classes} logits"
+    return None
 
 
 def _construct(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
@@ -232,7 +241,7 @@ def _construct_own(settings: ModelSettings, **shapes: int) -> nn.Module:
     try:
         return NETWORKS[settings.name](**shapes, **dropped)
     except TypeError as error:
-        raise UserError(f"model.{' or model.'.join(dropped)}: {settings.name} has nothing to drop") from error
+        raise UserError(f"model.name: {settings.name} does not take {' and '.join(dropped)}") from error
 
 
 def _unknown(name: str) -> UserError:

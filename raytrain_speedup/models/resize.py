@@ -10,7 +10,7 @@ are resized bilinearly, and with them whatever the optimizer and the EMA keep in
 The `nn.Parameter` objects stay; only their contents change. So parameter groups, per-parameter state and
 lists of parameters held elsewhere remain right. `DistributedDataParallel` alone fixes its buckets by shape:
 pass the bare module and wrap it again afterwards. Under `torch.compile` the next step compiles for the new
-shapes.
+shapes. A checkpoint of a stage holds tables of its size: change the size first, then load it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def resize_rows(rows: Tensor, new_count: int, *, prefix: int = 0) -> Tensor:
         raise ValueError(f"{len(rows)} to {new_count} rows with a prefix of {prefix}: a grid is not square")
     if side == new_side:
         return rows.clone()
-    grid = rows[prefix:].T.reshape(1, -1, side, side).float()
+    grid = rows[prefix:].T.reshape(1, -1, side, side).to(torch.promote_types(rows.dtype, torch.float32))
     grid = F.interpolate(grid, size=(new_side, new_side), mode="bilinear", align_corners=False)
     return torch.cat([rows[:prefix], grid.reshape(-1, new_side**2).T.to(rows.dtype)])
 

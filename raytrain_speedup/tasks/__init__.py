@@ -1,10 +1,10 @@
 """What a per-sample loss and a metric are. A new task is a file here and a line in `TASKS`."""
 
-from raytrain_speedup.tasks.base import Task, TaskSettings
+from raytrain_speedup.tasks.base import Split, Task, TaskSettings
 from raytrain_speedup.tasks.classification import ClassificationSettings
 
 TASKS: dict[str, type[TaskSettings]] = {
     "classification": ClassificationSettings,
 }
 
-__all__ = ["TASKS", "Task", "TaskSettings"]
+__all__ = ["TASKS", "Split", "Task", "TaskSettings"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 from torch import Tensor
 
 from raytrain_speedup.settings import Settings
+
+Split = Literal["val", "test"]
 
 
 class TaskSettings(Settings):
@@ -34,5 +37,5 @@ class Task(ABC):
         """A vector that can be summed over batches and workers, float64 on the output's device."""
 
     @abstractmethod
-    def figures(self, totals: Tensor) -> dict[str, float]:
-        """The metrics of the summed `totals`; `metric` is among them, and so is `loss`."""
+    def figures(self, totals: Tensor, split: Split) -> dict[str, float]:
+        """The figures of the summed `totals` of a split; `loss` is among them, and so is `metric` (test)."""

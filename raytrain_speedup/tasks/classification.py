@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from raytrain_speedup.tasks.base import Task, TaskSettings
+from raytrain_speedup.tasks.base import Split, Task, TaskSettings
 
 
 class ClassificationSettings(TaskSettings):
@@ -40,6 +40,6 @@ class Classification(Task):
         correct = (output.argmax(1) == target).sum().double()
         return torch.stack([loss, correct, correct.new_tensor(float(len(target)))])
 
-    def figures(self, totals: Tensor) -> dict[str, float]:
+    def figures(self, totals: Tensor, split: Split) -> dict[str, float]:
         loss, correct, count = totals.tolist()
         return {"loss": loss / count, "accuracy": 100 * correct / count}

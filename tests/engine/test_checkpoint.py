@@ -14,7 +14,7 @@ import pytest
 import torch
 from engine_runs import CPU, Diary, same, tiny, trained
 
-from raytrain_speedup.engine.checkpoint import CheckpointFailed, read_checkpoint, write_checkpoint
+from raytrain_speedup.engine.checkpoint import CheckpointFailed, read_own, read_shared, write_checkpoint
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.settings import UserError
@@ -22,11 +22,11 @@ from raytrain_speedup.settings import UserError
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 2 MB."""
+    """A real file system of 6 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.decode().strip()}")
@@ -75,12 +75,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint_intact(small_disk: Path, tmp
 
 def test_a_write_that_breaks_off_leaves_nothing_half_written(tmp_path: Path):
     state = {"weights": torch.zeros(1 << 20)}
-    write_checkpoint(tmp_path, {"weights": torch.ones(1 << 20)}, rank=0)
-    with file_limit(1 << 20), pytest.raises(CheckpointFailed, match=r"run.pt: checkpoint not written"):
-        write_checkpoint(tmp_path, state, rank=0)
-    shared, random = read_checkpoint(tmp_path, rank=0, device=CPU)
-    assert torch.equal(shared["weights"], torch.ones(1 << 20))
-    assert random is not None
+    write_checkpoint(tmp_path, rank=0, own={"random": 7}, shared={"weights": torch.ones(1 << 20)})
+    with file_limit(1 << 20), pytest.raises(CheckpointFailed, match=r"run.pt: checkpoint not written \(File too large\)"):
+        write_checkpoint(tmp_path, rank=0, own={"random": 7}, shared=state)
+    assert torch.equal(read_shared(tmp_path, CPU)["weights"], torch.ones(1 << 20))
+    assert read_own(tmp_path, rank=0) == {"random": 7}
+    assert read_own(tmp_path, rank=1) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank-0.pt", "run.pt"]
 
 

@@ -16,7 +16,6 @@ from engine_runs import CPU, VIT, Diary, same, tiny, trained
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import DeviceLoader
 from raytrain_speedup.data.batch import Batch
 from raytrain_speedup.engine import loop
@@ -107,7 +106,12 @@ def worker(rank: int, port: int, folder: Path) -> None:
         diary = WorkerDiary(folder / name, rank)
         figures = run(experiment, diary, device=CPU)
         dist.all_reduce = ALL_REDUCE
-        seen = {"figures": figures, "steps": diary.steps, "syncs": Counted.syncs, "collectives": collectives[:]}
+        seen = {
+            "figures": figures,
+            "steps": diary.steps,
+            "syncs": Counted.syncs,
+            "collectives": collectives[:],
+        }
         torch.save(seen, folder / f"{name}-{rank}.pt")
         if name == "unreadable":
             data.DeviceLoader = DeviceLoader  # type: ignore[misc]

@@ -106,7 +106,9 @@ def test_names_are_complete() -> None:
         ({"name": "timm/resnet5O"}, "timm/resnet50"),
         ({"name": "torchvision/resnet51"}, "torchvision/resnet50"),
         ({"name": "keras/resnet50"}, "no model 'keras/resnet50'"),
-        ({"name": "resnet8", "drop_path": 0.1}, "model.drop_path: resnet8 has nothing to drop"),
+        ({"name": "resnet8", "drop_path": 0.1}, "resnet8 does not take drop_path"),
+        ({"name": "cswin_t", "drop_rate": 0.1, "size": 64}, "cswin_t does not take drop_rate"),
+        ({"name": "timm/resnet18", "weights": "no_such_tag"}, "no_such_tag"),
         ({"name": "resnet8", "options": {"depth": 3}}, "model.options: resnet8 has none"),
         ({"name": "resnet8", "weights": "IMAGENET1K_V1"}, "model.pretrained takes a file"),
         ({"name": "torchvision/resnet18", "weights": "V9"}, "IMAGENET1K_V1"),
@@ -114,7 +116,7 @@ def test_names_are_complete() -> None:
         ({"name": "torchvision/resnet18", "drop_path": 0.1}, "stochastic_depth_prob"),
         ({"name": "timm/resnet18", "options": {"colour": 3}}, "colour"),
         ({"name": "torchvision/inception_v3"}, "takes no images of 3 x 32 x 32"),
-        ({"name": "timm/levit_128s"}, "takes no images of 3 x 32 x 32"),
+        ({"name": "cswin_t", "size": 40}, "takes no images of 3 x 40 x 40"),
     ],
 )
 def test_mistakes_are_told(given: dict[str, Any], expected: str) -> None:

@@ -1,0 +1,24 @@
+"""The distillation axis: training without data, from what a teacher remembers of it."""
+
+from raytrain_speedup.methods.distillation.base import Synthesis, SynthesisSettings, Synthesizer
+from raytrain_speedup.methods.distillation.cmi import CMISettings
+from raytrain_speedup.methods.distillation.dafl import DAFLSettings
+from raytrain_speedup.methods.distillation.deepinversion import DeepInversionSettings
+from raytrain_speedup.methods.distillation.dfad import DFADSettings
+from raytrain_speedup.methods.distillation.dfq import DFQSettings
+from raytrain_speedup.methods.distillation.fastdfkd import FastDFKDSettings
+from raytrain_speedup.methods.distillation.noise import NoiseSettings
+from raytrain_speedup.methods.distillation.zskt import ZSKTSettings
+
+SYNTHESIZERS: dict[str, type[SynthesisSettings]] = {
+    "fastdfkd": FastDFKDSettings,
+    "dafl": DAFLSettings,
+    "zskt": ZSKTSettings,
+    "dfad": DFADSettings,
+    "dfq": DFQSettings,
+    "deepinversion": DeepInversionSettings,
+    "cmi": CMISettings,
+    "noise": NoiseSettings,
+}
+
+__all__ = ["SYNTHESIZERS", "Synthesis", "SynthesisSettings", "Synthesizer"]

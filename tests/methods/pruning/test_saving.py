@@ -108,7 +108,9 @@ def test_the_threshold_is_raised_no_further_than_needed_and_weights_stay_below_f
 def test_a_saving_out_of_reach_is_refused_with_the_reachable_one(method, most):
     reachable = most * 6 / 8  # 8 epochs, the first for warm-up, the last for annealing
     method(N, 8, saving=reachable)
-    with pytest.raises(UserError, match=f"saving: 0.7 is out of reach; expected at most {int(reachable * 1e4) / 1e4}"):
+    with pytest.raises(
+        UserError, match=f"saving: 0.7 is out of reach; expected at most {int(reachable * 1e4) / 1e4}"
+    ):
         method(N, 8, saving=0.7)
     with pytest.raises(UserError, match=r"expected at most 0\.0, as 0 of the 2 epochs"):
         method(N, 2, saving=0.1)

@@ -1,0 +1,131 @@
+"""The loader of a run without data: batches come from the pool of synthetic images.
+
+An epoch is one call of the synthesizer and the student steps after it, so the loop, its budget, learning rate,
+checkpoints and workers serve distillation as they serve training. Targets are the teacher's logits, computed
+with the batch. The real data are read for the final test alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from raytrain_speedup.data import Loader
+from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
+from raytrain_speedup.data.skipped import Skipped
+from raytrain_speedup.engine.measure import Stopwatch
+from raytrain_speedup.methods.distillation.base import SynthesisSettings, Synthesizer
+from raytrain_speedup.methods.distillation.pool import Pool
+from raytrain_speedup.methods.distillation.rng import SAMPLE, generator_for
+from raytrain_speedup.methods.distillation.student import student_inputs
+from raytrain_speedup.methods.distillation.teacher import logits_of
+
+HELD_OUT = 16
+"""One synthetic image in so many is never trained on: the student's agreement with its teacher is judged there."""
+
+PICTURED = 64
+"""Images in the grid that is kept of every evaluation."""
+
+
+class PoolLoader(Loader):
+    """Synthesises at the start of an epoch and serves the steps from the pool.
+
+    Args:
+        real: the loader of the data set; its test split judges the student at the end.
+        synthesizer: makes a batch of images a call.
+        teacher: frozen, on the device.
+        settings: of the synthesis.
+        autocast: the arithmetic of the teacher's forward passes.
+        watch: synthesis is counted apart.
+    """
+
+    def __init__(
+        self,
+        real: Loader,
+        *,
+        synthesizer: Synthesizer,
+        teacher: nn.Module,
+        settings: SynthesisSettings,
+        autocast: torch.autocast,
+        watch: Stopwatch,
+    ) -> None:
+        self.real, self.synthesizer, self.teacher = real, synthesizer, teacher
+        self.synthesis, self.autocast, self.watch = settings, autocast, watch
+        self.device, self.size, self.seed, self.rank = real.device, real.size, real.seed, real.rank
+        self.channels_last = real.channels_last
+        self._shape = shape = (real.splits.channels, real.size, real.size)
+        self.splits, self.settings = real.splits, real.settings
+        self.pool = Pool(settings.pool_capacity, shape, device=self.device)
+        self.held_out = Pool(max(1, settings.pool_capacity // HELD_OUT), shape, device=self.device)
+        mean, std = (
+            torch.tensor(values, device=self.device) for values in (real.settings.mean, real.settings.std)
+        )
+        self._mean, self._std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+
+    def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
+        if steps and steps[0].number == 0:
+            warmup = self.synthesis.warmup
+            for call in range(warmup + 1) if epoch == 0 else [warmup + epoch]:
+                self._synthesize(call)
+        for step in steps:
+            rng = generator_for(self.device, self.seed, SAMPLE, self.rank, epoch, step.number)
+            if step.number == REHEARSAL:
+                images = torch.zeros((len(step.index), *self._shape), device=self.device)
+            else:
+                images = self.pool.sample(len(step.index), rng)
+            inputs = student_inputs(images, self.synthesis.augment, rng, self._mean, self._std)
+            yield self._batch(inputs, step.index, step.weight)
+
+    def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
+        if split == "test":
+            yield from self.real.eval_batches("test", batch_size=batch_size)
+            return
+        for images in self.held_out.newest(len(self.held_out)).split(batch_size):
+            inputs = (images.to(self.device).float() / 255 - self._mean) / self._std
+            yield self._batch(inputs, torch.arange(len(images)), torch.ones(len(images)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "synthesizer": self.synthesizer.state_dict(),
+            "pool": self.pool.state_dict(),
+            "held_out": self.held_out.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.synthesizer.load_state_dict(state["synthesizer"])
+        self.pool.load_state_dict(state["pool"])
+        self.held_out.load_state_dict(state["held_out"])
+
+    @property
+    def skipped(self) -> Mapping[str, Skipped]:
+        return self.real.skipped
+
+    def close(self) -> None:
+        self.real.close()
+
+    def figures(self) -> dict[str, float]:
+        return {"pool_images": len(self.pool)}
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {
+            "synthetic": make_grid(self.pool.newest(PICTURED).cpu(), nrow=math.isqrt(PICTURED), padding=1)
+        }
+
+    def _synthesize(self, call: int) -> None:
+        with self.watch.phase("synthesis"):
+            images = self.synthesizer.synthesize(call).images
+            kept_back = torch.arange(len(images), device=images.device) % HELD_OUT == 0
+            self.pool.add(images[~kept_back])
+            self.held_out.add(images[kept_back])
+
+    def _batch(self, inputs: Tensor, index: Tensor, weight: Tensor) -> Batch:
+        if self.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), self.autocast:
+            target = logits_of(self.teacher(inputs)).float()
+        return {"inputs": inputs, "target": target, "index": index, "weight": weight.to(self.device)}

@@ -1,0 +1,197 @@
+"""The tuned schedule: a small YAML file that any PyTorch loop can use, with the evidence for it.
+
+    from raytrain_speedup.schedule import load_schedule
+
+    schedule = load_schedule("schedule.yaml")
+    pruner = schedule.pruner(len(dataset), epochs=200)
+    for epoch in range(200):
+        for index, weight in pruner.plan(epoch).batches(128):
+            losses = criterion(model(inputs[index]), target[index])   # one loss per sample
+            pruner.observe(index, losses.detach())
+            (losses * weight).mean().backward()
+            ...
+
+The file is data: reading it runs no code, and needs neither Ray nor MLflow. Its settings are functions of
+progress, so they carry over to another number of epochs. A checksum guards the evidence: figures that were
+changed by hand are no evidence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import torch
+import yaml
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+
+from raytrain_speedup.methods.curriculum import CURRICULA, CurriculumSettings
+from raytrain_speedup.methods.curriculum.base import Stage
+from raytrain_speedup.methods.pruning import PRUNERS, Pruner, PrunerSettings, equal_epochs
+from raytrain_speedup.settings import Settings, UserError, explain
+
+VERSION = 1
+LARGEST_FILE = 1 << 20
+HEADER = "# A tuned training schedule; use it with raytrain_speedup.schedule.load_schedule.\n"
+
+
+class TunedOn(Settings):
+    """What the schedule was found on; elsewhere it is a good start, not a promise."""
+
+    experiment: str = Field(description="the experiment's name")
+    run_id: str = Field(description="the MLflow run it comes from")
+    data: dict[str, Any] = Field(description="the experiment's data section")
+    model: dict[str, Any] = Field(description="the experiment's model section")
+    train: dict[str, Any] = Field(description="the experiment's train section, the budget among it")
+    workers: int = Field(ge=1, description="Ray Train workers")
+    hardware: str = Field(description="what it ran on")
+    package_version: str = Field(description="version of raytrain_speedup")
+
+
+class Evidence(Settings):
+    """What was measured. Accuracies and differences are in points of the test split."""
+
+    seeds: tuple[int, ...] = Field(description="seeds of the runs with this schedule")
+    accuracy: float = Field(description="mean over the seeds")
+    accuracy_std: float | None = Field(None, description="standard deviation over the seeds")
+    baseline_accuracy: float = Field(description="mean of the baseline")
+    difference: float = Field(description="method - baseline")
+    interval: tuple[float, float] | None = Field(None, description="95 % bounds of the difference")
+    margin: float = Field(description="points below the baseline that count as no loss")
+    verdict: Literal["lossless", "lossy", "not yet known"] = Field(description="of the interval")
+    speedup: float = Field(description="baseline training seconds / training seconds")
+    passes_saved: float = Field(description="share of the budget's sample passes not shown")
+
+
+class Schedule(Settings):
+    """The settings of the methods, what they were tuned on, and what was measured there."""
+
+    version: Literal[1] = Field(description="of this format")
+    pruning: SerializeAsAny[PrunerSettings] = Field(description="which samples an epoch shows")
+    curriculum: SerializeAsAny[CurriculumSettings] = Field(description="how much of each sample is shown")
+    tuned_on: TunedOn = Field(description="where the settings come from")
+    evidence: Evidence | None = Field(None, description="null where there was no baseline to compare with")
+
+    @field_validator("pruning", mode="before")
+    @classmethod
+    def _pruning(cls, section: Any) -> Any:
+        return _from_registry(section, PRUNERS)
+
+    @field_validator("curriculum", mode="before")
+    @classmethod
+    def _curriculum(cls, section: Any) -> Any:
+        return _from_registry(section, CURRICULA)
+
+    def pruner(
+        self, num_samples: int, epochs: int, *, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> Pruner:
+        """A pruner for a plain loop of `epochs` epochs over `num_samples` samples.
+
+        Raises:
+            UserError: if the schedule's saving is out of reach in so few epochs.
+        """
+        return self.pruning.build(num_samples, equal_epochs(epochs), seed=seed, device=device)
+
+    def stages(self, image_size: int, *, stride: int = 4) -> Sequence[Stage]:
+        """The curriculum's stages for images of side `image_size`; sizes are multiples of `stride`."""
+        return self.curriculum.stages(
+            image_size, stride=stride, model=str(self.tuned_on.model.get("name", ""))
+        )
+
+    def to_yaml(self) -> str:
+        """The text of the schedule file."""
+        content = self.model_dump(mode="json")
+        return HEADER + yaml.safe_dump({**content, "checksum": checksum(content)}, sort_keys=False)
+
+    def headline(self) -> str:
+        """The evidence in a line."""
+        if self.evidence is None:
+            return "no baseline to compare with"
+        found = self.evidence
+        text = f"{found.speedup:.2f} x as fast, {found.difference:+.2f} points"
+        if found.interval is not None:
+            text += f" [{found.interval[0]:+.2f}, {found.interval[1]:+.2f}]"
+        count = len(found.seeds)
+        return f"{text} over {count} seed{'s' if count > 1 else ''}: {found.verdict}"
+
+
+def save_schedule(schedule: Schedule, path: str | Path) -> Path:
+    """Write the file."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(schedule.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); expected a file name") from error
+    return path
+
+
+def load_schedule(source: str | Path) -> Schedule:
+    """Read a schedule.
+
+    Args:
+        source: a path, or a file:, http: or https: address.
+
+    Raises:
+        UserError: if it cannot be read, is of another version, has wrong keys, or was changed since.
+    """
+    try:
+        content = yaml.safe_load(_fetch(source))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or "version" not in content:
+        raise UserError(f"{source}: not a schedule; expected a file written by `speedup export`")
+    if content["version"] != VERSION:
+        raise UserError(
+            f"{source}: version: {content['version']!r} is unknown here; expected {VERSION} "
+            "(a newer raytrain_speedup may read it)"
+        )
+    found = content.pop("checksum", None)
+    try:
+        schedule = Schedule.model_validate(content)
+    except ValidationError as error:
+        raise explain(error, Schedule, where=str(source)) from None
+    if found != checksum(content):
+        raise UserError(
+            f"{source}: checksum: {found!r} does not fit the content; the file was changed after it was "
+            "written. Expected an unchanged export: put own settings into an experiment file instead"
+        )
+    return schedule
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content, whatever its layout as text."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _from_registry(section: Any, registry: Mapping[str, type[Settings]]) -> Any:
+    """Read a section by the settings class that its `method` names."""
+    if isinstance(section, Settings):
+        return section
+    method = section.get("method") if isinstance(section, Mapping) else None
+    if method not in registry:
+        raise ValueError(f"method: {method!r} is unknown; expected one of: {', '.join(registry)}")
+    try:
+        return registry[method].model_validate(section)
+    except ValidationError as error:
+        raise ValueError(str(explain(error, registry[method]))) from None
+
+
+def _fetch(source: str | Path) -> str:
+    try:
+        if str(source).startswith(("http://", "https://", "file:")):
+            with urlopen(str(source), timeout=30) as answer:
+                raw = answer.read(LARGEST_FILE + 1)
+        else:
+            with Path(source).open("rb") as file:
+                raw = file.read(LARGEST_FILE + 1)
+    except (OSError, URLError, ValueError) as error:
+        raise UserError(f"{source}: cannot be read ({error}); expected a schedule file") from None
+    if len(raw) > LARGEST_FILE:
+        raise UserError(f"{source}: is larger than {LARGEST_FILE} bytes; expected a schedule file")
+    return raw.decode("utf-8")

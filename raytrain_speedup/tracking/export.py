@@ -1,0 +1,131 @@
+"""From a run to the schedule file, with its evidence."""
+
+from __future__ import annotations
+
+import contextlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import mlflow
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from raytrain_speedup.config import Experiment, load_experiment_dict
+from raytrain_speedup.schedule import VERSION, Evidence, Schedule, TunedOn, save_schedule
+from raytrain_speedup.settings import UserError
+from raytrain_speedup.tracking import store
+from raytrain_speedup.tracking.leaderboard import Row, rows
+from raytrain_speedup.tracking.store import Record
+
+RECENT = 8
+ALIAS = "latest-export"
+
+
+def export(run_id: str, out: str | Path, tracking_uri: str | None = None) -> Schedule:
+    """Write the schedule of a run.
+
+    It is also kept with the run (`schedule/schedule.yaml`) and as a version of the registered model
+    `<experiment>-schedule`, so that a loop can ask MLflow for it by name.
+
+    Args:
+        run_id: the run, or the beginning of its id as the leaderboard shows it.
+        out: the file to write.
+
+    Raises:
+        UserError: if there is no such run, or if it did not finish.
+    """
+    client = store.connect(tracking_uri)
+    record = find(client, run_id)
+    experiment = _experiment(client, record)
+    row = next(row for row in rows(store.records(client, record.experiment)) if _holds(row, record))
+    schedule = Schedule(
+        version=VERSION,
+        pruning=experiment.pruning,
+        curriculum=experiment.curriculum,
+        tuned_on=_tuned_on(experiment, record),
+        evidence=_evidence(row),
+    )
+    save_schedule(schedule, out)
+    _publish(client, record, schedule)
+    return schedule
+
+
+def find(client: MlflowClient, run_id: str) -> Record:
+    """The finished run whose id begins so.
+
+    Raises:
+        UserError: naming recent runs.
+    """
+    known = store.records(client)
+    found = [record for record in known if record.run_id.startswith(run_id)] if run_id else []
+    if len(found) == 1 and found[0].finished:
+        return found[0]
+    if len(found) == 1:
+        raise UserError(f"run {run_id}: {found[0].state} ({found[0].reason}); expected a finished run")
+    finished = [record for record in found or known if record.finished]
+    recent = [f"  {run.run_id[:8]}  {run.name}  {run.method}" for run in finished[: -RECENT - 1 : -1]]
+    problem = "is the beginning of several runs" if found else "no such run"
+    expected = "\n".join(["expected one of:", *recent]) if recent else "there are no finished runs yet"
+    raise UserError(f"run {run_id!r}: {problem} at {client.tracking_uri}; {expected}")
+
+
+def _experiment(client: MlflowClient, record: Record) -> Experiment:
+    uri = f"runs:/{record.run_id}/experiment.yaml"
+    try:
+        return load_experiment_dict(yaml.safe_load(mlflow.artifacts.load_text(uri)))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"run {record.run_id[:8]}: its experiment.yaml cannot be read ({error})") from None
+
+
+def _holds(row: Row, record: Record) -> bool:
+    """Whether a row is about the settings of a run (a confirmed trial's own run is not part of its row)."""
+    same = (row.experiment, row.sweep, row.method, row.settings)
+    return record.run_id in row.run_ids or (
+        row.state == "finished" and same == (record.experiment, record.parent, record.method, record.settings)
+    )
+
+
+def _tuned_on(experiment: Experiment, record: Record) -> TunedOn:
+    content = experiment.to_dict()
+    try:
+        installed = version("raytrain-speedup")
+    except PackageNotFoundError:  # a checkout on the path
+        installed = "unknown"
+    return TunedOn(
+        experiment=experiment.name,
+        run_id=record.run_id,
+        data=content["data"],
+        model=content["model"],
+        train=content["train"],
+        workers=experiment.scaling.workers,
+        hardware=str(record.figures.get("hardware", "unknown")),
+        package_version=installed,
+    )
+
+
+def _evidence(row: Row) -> Evidence | None:
+    if row.speedup is None or row.verdict is None or row.accuracy is None or row.difference is None:
+        return None
+    return Evidence(
+        seeds=row.seeds,
+        accuracy=row.accuracy,
+        accuracy_std=row.accuracy_std,
+        baseline_accuracy=row.baseline_accuracy,
+        difference=row.difference,
+        interval=row.interval,
+        margin=row.margin,
+        verdict=row.verdict,
+        speedup=row.speedup,
+        passes_saved=row.passes_saved or 0.0,
+    )
+
+
+def _publish(client: MlflowClient, record: Record, schedule: Schedule) -> None:
+    """Keep the schedule with its run, and as the newest version of a registered model."""
+    client.log_text(record.run_id, schedule.to_yaml(), "schedule/schedule.yaml")
+    name = f"{record.experiment}-schedule"
+    with contextlib.suppress(MlflowException):  # there already
+        client.create_registered_model(name)
+    made = client.create_model_version(name, source=f"runs:/{record.run_id}/schedule", run_id=record.run_id)
+    client.set_registered_model_alias(name, ALIAS, made.version)

@@ -1,0 +1,197 @@
+"""Writing runs down in MLflow: settings, figures per epoch, final figures, and how it ended.
+
+Figures of an epoch are named `epoch/...`; final figures have names of their own (`accuracy`), because a
+table of MLflow runs shows the last value of a name. An epoch that is replayed after a fault is logged once.
+A sweep writes all its runs from the driver (`tuning/callback.py`): a trial that is killed cannot leave its
+run behind as RUNNING.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+
+from raytrain_speedup.config import Experiment
+from raytrain_speedup.tracking import store
+
+ENDINGS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
+"""Our states and MLflow's; a trial that was stopped early is no finished run."""
+
+LONGEST_PARAM = 500
+SECTIONS_OF_METHODS = ("pruning", "curriculum")
+BESIDE_THE_QUESTION = ("name", "about", "tracking", "scaling")
+
+
+def is_final(figures: Mapping[str, Any]) -> bool:
+    """Whether these are the figures of the whole run and not of an epoch."""
+    return "baseline_key" in figures
+
+
+class RunLog:
+    """One MLflow run.
+
+    Args:
+        client: of `store.connect`.
+        run_id: the run, RUNNING.
+        last_epoch: epochs up to this one are logged already.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, last_epoch: int = 0) -> None:
+        self.client = client
+        self.run_id = run_id
+        self.last_epoch = last_epoch
+
+    @classmethod
+    def start(
+        cls,
+        client: MlflowClient,
+        experiment: Experiment,
+        *,
+        name: str,
+        into: str,
+        role: str = "run",
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        margin: float | None = None,
+    ) -> RunLog:
+        """Create a run with its settings.
+
+        Args:
+            into: id of the MLflow experiment.
+            role, parent, params, margin: as in `store.Record`.
+        """
+        tags = {
+            store.ROLE: role,
+            store.STATE: "running",
+            store.SEED: str(experiment.train.seed),
+            store.METHOD: method_of(experiment),
+            store.SETTINGS: settings_of(experiment, params or {}),
+            store.GROUP: group_of(experiment),
+            store.PARAMS: json.dumps(dict(params or {})),
+            "mlflow.runName": name,
+        }
+        if parent is not None:
+            tags[store.PARENT] = parent
+        if margin is not None:
+            tags[store.MARGIN] = str(margin)
+        run_id = client.create_run(into, tags=tags).info.run_id
+        flat = flatten(experiment.to_dict())
+        logged = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in flat.items()]
+        client.log_batch(run_id, params=logged)
+        client.log_text(run_id, experiment.to_yaml(), "experiment.yaml")
+        return cls(client, run_id)
+
+    @classmethod
+    def reopen(cls, client: MlflowClient, run_id: str) -> RunLog:
+        """Go on with an interrupted run."""
+        client.update_run(run_id, status="RUNNING")
+        client.set_tag(run_id, store.STATE, "running")
+        last = client.get_run(run_id).data.metrics.get("epoch/epoch", 0)
+        return cls(client, run_id, int(last))
+
+    def __call__(self, kind: str, figures: Mapping[str, Any]) -> None:
+        """Listen to a run in this process: a report of an epoch, or of the end."""
+        if kind != "progress":
+            (self.finish if is_final(figures) else self.epoch)(figures)
+
+    def epoch(self, figures: Mapping[str, Any]) -> None:
+        """Log the figures of an epoch, once however often it is reported."""
+        number = int(figures.get("epoch", 0))
+        if number <= self.last_epoch:
+            return
+        self._metrics(figures, step=number, prefix="epoch/")
+        self.last_epoch = number
+
+    def finish(self, figures: Mapping[str, Any]) -> None:
+        """Log the final figures and end the run."""
+        self._metrics(figures, step=0, prefix="")
+        for key in store.TEXTS:
+            if key in figures:
+                self.client.set_tag(self.run_id, f"speedup.{key}", str(figures[key]))
+        self.end("finished")
+
+    def end(self, state: str, reason: str = "") -> None:
+        """End the run as `finished`, `stopped`, `failed` or `interrupted`."""
+        tags = {store.STATE: state} | ({store.REASON: reason[:LONGEST_PARAM]} if reason else {})
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.client.set_terminated(self.run_id, ENDINGS[state])
+
+    def _metrics(self, figures: Mapping[str, Any], *, step: int, prefix: str) -> None:
+        now = int(time.time() * 1000)
+        numbers = {
+            key: float(value)
+            for key, value in figures.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        self.client.log_batch(
+            self.run_id, metrics=[Metric(prefix + key, value, now, step) for key, value in numbers.items()]
+        )
+
+
+@contextmanager
+def log_run(experiment: Experiment, *, tracking_uri: str | None = None) -> Iterator[RunLog]:
+    """The MLflow run of one `speedup train`: call `epoch` with each report and `finish` with the figures.
+
+    It ends as failed after an exception, as interrupted after Ctrl-C, and as interrupted too if nobody
+    called `finish`.
+    """
+    client = store.connect(tracking_uri or experiment.tracking.uri)
+    into = store.experiment_id(client, experiment.tracking.experiment or experiment.name)
+    role = "baseline" if method_of(experiment) == "none" else "run"
+    log = RunLog.start(client, experiment, name=experiment.name, into=into, role=role)
+    try:
+        yield log
+    except Exception as error:
+        log.end("failed", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        if client.get_run(log.run_id).info.status == "RUNNING":
+            log.end("interrupted")
+
+
+def method_of(experiment: Experiment) -> str:
+    """The methods of a run, such as `infobatch + efficienttrain`; `none` for a plain one."""
+    used = [getattr(experiment, section).method for section in SECTIONS_OF_METHODS]
+    return " + ".join(name for name in used if name != "none") or "none"
+
+
+def settings_of(experiment: Experiment, params: Mapping[str, Any]) -> str:
+    """The settings worth a column: those of the methods that are not the default, and those searched."""
+    changed = {
+        key: value
+        for section in SECTIONS_OF_METHODS
+        for key, value in getattr(experiment, section).model_dump(mode="json", exclude_defaults=True).items()
+    }
+    searched = {key.rpartition(".")[2]: value for key, value in params.items()}
+    shown = {
+        key: value for key, value in (changed | searched).items() if key != "method" and value is not None
+    }
+    return " ".join(f"{key}={_short(shown[key])}" for key in sorted(shown))
+
+
+def group_of(experiment: Experiment) -> str:
+    """Equal for experiments that differ in their seed alone (or in their names and places)."""
+    content = experiment.to_dict()
+    content["train"].pop("seed")
+    for section in BESIDE_THE_QUESTION:
+        content.pop(section)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flatten(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= flatten(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace(" ", "")

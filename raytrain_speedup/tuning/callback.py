@@ -1,0 +1,122 @@
+"""What the driver does when a trial says something: write it to MLflow, and show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from mlflow.tracking import MlflowClient
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.result import AUTO_RESULT_KEYS
+
+from raytrain_speedup.config import load_experiment_dict
+from raytrain_speedup.tracking.mlflow_log import RunLog, is_final
+
+TUNES_OWN = {*AUTO_RESULT_KEYS, "done", "trial_id", "experiment_tag", "should_checkpoint"}
+FAILURE = {"error", "traceback"}
+"""What a trial reports in place of figures when it fails, see `sweep.guarded`."""
+
+
+class Listener(Protocol):
+    """Hears of the runs of a sweep: `name` is the run's, `state` one of `store.Record`'s."""
+
+    def __call__(self, name: str, state: str, figures: Mapping[str, Any], reason: str) -> None: ...
+
+
+class SweepCallback(Callback):
+    """Writes every trial as a nested MLflow run, from the one process that outlives them all.
+
+    Args:
+        client: of `store.connect`.
+        into: id of the MLflow experiment.
+        parent: the sweep's own run.
+        margin: of the sweep, kept with every run for the leaderboard.
+        reopen: run name to the MLflow run to go on with.
+        listener: is told the same.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        *,
+        into: str,
+        parent: str,
+        margin: float,
+        reopen: Mapping[str, str],
+        listener: Listener,
+    ) -> None:
+        self.client = client
+        self.into, self.parent, self.margin = into, parent, margin
+        self.reopen = dict(reopen)
+        self.listener = listener
+        self._logs: dict[str, RunLog] = {}
+
+    def __reduce__(self) -> Any:
+        return Callback, ()  # Tune keeps a copy for its own restore; a sweep is resumed from MLflow
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        if trial.trial_id not in self._logs:  # a retry starts again
+            self._logs[trial.trial_id] = self._open(trial.config)
+            self.listener(trial.config["run_name"], "running", {}, "")
+
+    def _open(self, config: Mapping[str, Any]) -> RunLog:
+        name = config["run_name"]
+        if name in self.reopen:
+            return RunLog.reopen(self.client, self.reopen.pop(name))
+        return RunLog.start(
+            self.client,
+            load_experiment_dict(config["experiment"]),
+            name=name,
+            into=self.into,
+            role=config["role"],
+            parent=self.parent,
+            params=config["params"],
+            margin=self.margin,
+        )
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any
+    ) -> None:
+        figures = own_figures(result)
+        log = self._logs.get(trial.trial_id)
+        if log is None:
+            return
+        if "error" in result:
+            self.client.log_text(log.run_id, str(result.get("traceback", "")), "error.txt")
+            self._end(trial, "failed", str(result["error"]))
+        elif is_final(figures):
+            log.finish(figures)
+            del self._logs[trial.trial_id]
+            self.listener(trial.config["run_name"], "finished", figures, "")
+        else:
+            log.epoch(figures)
+            self.listener(trial.config["run_name"], "running", figures, "")
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._end(trial, "stopped", f"behind the others at {trial.last_result.get('progress', 0):.0%}")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._end(trial, "failed", last_line(trial))
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        for trial in trials:
+            self._end(trial, "interrupted", "")
+
+    def _end(self, trial: Trial, state: str, reason: str) -> None:
+        """End the run of a trial that has not ended yet."""
+        log = self._logs.pop(trial.trial_id, None)
+        if log is not None:
+            log.end(state, reason)
+            self.listener(trial.config["run_name"], state, own_figures(trial.last_result), reason)
+
+
+def own_figures(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A Tune result without what Tune added."""
+    return {key: value for key, value in result.items() if key not in TUNES_OWN | FAILURE}
+
+
+def last_line(trial: Trial) -> str:
+    """What a trial that died had to say."""
+    lines = str(trial.get_error() or "").strip().splitlines()
+    return lines[-1] if lines else "the trial's process was lost"

@@ -1,0 +1,263 @@
+"""The search-space file: what is varied, how it is searched, and what it is compared with.
+
+One YAML file per question. Every key in it is tried on the experiment model before anything runs, at both
+ends of its range, so a typing error costs a second and not a night.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from optuna import distributions
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
+
+from raytrain_speedup.config import Experiment, load_experiment, parse_overrides, read_yaml
+from raytrain_speedup.settings import Settings, UserError, explain
+
+Overrides = dict[str, Any]
+
+
+class FloatRange(Settings):
+    """`{type: float, low: 0.1, high: 0.9}`"""
+
+    type: Literal["float"] = "float"
+    low: float = Field(description="smallest value")
+    high: float = Field(description="largest value")
+    step: float | None = Field(None, gt=0, description="distance of the values tried; any value without it")
+    log: bool = Field(False, description="draw the logarithm evenly")
+
+    def build(self) -> distributions.FloatDistribution:
+        return distributions.FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def ends(self) -> list[Any]:
+        return [self.low, self.high]
+
+
+class IntRange(Settings):
+    """`{type: int, low: 1, high: 8}`"""
+
+    type: Literal["int"] = "int"
+    low: int = Field(description="smallest value")
+    high: int = Field(description="largest value")
+    step: int = Field(1, ge=1, description="distance of the values tried")
+    log: bool = Field(False, description="draw the logarithm evenly")
+
+    def build(self) -> distributions.IntDistribution:
+        return distributions.IntDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def ends(self) -> list[Any]:
+        return [self.low, self.high]
+
+
+class Choice(Settings):
+    """`{type: categorical, choices: [mean, quantile]}`"""
+
+    type: Literal["categorical"] = "categorical"
+    choices: tuple[bool | int | float | str | None, ...] = Field(min_length=1, description="the values")
+
+    def build(self) -> distributions.CategoricalDistribution:
+        return distributions.CategoricalDistribution(self.choices)
+
+    def ends(self) -> list[Any]:
+        return list(self.choices)
+
+
+Distribution = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type")]
+
+
+class _Entry(Settings):
+    """Carries one entry of `search` through pydantic, so that its messages name the entry."""
+
+    entry: Distribution
+
+
+class AshaSettings(Settings):
+    """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934): stop what falls behind early."""
+
+    method: Literal["none", "asha"] = Field("none", description="none: every trial spends its budget")
+    grace: float = Field(0.25, gt=0, lt=1, description="progress before which no trial is stopped")
+    reduction: float = Field(3, gt=1, description="1 in so many trials goes on past each rung")
+
+
+class SweepSettings(Settings):
+    """A search-space file."""
+
+    name: str = Field(min_length=1, description="what to call it; the MLflow experiment's name")
+    about: str = Field("", description="the question it answers, in a sentence")
+    experiment: str = Field(description="a recipe's name, or an experiment file relative to this file")
+    overrides: Overrides = Field(default_factory=dict, description="experiment keys set for every run")
+    trial: Overrides = Field(
+        default_factory=dict,
+        description="experiment keys that a trial sets beside what is searched (pruning.method: infobatch)",
+    )
+    search: dict[str, Distribution] = Field(
+        description="experiment key: distribution, in Optuna's terms", min_length=1
+    )
+    trials: int = Field(20, ge=1, description="how many settings to try")
+    seed: int = Field(0, ge=0, description="of the search itself")
+    concurrency: int | None = Field(
+        None, ge=1, description="runs at a time; as many as the cluster holds if unset"
+    )
+    objectives: dict[str, Literal["max", "min"]] = Field(
+        default_factory=lambda: {"val_accuracy": "max", "train_flops": "min"},
+        min_length=1,
+        description="figures to optimise, quality first; FLOPs rather than seconds, because what a search "
+        "learns must not depend on what else the machine was doing. Seconds are what is reported",
+    )
+    sampler: Literal["tpe", "nsga2", "random"] = Field("tpe", description="Optuna's sampler")
+    scheduler: AshaSettings = Field(default_factory=AshaSettings, description="stops hopeless trials early")
+    points_to_evaluate: list[Overrides] = Field(
+        default_factory=list, description="settings to try first, the published ones for instance"
+    )
+    baseline: Overrides = Field(
+        default_factory=lambda: {"pruning.method": "none", "curriculum.method": "none"},
+        description="experiment keys of what everything is compared with",
+    )
+    controls: dict[str, Overrides] = Field(
+        default_factory=dict, description="name: experiment keys; run over the seeds beside the baseline"
+    )
+    seeds: tuple[int, ...] = Field(
+        (0, 1, 2), min_length=1, description="of the baseline, the controls and the confirmed winners"
+    )
+    confirm: int = Field(2, ge=0, description="how many of the best trials to run again over the seeds")
+    margin: float = Field(0.5, ge=0, description="points below the baseline that still count as no loss")
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _entries(cls, search: Any) -> Any:
+        """Read the entries one by one: a message then names the entry and not only the section."""
+        if not isinstance(search, Mapping):
+            raise ValueError(f"{search!r} is not allowed; expected experiment keys with distributions")
+        wrong = [line for key, entry in search.items() for line in _entry_errors(str(key), entry)]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return search
+
+    @field_validator("overrides", "trial", "baseline", "points_to_evaluate", "controls")
+    @classmethod
+    def _dotted(cls, value: Any, info: ValidationInfo) -> Any:
+        several = {"points_to_evaluate": list, "controls": lambda named: list(named.values())}
+        for keys in several.get(str(info.field_name), lambda one: [one])(value):
+            for key, inner in keys.items():
+                if isinstance(inner, Mapping):
+                    raise ValueError(f"'{key}' holds a section; expected dotted keys, {key}.name: value")
+        return value
+
+    @model_validator(mode="after")
+    def _points_lie_in_the_space(self) -> SweepSettings:
+        if "train.seed" in self.search:
+            raise ValueError("search: 'train.seed' is not searched; 'seeds' says what is repeated")
+        for point in self.points_to_evaluate:
+            for key in point:
+                if key not in self.search:
+                    raise ValueError(
+                        f"points_to_evaluate: '{key}' is not searched; expected keys of 'search': "
+                        + ", ".join(self.search)
+                    )
+        if {"baseline", "trial", "winner"} & self.controls.keys():
+            raise ValueError("controls: 'baseline', 'trial' and 'winner' are taken; expected another name")
+        return self
+
+
+def _entry_errors(key: str, entry: Any) -> list[str]:
+    try:
+        built = TypeAdapter(_Entry).validate_python({"entry": entry}).entry.build()
+    except ValidationError as error:
+        return [
+            f"{key}: {line.removeprefix('entry.').removeprefix('entry: ')}"
+            for line in str(explain(error, _Entry)).splitlines()
+        ]
+    except ValueError as error:  # Optuna's: low above high, a log range from 0, a step with log
+        return [f"{key}: {error}"]
+    return [f"{key}: holds the single value {entry!r}; expected a range"] if built.single() else []
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A search-space file together with the experiment it varies."""
+
+    settings: SweepSettings
+    base: Experiment
+
+    def experiment(self, keys: Mapping[str, Any], seed: int) -> Experiment:
+        """The base experiment with other settings and another seed."""
+        return self.base.with_overrides({**keys, "train.seed": seed})
+
+    def trial(self, params: Mapping[str, Any], seed: int) -> Experiment:
+        """A trial's experiment: `params` are the values the search chose."""
+        return self.experiment({**self.settings.trial, **params}, seed)
+
+    @property
+    def search_seed(self) -> int:
+        """The search trains with a seed of its own, so that a winner's luck is no evidence for it."""
+        return max(self.settings.seeds) + 1
+
+    def distributions(self) -> dict[str, distributions.BaseDistribution]:
+        return {key: entry.build() for key, entry in self.settings.search.items()}
+
+    @property
+    def key(self) -> str:
+        """Equal for files that ask the same question; `trials`, `confirm` and the like may differ."""
+        asked = self.settings.model_dump(
+            mode="json", include={"name", "trial", "search", "objectives", "baseline", "controls", "seeds"}
+        )
+        text = json.dumps([asked, self.base.to_dict()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = (), **settings: Any) -> Sweep:
+    """Read a search-space file and try all it may do on the experiment model.
+
+    Args:
+        file: the YAML file.
+        overrides: experiment keys to set for every run, over those of the file.
+        settings: keys of the file to replace, such as `trials`; None leaves the file's.
+
+    Raises:
+        UserError: naming each wrong key, its value and what was expected.
+    """
+    path = Path(file)
+    content = read_yaml(path) | {key: value for key, value in settings.items() if value is not None}
+    try:
+        read = SweepSettings.model_validate(content)
+    except ValidationError as error:
+        raise explain(error, SweepSettings, where=str(path)) from None
+    beside = path.parent / read.experiment
+    with _told(path, "experiment"):
+        base = load_experiment(
+            beside if beside.suffix in (".yaml", ".yml") else read.experiment, read.overrides
+        )
+    base = base.with_overrides(parse_overrides(overrides))
+    sweep = Sweep(read, base)
+    for what, keys in _to_try(read):
+        with _told(path, what):
+            sweep.experiment(keys, 0)
+    return sweep
+
+
+def _to_try(settings: SweepSettings) -> Iterator[tuple[str, Overrides]]:
+    """Every set of keys the sweep will combine, named for a message: each end of each range once."""
+    first = {key: entry.ends()[0] for key, entry in settings.search.items()}
+    for key, entry in settings.search.items():
+        for value in entry.ends():
+            yield "search", {**settings.trial, **first, key: value}
+    for point in settings.points_to_evaluate:
+        yield "points_to_evaluate", {**settings.trial, **first, **point}
+    yield "baseline", settings.baseline
+    for name, keys in settings.controls.items():
+        yield f"controls.{name}", keys
+
+
+@contextmanager
+def _told(path: Path, section: str) -> Iterator[None]:
+    """Puts the file and its section in front of a message from the experiment model."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {section}: {error}") from None

@@ -1,0 +1,318 @@
+"""`speedup sweep`: from a search-space file to a leaderboard, a picture and a schedule.
+
+Trials of one worker run directly in Tune's trial processes, which are reused: the second trial of a process
+starts in a hundredth of a second. Trials of several workers run a `TorchTrainer` from a driver function
+that holds no CPU of its own (`tune_driver` is a resource of the head node, see cluster.yaml).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from rich.console import Console
+
+from raytrain_speedup.config import ScalingSettings
+from raytrain_speedup.scaling.cluster import connect
+from raytrain_speedup.settings import RunFailed, UserError
+from raytrain_speedup.tracking import store
+from raytrain_speedup.tracking.export import export
+from raytrain_speedup.tracking.leaderboard import Row, best, leaderboard, show
+from raytrain_speedup.tracking.picture import draw
+from raytrain_speedup.tuning.callback import SweepCallback
+from raytrain_speedup.tuning.live import SweepTable
+from raytrain_speedup.tuning.plan import TRIAL, SweepPlan
+from raytrain_speedup.tuning.space import AshaSettings, Sweep, load_sweep
+
+Trainable = Callable[[dict[str, Any]], None]
+"""Runs one experiment in a Tune trial and reports by `tune.report`. `config["experiment"]` is the experiment
+as plain data, `config["run_name"]` the same when a sweep is resumed, `config["storage"]` for checkpoints."""
+
+DRIVERS = 64
+"""Driver functions of trials of several workers that a head node may hold at a time."""
+
+QUIET = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in an experiment are relative to where the user stands
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the figures go to MLflow
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # an epoch without evaluation has no val_accuracy
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # and the screen shows one table, ours
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep leaves behind. `best` is the leaderboard row the schedule was exported from."""
+
+    experiment: str
+    tracking_uri: str
+    rows: list[Row]
+    picture: Path | None
+    schedule: Path | None
+    best: Row | None
+
+
+def sweep(
+    file: str | Path,
+    *,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    trials: int | None = None,
+    seed: int | None = None,
+    concurrency: int | None = None,
+    tracking_uri: str | None = None,
+    out: str | Path = ".",
+    resume: bool = False,
+    console: Console | None = None,
+    trainable: Trainable | None = None,
+) -> SweepResult:
+    """Run a sweep, or go on with one.
+
+    Args:
+        file: the search-space file.
+        overrides: experiment keys set for every run.
+        trials, seed, concurrency: replace those of the file.
+        tracking_uri: MLflow; MLFLOW_TRACKING_URI or ./mlflow.db by default.
+        out: folder for the picture and the schedule.
+        resume: go on with the last sweep of the same question: finished runs are kept, interrupted ones
+            run again.
+        trainable: what a trial runs; by default one worker in the trial's process or a worker group.
+
+    Raises:
+        UserError: for a mistake in the file, before anything runs; and where the baseline fails.
+        KeyboardInterrupt: after Ctrl-C; the runs are marked as interrupted and can be resumed.
+    """
+    console = console or Console()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed run is a line of the table
+    os.environ.update(QUIET)
+    loaded = load_sweep(file, overrides, trials=trials, seed=seed, concurrency=concurrency)
+    client = store.connect(tracking_uri or loaded.base.tracking.uri)
+    name = loaded.base.tracking.experiment or loaded.settings.name
+    into = store.experiment_id(client, name)
+    parent, past = _parent(client, loaded, into, name, resume=resume)
+    plan = SweepPlan(loaded, past)
+    table = SweepTable(console, loaded.settings.name, total=plan.total, done=len(plan.finished))
+    callback = SweepCallback(
+        client,
+        into=into,
+        parent=parent,
+        margin=loaded.settings.margin,
+        reopen={run.name: run.run_id for run in plan.interrupted.values()},
+        listener=table,
+    )
+    with _ray(loaded.base.scaling), table, _terminate_as_interrupt():
+        _fit(loaded, plan, callback, trainable or _trainable(loaded.base.scaling), parent)
+    if plan.failure is not None:
+        client.set_terminated(parent, "FAILED")
+        raise RunFailed(
+            f"{loaded.settings.name}: the baseline failed, and nothing can be compared: {plan.failure}"
+        )
+    if not plan.done:
+        client.set_terminated(parent, "KILLED")
+        console.print("interrupted; the same command with --resume goes on from here")
+        raise KeyboardInterrupt
+    client.set_terminated(parent, "FINISHED")
+    return _conclude(client, name, parent, plan, Path(out), console)
+
+
+def _conclude(
+    client: MlflowClient, name: str, parent: str, plan: SweepPlan, out: Path, console: Console
+) -> SweepResult:
+    """Leaderboard, picture and schedule."""
+    for refusal in plan.refused:
+        console.print(f"[yellow]not allowed, and not run:[/yellow] {refusal}")
+    rows = leaderboard(name, tracking_uri=client.tracking_uri, parent=parent)
+    show(rows, console)
+    out.mkdir(parents=True, exist_ok=True)
+    label = plan.sweep.settings.name
+    picture = draw(rows, out / "leaderboard.png", title=label)
+    client.log_artifact(parent, str(picture))
+    console.print(f"picture      {picture}", highlight=False, soft_wrap=True)
+    chosen, schedule = best(rows), None
+    if chosen is not None:
+        schedule = out / "schedule.yaml"
+        exported = export(chosen.run_id, schedule, tracking_uri=client.tracking_uri)
+        console.print(f"schedule     {schedule}: {exported.headline()}", highlight=False, soft_wrap=True)
+    console.print(
+        f"runs         mlflow ui --backend-store-uri {client.tracking_uri}", highlight=False, soft_wrap=True
+    )
+    return SweepResult(name, client.tracking_uri, rows, picture, schedule, chosen)
+
+
+def _fit(sweep: Sweep, plan: SweepPlan, callback: SweepCallback, trainable: Trainable, parent: str) -> None:
+    settings, scaling = sweep.settings, sweep.base.scaling
+    storage = str((scaling.storage or Path("runs")).absolute())
+    tuner = tune.Tuner(
+        tune.with_resources(guarded(trainable), _resources(scaling)),
+        param_space={"storage": str(Path(storage) / f"{settings.name}-{parent[:8]}")},
+        tune_config=tune.TuneConfig(
+            search_alg=plan,
+            scheduler=_scheduler(settings.scheduler, next(iter(settings.objectives.items()))),
+            num_samples=plan.total,
+            max_concurrent_trials=settings.concurrency,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{settings.name}-{parent[:8]}",
+            storage_path=storage,
+            callbacks=[callback],
+            failure_config=tune.FailureConfig(max_failures=scaling.max_failures),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def guarded(trainable: Trainable) -> Trainable:
+    """A trial whose error is a report: it ends with its reason, its process lives on for the next trial.
+
+    Only the loss of the process is left for Tune to retry; a NaN would come again.
+    """
+
+    def trial(config: dict[str, Any]) -> None:
+        try:
+            trainable(config)
+        except Exception as error:
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            tune.report({"error": reason, "traceback": traceback.format_exc(), "done": True})
+
+    return trial
+
+
+def _trial_name(trial: Trial) -> str:
+    return str(trial.config["run_name"])
+
+
+def _trainable(scaling: ScalingSettings) -> Trainable:
+    if scaling.workers == 1:
+        from raytrain_speedup.scaling.tune_trial import trial
+
+        return trial
+    from raytrain_speedup.scaling.launch import driver
+
+    return driver
+
+
+def _resources(scaling: ScalingSettings) -> dict[str, float]:
+    if scaling.workers == 1:
+        return {"cpu": scaling.cpus_per_worker, "gpu": scaling.gpus_per_worker}
+    return {"tune_driver": 1}
+
+
+class SearchOnlyASHA(ASHAScheduler):
+    """ASHA by progress, for the trials of the search: the baseline is never stopped, nor a whole run."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        if trial.config["role"] != TRIAL or result.get("progress", 1.0) >= 1:
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
+        """Every rung was passed in `on_trial_result`; a baseline must not be added to one here."""
+
+
+def _scheduler(settings: AshaSettings, objective: tuple[str, str]) -> TrialScheduler:
+    if settings.method == "none":
+        return FIFOScheduler()
+    metric, mode = objective
+    return SearchOnlyASHA(
+        time_attr="progress",
+        metric=metric,
+        mode=mode,
+        grace_period=settings.grace,
+        max_t=1,
+        reduction_factor=settings.reduction,
+    )
+
+
+def _parent(
+    client: MlflowClient, sweep: Sweep, into: str, experiment: str, *, resume: bool
+) -> tuple[str, list[store.Record]]:
+    """The MLflow run that holds the sweep, and the runs it holds already."""
+    if not resume:
+        tags = {store.SWEEP: sweep.key, "mlflow.runName": sweep.settings.name}
+        run = client.create_run(into, tags=tags)
+        client.log_dict(run.info.run_id, sweep.settings.model_dump(mode="json"), "search_space.yaml")
+        client.log_text(run.info.run_id, sweep.base.to_yaml(), "experiment.yaml")
+        return run.info.run_id, []
+    found = client.search_runs(
+        [into],
+        f"tags.`{store.SWEEP}` = '{sweep.key}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    if not found:
+        raise UserError(
+            f"--resume: MLflow experiment {experiment!r} holds no sweep of these settings; expected the file "
+            "and overrides of the sweep that was interrupted"
+        )
+    parent: Run = found[0]
+    client.update_run(parent.info.run_id, status="RUNNING")
+    past = store.records(client, experiment, parent=parent.info.run_id)
+    return parent.info.run_id, [_settled(client, run) for run in past]
+
+
+def _settled(client: MlflowClient, run: store.Record) -> store.Record:
+    """A run that its driver could not end, since it was killed, was interrupted."""
+    if run.state != "running":
+        return run
+    client.set_tag(run.run_id, store.STATE, "interrupted")
+    client.set_terminated(run.run_id, "KILLED")
+    return replace(run, state="interrupted")
+
+
+@contextmanager
+def _ray(scaling: ScalingSettings) -> Iterator[None]:
+    """A Ray session: the one there is, the cluster of RAY_ADDRESS (a `ray job`), or a local one."""
+    if ray.is_initialized():
+        connect(scaling)
+        yield
+        return
+    if not os.environ.get("RAY_ADDRESS"):
+        # The dashboard's state API removes the placement groups of stopped worker groups; without worker
+        # groups it is only slow to start.
+        ray.init(
+            address="local",
+            include_dashboard=scaling.workers > 1,
+            dashboard_host="127.0.0.1",
+            resources={"tune_driver": DRIVERS},
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    try:
+        connect(scaling)
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM, which `ray job stop` and schedulers send, as Ctrl-C: end the runs in MLflow first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,179 @@
+"""The schedule file: written, read, refused, and used in a plain loop."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from raytrain_speedup.methods.curriculum import CURRICULA
+from raytrain_speedup.methods.pruning import PRUNERS
+from raytrain_speedup.schedule import Evidence, Schedule, TunedOn, checksum, load_schedule, save_schedule
+from raytrain_speedup.settings import UserError
+
+
+def make(pruning: dict, curriculum: dict | None = None) -> Schedule:
+    return Schedule.model_validate(
+        {
+            "version": 1,
+            "pruning": pruning,
+            "curriculum": curriculum or {"method": "none"},
+            "tuned_on": TunedOn(
+                experiment="digits",
+                run_id="0123456789abcdef",
+                data={"source": "digits"},
+                model={"name": "resnet8"},
+                train={"epochs": 20.0},
+                workers=1,
+                hardware="1 x a desk, fp32",
+                package_version="0.1.0",
+            ),
+            "evidence": Evidence(
+                seeds=(0, 1, 2),
+                accuracy=97.0,
+                baseline_accuracy=97.2,
+                difference=-0.2,
+                interval=(-0.4, 0.0),
+                margin=0.5,
+                verdict="lossless",
+                speedup=1.4,
+                passes_saved=0.3,
+            ),
+        }
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return save_schedule(make({"method": "infobatch", "prune_ratio": 0.4}), tmp_path / "schedule.yaml")
+
+
+@pytest.mark.parametrize("method", sorted(PRUNERS))
+def test_every_pruning_method_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
+    schedule = make({"method": method})
+    assert load_schedule(save_schedule(schedule, tmp_path / "s.yaml")) == schedule
+
+
+@pytest.mark.parametrize("method", sorted(CURRICULA))
+def test_every_curriculum_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
+    needed = {"custom": {"schedule": [{"share": 0.5, "ratio": 0.5}, {"share": 0.5, "ratio": 1.0}]}}
+    schedule = make({"method": "none"}, {"method": method, **needed.get(method, {})})
+    loaded = load_schedule(save_schedule(schedule, tmp_path / "s.yaml"))
+    assert loaded == schedule
+    assert loaded.stages(224)[-1].ends_at == 1
+
+
+def test_a_plain_loop_uses_it(file: Path) -> None:
+    """What the README shows."""
+    schedule = load_schedule(file)
+    inputs, target = torch.randn(512, 8), torch.randint(2, (512,))
+    model = torch.nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = schedule.pruner(len(inputs), epochs=10)
+    shown = 0
+    for epoch in range(10):
+        for index, weight in pruner.plan(epoch).batches(64):
+            losses = torch.nn.functional.cross_entropy(model(inputs[index]), target[index], reduction="none")
+            pruner.observe(index, losses.detach())
+            (losses * weight).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            shown += len(index)
+    assert shown < 10 * 512
+
+
+def test_it_says_what_it_is(file: Path) -> None:
+    assert (
+        load_schedule(file).headline() == "1.40 x as fast, -0.20 points [-0.40, +0.00] over 3 seeds: lossless"
+    )
+    assert make({"method": "none"}).model_copy(update={"evidence": None}).headline().startswith("no baseline")
+
+
+def test_addresses(file: Path) -> None:
+    assert load_schedule(file.as_uri()) == load_schedule(file)
+
+
+def changed(file: Path, keys: tuple[str, ...], value: object, *, sign: bool) -> Path:
+    content = yaml.safe_load(file.read_text())
+    inner = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    if sign:
+        content["checksum"] = checksum({key: item for key, item in content.items() if key != "checksum"})
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("version",), 2, "version: 2 is unknown here; expected 1"),
+        (
+            ("pruning", "method"),
+            "infobach",
+            "pruning: method: 'infobach' is unknown; expected one of: .*infobatch",
+        ),
+        (("pruning", "prune_ratio"), 1.2, "pruning: prune_ratio: 1.2 is not allowed"),
+        (("pruning", "prune"), 0.2, "pruning: prune: unknown key"),
+        (("tuned_on", "gpu"), "x", "tuned_on.gpu: unknown key"),
+        (("evidence", "verdict"), "great", "evidence.verdict: 'great' is not allowed"),
+        (("code",), "!!python/object/apply:os.system", "code: unknown key"),
+    ],
+)
+def test_wrong_content_is_named(file: Path, keys: tuple[str, ...], value: object, message: str) -> None:
+    with pytest.raises(UserError, match=f"schedule.yaml: {message}"):
+        load_schedule(changed(file, keys, value, sign=True))
+
+
+def test_changed_evidence_is_no_evidence(file: Path) -> None:
+    with pytest.raises(UserError, match=r"checksum: .* the file was changed"):
+        load_schedule(changed(file, ("evidence", "speedup"), 3.0, sign=False))
+
+
+def test_another_layout_is_the_same_file(file: Path) -> None:
+    """Sorted keys, flow style, other comments: the content counts."""
+    before = load_schedule(file)
+    file.write_text("# mine\n" + yaml.safe_dump(yaml.safe_load(file.read_text()), default_flow_style=True))
+    assert load_schedule(file) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [", "not YAML"),
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"- 1", "not a schedule"),
+        (b"!!python/object/apply:os.system ['touch hacked']", "not YAML"),
+        (b"#" * (1 << 20) + b"##", "larger"),
+    ],
+)
+def test_what_is_no_schedule(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_schedule(path)
+    assert not Path("hacked").exists()
+
+
+@pytest.mark.parametrize(
+    "source", ["missing.yaml", "file:///missing/x.yaml", "http://127.0.0.1:1/x.yaml", "."]
+)
+def test_what_cannot_be_read(source: str) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        load_schedule(source)
+
+
+def test_it_needs_neither_ray_nor_mlflow(file: Path) -> None:
+    """In a process where they cannot be imported."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['ray', 'mlflow', 'optuna']))\n"
+        "from raytrain_speedup.schedule import load_schedule\n"
+        f"print(load_schedule({str(file)!r}).pruner(10, 2).plan(0).kept)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "10", done.stderr

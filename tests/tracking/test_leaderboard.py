@@ -1,0 +1,144 @@
+"""Rows from runs: what is one row, what it is compared with, and what is never a speedup."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+
+import pytest
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+
+from raytrain_speedup.config import load_experiment
+from raytrain_speedup.settings import UserError
+from raytrain_speedup.tracking import store
+from raytrain_speedup.tracking.leaderboard import Row, best, leaderboard, show
+from raytrain_speedup.tracking.mlflow_log import RunLog, log_run
+
+INFOBATCH = {"pruning.method": "infobatch", "pruning.prune_ratio": 0.4}
+RANDOM = {"pruning.method": "random", "pruning.prune_ratio": 0.3}
+
+
+def rows_of(client: MlflowClient, name: str) -> list[Row]:
+    return leaderboard(name, client.tracking_uri)
+
+
+def test_seeds_are_one_row_and_the_lucky_trial_is_no_evidence(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    for seed in range(3):
+        write("baseline", seed, accuracy=97.0 + seed)
+        write("winner", seed, keys=INFOBATCH, accuracy=96.9 + seed, train_seconds=5.0, passes_saved=0.4)
+        write("random", seed, keys=RANDOM, accuracy=90.0 + seed, train_seconds=4.0)
+    lucky = write("trial", 3, keys=INFOBATCH, accuracy=100.0, train_seconds=5.0)
+    baseline, winner, control = rows_of(client, experiment_name)
+    assert (baseline.label, winner.label, control.label) == ("baseline", "infobatch", "random")
+    assert lucky not in winner.run_ids and winner.seeds == (0, 1, 2)
+    assert winner.verdict == "lossless" and control.verdict == "lossy"
+    assert winner.speedup == pytest.approx(2.0) and baseline.speedup == 1.0
+    assert winner.difference == pytest.approx(-0.1) and winner.settings == "prune_ratio=0.4"
+    assert best([baseline, winner, control]) is winner, "a control is no schedule, however fast"
+
+
+def test_without_a_baseline_there_is_no_speedup(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    write("run", 0, keys=INFOBATCH, accuracy=97.0)
+    (row,) = rows_of(client, experiment_name)
+    assert row.speedup is None and row.verdict is None and row.note == "no baseline run"
+
+
+@pytest.mark.parametrize("key", ["baseline_key", "hardware"])
+def test_another_budget_or_machine_is_no_baseline(
+    key: str, client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    write("baseline", 0, accuracy=97.0)
+    write("run", 0, keys=INFOBATCH, accuracy=97.0, **{key: "another"})
+    row = next(row for row in rows_of(client, experiment_name) if row.method == "infobatch")
+    assert row.speedup is None and row.note == "no baseline run"
+
+
+def test_runs_that_did_not_end_are_shown_with_their_reason(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    write("baseline", 0, accuracy=97.0)
+    into = store.experiment_id(client, experiment_name)
+    for state, reason in (("failed", "NaN in step 3"), ("stopped", "behind"), ("interrupted", "")):
+        RunLog.start(client, load_experiment("digits", INFOBATCH), name=state, into=into).end(state, reason)
+    first, *others = rows_of(client, experiment_name)
+    assert first.role == "baseline"
+    assert {row.note for row in others} == {"NaN in step 3", "behind", "interrupted"}
+    assert all(row.speedup is None and row.accuracy is None for row in others)
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_table_shows_every_row_whole(
+    width: int, client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    run = write("baseline", 0, accuracy=97.123)
+    write("winner", 0, keys=INFOBATCH, accuracy=97.0, train_seconds=4.0)
+    screen = Console(file=io.StringIO(), width=width)
+    show(rows_of(client, experiment_name), screen)
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert run[:8] in text and "97.12" in text and "2.50 x" in text and "prune_ratio=0.4" in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_rows_are_plain_data(client: MlflowClient, experiment_name: str, write: Callable[..., str]) -> None:
+    write("baseline", 0, accuracy=97.0)
+    (row,) = json.loads(json.dumps([row.to_dict() for row in rows_of(client, experiment_name)]))
+    assert {
+        "method",
+        "settings",
+        "seeds",
+        "accuracy",
+        "interval",
+        "verdict",
+        "speedup",
+        "run_id",
+    } <= row.keys()
+
+
+def test_an_unknown_experiment_names_those_there_are(client: MlflowClient, write: Callable[..., str]) -> None:
+    with pytest.raises(UserError, match=r"'nothing': no such MLflow experiment; expected one of: .*test_"):
+        leaderboard("nothing", client.tracking_uri)
+
+
+def test_log_run_ends_as_the_run_ended(client: MlflowClient, experiment_name: str) -> None:
+    experiment = load_experiment("digits", {"tracking.experiment": experiment_name})
+    with log_run(experiment, tracking_uri=client.tracking_uri) as log:
+        for epoch in (1, 2, 2, 1, 3):  # 2 and 1 are replayed after a fault
+            log("report", {"epoch": epoch, "train_loss": 1 / epoch, "progress": epoch / 3})
+        log("progress", {"epoch": 9})
+        log("report", {"epoch": 3, "accuracy": 97.0, "baseline_key": "k", "hardware": "h", "done": True})
+    steps = [point.step for point in client.get_metric_history(log.run_id, "epoch/train_loss")]
+    assert steps == [1, 2, 3]
+    run = client.get_run(log.run_id)
+    assert run.info.status == "FINISHED" and run.data.metrics["accuracy"] == 97.0
+    assert run.data.tags["speedup.role"] == "baseline" and run.data.tags["speedup.hardware"] == "h"
+    for error, status, state in (
+        (ValueError("broken"), "FAILED", "failed"),
+        (KeyboardInterrupt(), "KILLED", "interrupted"),
+    ):
+        with pytest.raises(type(error)), log_run(experiment, tracking_uri=client.tracking_uri) as log:
+            raise error
+        run = client.get_run(log.run_id)
+        assert (run.info.status, run.data.tags["speedup.state"]) == (status, state)
+
+
+def test_where_runs_go(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absolute, because Ray's workers stand elsewhere; the option, then the variable, then the folder."""
+    folder = tmp_path_factory.mktemp("here")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert store.resolve_uri() == f"sqlite:///{folder}/mlflow.db"
+    assert store.resolve_uri("sqlite:///runs.db") == f"sqlite:///{folder}/runs.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert store.resolve_uri() == "http://server:5000"
+    assert store.resolve_uri("sqlite:////elsewhere/x.db") == "sqlite:////elsewhere/x.db"
+
+
+def test_a_server_that_does_not_answer() -> None:
+    with pytest.raises(UserError, match=r"tracking uri 'nonsense://here' does not answer"):
+        store.connect("nonsense://here")

@@ -1,0 +1,99 @@
+"""The search-space file: every mistake is found before anything runs, and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raytrain_speedup.settings import UserError
+from raytrain_speedup.tuning.space import load_sweep
+
+ROOT = Path(__file__).parents[2]
+GOOD = {
+    "name": "s",
+    "experiment": "digits",
+    "trial": {"pruning.method": "infobatch"},
+    "search": {"pruning.prune_ratio": {"type": "float", "low": 0.1, "high": 0.9}},
+}
+
+
+def written(folder: Path, **changes: object) -> Path:
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **changes}))
+    return path
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda file: file.stem)
+def test_those_in_the_repository_are_valid(file: Path) -> None:
+    sweep = load_sweep(file)
+    assert sweep.settings.about
+    assert sweep.trial({key: entry.ends()[0] for key, entry in sweep.settings.search.items()}, seed=1)
+
+
+def test_defaults_and_replacements(tmp_path: Path) -> None:
+    sweep = load_sweep(written(tmp_path), {"train.epochs": 7}, trials=3, seed=None)
+    assert sweep.base.train.epochs == 7 and sweep.settings.trials == 3
+    assert sweep.search_seed not in sweep.settings.seeds
+    chosen = sweep.trial({"pruning.prune_ratio": 0.3}, seed=5)
+    assert chosen.pruning.method == "infobatch" and chosen.train.seed == 5 and chosen.train.epochs == 7
+    assert sweep.base.pruning.method == "none"
+
+
+def test_an_experiment_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text((ROOT / "raytrain_speedup/recipes/digits.yaml").read_text())
+    assert load_sweep(written(tmp_path, experiment="mine.yaml")).base.name == "digits"
+
+
+def test_what_is_asked_decides_what_is_resumed(tmp_path: Path) -> None:
+    key = load_sweep(written(tmp_path)).key
+    assert load_sweep(written(tmp_path, trials=99, confirm=5, about="x")).key == key
+    assert load_sweep(written(tmp_path, seeds=[0, 1])).key != key
+    assert load_sweep(written(tmp_path), {"train.epochs": 3}).key != key
+
+
+def entry(**fields: object) -> dict[str, object]:
+    return {"search": {"pruning.prune_ratio": fields}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tirals": 3}, "tirals: unknown key; did you mean 'trials'?"),
+        ({"trials": 0}, "trials: 0 is not allowed; expected greater than or equal to 1"),
+        ({"search": {}}, "search: "),
+        ({"search": [1]}, "search: [1] is not allowed; expected experiment keys"),
+        (entry(type="float", low=0.1), "search: pruning.prune_ratio: high: missing"),
+        (entry(type="normal", low=0.1), "search: pruning.prune_ratio: "),
+        (entry(type="float", low=0.9, high=0.1), "search: pruning.prune_ratio: "),
+        (entry(type="float", low=0.0, high=0.9, log=True), "search: pruning.prune_ratio: "),
+        (entry(type="float", low=0.5, high=0.5), "search: pruning.prune_ratio: "),
+        (entry(type="float", low=0.1, high=1.2), "search: digits: pruning.prune_ratio: 1.2 is not allowed"),
+        (entry(type="categorical", choices=["a", "b"]), "search: digits: pruning.prune_ratio: 'a' is not"),
+        (
+            {"search": {"pruning.prune_ration": {"type": "float", "low": 0.1, "high": 0.2}}},
+            "pruning.prune_ration: unknown key; did you mean 'prune_ratio'?",
+        ),
+        ({"search": {"train.seed": {"type": "int", "low": 0, "high": 9}}}, "'train.seed' is not searched"),
+        ({"points_to_evaluate": [{"pruning.saving": 0.1}]}, "'pruning.saving' is not searched"),
+        ({"points_to_evaluate": [{"pruning.prune_ratio": 1.5}]}, "points_to_evaluate: digits: pruning"),
+        ({"baseline": {"pruning.method": "off"}}, "baseline: digits: pruning"),
+        ({"controls": {"mine": {"pruning.method": "off"}}}, "controls.mine: digits: pruning"),
+        ({"controls": {"winner": {"pruning.method": "none"}}}, "controls: 'baseline', 'trial' and 'winner'"),
+        ({"overrides": {"train": {"epochs": 3}}}, "overrides: 'train' holds a section; expected dotted keys"),
+        ({"overrides": {"train.epoch": 3}}, "experiment: digits: train.epoch: unknown key"),
+        ({"experiment": "digit"}, "experiment: digit: no such recipe"),
+        ({"objectives": {"val_accuracy": "up"}}, "objectives"),
+    ],
+)
+def test_mistakes(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as found:
+        load_sweep(written(tmp_path, **changes))
+    assert str(found.value).startswith(str(tmp_path / "space.yaml"))
+    assert message in str(found.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing.yaml: cannot be read"):
+        load_sweep(tmp_path / "nothing.yaml")

@@ -1,0 +1,174 @@
+"""Whole sweeps on real Ray Tune, Optuna and MLflow: the good case, and everything around it that can fail."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+from tiny_runs import space, tiny
+
+from raytrain_speedup.schedule import load_schedule
+from raytrain_speedup.settings import RunFailed, UserError
+from raytrain_speedup.tracking import store
+from raytrain_speedup.tuning.sweep import SweepResult, sweep
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="session")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for all: making its tables takes longer than a sweep."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+def go(file: Path, uri: str, **arguments: object) -> tuple[SweepResult, str]:
+    screen = Console(file=io.StringIO(), width=120)
+    result = sweep(file, tracking_uri=uri, out=file.parent, console=screen, **arguments)  # type: ignore[arg-type]
+    return result, screen.file.getvalue()  # type: ignore[attr-defined]
+
+
+def runs_of(uri: str, name: str) -> list[store.Record]:
+    return store.records(store.connect(uri), name)
+
+
+def test_a_sweep_of_the_engine(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits, two epochs: baseline, InfoBatch trials, the winner over the seeds, all that is left behind."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "digits.yaml"
+    file.write_text(
+        "name: engine\nexperiment: digits\ntrials: 2\nconfirm: 1\nseeds: [0, 1]\n"
+        "overrides: {train.epochs: 2, data.image_size: 8}\n"
+        "trial: {pruning.method: infobatch, pruning.anneal_from: 1.0}\n"
+        "search:\n  pruning.prune_ratio: {type: float, low: 0.3, high: 0.7}\n"
+    )
+    result, text = go(file, uri)
+    records = runs_of(uri, "engine")
+    assert [run.state for run in records] == ["finished"] * 6
+    assert [run.role for run in records].count("baseline") == 2
+    assert [run.role for run in records].count("winner") == 2
+    client = MlflowClient(uri)
+    parents = {run.parent for run in records}
+    assert len(parents) == 1
+    assert client.get_run(parents.pop()).info.status == "FINISHED"
+    one = next(run for run in records if run.role == "winner")
+    assert 0 < one.figures["passes_saved"] < 1 and one.figures["train_flops"] > 0
+    assert [point.step for point in client.get_metric_history(one.run_id, "epoch/val_accuracy")] == [1, 2]
+    assert client.get_run(one.run_id).data.params["pruning.method"] == "infobatch"
+    assert result.best is not None and result.best.role == "winner" and result.best.speedup is not None
+    assert result.picture is not None and result.picture.read_bytes().startswith(b"\x89PNG")
+    assert result.schedule is not None
+    schedule = load_schedule(result.schedule)
+    assert schedule.evidence is not None and schedule.evidence.seeds == (0, 1)
+    assert schedule.pruner(100, 3).plan(0).kept == 100
+    assert "baseline" in text and "not yet known" in text
+    assert not list(tmp_path.glob("mlruns")), "artifacts belong beside the database"
+
+
+def test_trials_that_fail(tmp_path: Path, uri: str) -> None:
+    """An error, the loss of the process (retried) and a NaN: each ends for itself and says why."""
+    file = space(tmp_path, [0.1, 0.2, 0.9, 0.4, 0.5], more="objectives: {val_accuracy: max}")
+    file.write_text(file.read_text().replace("name: tiny", "name: faults"))
+    result, text = go(file, uri, trainable=tiny)
+    by_ratio = {
+        run.params["pruning.prune_ratio"]: run for run in runs_of(uri, "faults") if run.role == "trial"
+    }
+    assert by_ratio[0.1].state == "failed"
+    assert by_ratio[0.1].reason == "ArithmeticError: the loss is NaN in step 17"
+    assert "the loss is NaN in step 17" in text
+    assert by_ratio[0.2].state == "finished", "a lost process is retried"
+    assert result.best is not None and "prune_ratio=0.5" in result.best.settings
+    assert result.best.verdict == "lossless" and result.best.speedup == pytest.approx(1 / 0.75)
+    client = MlflowClient(uri)
+    died = client.get_metric_history(by_ratio[0.2].run_id, "epoch/train_loss")
+    assert [point.step for point in died] == [1, 2, 3, 4], "a replayed epoch is logged once"
+    assert {client.get_run(run.run_id).info.status for run in by_ratio.values()} == {"FINISHED", "FAILED"}
+
+
+def test_stopped_trials_are_no_results(tmp_path: Path, uri: str) -> None:
+    """ASHA stops what falls behind: told as pruned, shown without speedup; the baseline goes on."""
+    ratios = [0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
+    file = space(tmp_path, ratios, more="scheduler: {method: asha, grace: 0.25, reduction: 2}")
+    file.write_text(file.read_text().replace("name: tiny", "name: asha"))
+    result, _ = go(file, uri, trainable=tiny, concurrency=1)
+    records = runs_of(uri, "asha")
+    stopped = [run for run in records if run.state == "stopped"]
+    assert stopped and {run.role for run in stopped} == {"trial"}
+    assert all("accuracy" not in run.figures and "behind" in run.reason for run in stopped)
+    shown = {row.run_id: row for row in result.rows}
+    assert all(shown[run.run_id].speedup is None for run in stopped)
+    client = MlflowClient(uri)
+    assert {client.get_run(run.run_id).info.status for run in stopped} == {"KILLED"}
+    processes = {run.figures["process"] for run in records if run.finished}
+    assert len(processes) <= 2, "the trials' processes are reused"
+
+
+def test_a_baseline_that_fails_ends_the_sweep(tmp_path: Path, uri: str) -> None:
+    file = space(tmp_path, [0.5] * 9, more="baseline: {pruning.method: infobatch, pruning.prune_ratio: 0.1}")
+    file.write_text(file.read_text().replace("name: tiny", "name: nothing"))
+    with pytest.raises(RunFailed, match="the loss is NaN in step 17"):
+        go(file, uri, trainable=tiny)
+    assert len(runs_of(uri, "nothing")) <= 2
+
+
+def test_nothing_to_resume(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(UserError, match="--resume"):
+        go(space(tmp_path, [0.5]), uri, trainable=tiny, resume=True)
+
+
+def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None:
+    """SIGKILL to the driver; resumed and sent Ctrl-C; resumed again: nothing runs twice, nothing is lost."""
+    file = space(tmp_path, [0.2, 0.3, 0.4], pause=0.15, trials=4)
+    file.write_text(file.read_text().replace("name: tiny", "name: resumed"))
+
+    def finished() -> set[str]:
+        client = store.connect(uri)
+        if client.get_experiment_by_name("resumed") is None:
+            return set()
+        return {run.run_id for run in store.records(client, "resumed") if run.finished}
+
+    def driver(*arguments: str, until: int, send: signal.Signals) -> int:
+        script = Path(__file__).parent / "tiny_runs.py"
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(file), uri, *arguments],
+            env=os.environ | {"RAY_ADDRESS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        while len(finished()) < until and process.poll() is None:
+            time.sleep(0.2)
+        process.send_signal(send)
+        out, _ = process.communicate(timeout=60)
+        print(out)
+        return process.returncode
+
+    assert driver(until=1, send=signal.SIGKILL) == -signal.SIGKILL
+    before = finished()
+    states = [run.state for run in runs_of(uri, "resumed")]
+    assert "running" in states, "nobody was left to end them"
+
+    assert driver("resume", until=4, send=signal.SIGINT) == 130
+    middle = finished()
+    assert before < middle
+    assert {run.state for run in runs_of(uri, "resumed")} == {"finished", "interrupted"}
+    client = MlflowClient(uri)
+    statuses = {client.get_run(run.run_id).info.status for run in runs_of(uri, "resumed")}
+    assert statuses == {"FINISHED", "KILLED"}
+
+    result, _ = go(file, uri, trainable=tiny, resume=True)
+    records = runs_of(uri, "resumed")
+    assert middle <= {run.run_id for run in records if run.finished}
+    assert [run.state for run in records] == ["finished"] * 10
+    names = [run.name for run in records]
+    assert len(set(names)) == len(names) == 3 + 4 + 3
+    ratios = {run.params["pruning.prune_ratio"] for run in records if run.role == "trial"}
+    assert {0.2, 0.3, 0.4} < ratios and len(ratios) == 4
+    assert result.best is not None and result.best.seeds == (0, 1, 2)
