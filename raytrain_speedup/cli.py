@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 from rich.console import Console
+from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -30,7 +31,7 @@ errors = Console(stderr=True)
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, such as train.epochs=5"),
+    typer.Argument(metavar="KEY=VALUE", help="settings to change, such as train.epochs=5"),
 ]
 TrackingUri = Annotated[
     str | None,
@@ -45,7 +46,7 @@ class WithKeys(typer.core.TyperCommand):
         from raytrain_speedup.explain import keys_table
 
         super().format_help(ctx, formatter)
-        console.print(keys_table())
+        console.print("\n[bold]Keys of an experiment[/bold] [dim](default)[/dim]", keys_table(), sep="\n")
 
 
 @app.command(cls=WithKeys)
@@ -119,14 +120,20 @@ def recipes(
     from raytrain_speedup.config import recipes as ready
 
     if name is not None:
-        console.print(Syntax(load_experiment(name).to_yaml(), "yaml", background_color="default"))
+        text = load_experiment(name).to_yaml()
+        if console.is_terminal:
+            console.print(Syntax(text, "yaml", background_color="default", word_wrap=True))
+        else:
+            print(text, end="")  # to be a file
         return
     table = Table("recipe", "about")
     for recipe in ready():
         table.add_row(recipe, load_experiment(recipe).about)
     console.print(table)
     console.print(
-        "[dim]speedup train RECIPE [KEY=VALUE]...   speedup recipes RECIPE   speedup train --help[/dim]"
+        "[dim]speedup train RECIPE KEY=VALUE ...   trains one\n"
+        "speedup recipes RECIPE               shows one in full\n"
+        "speedup train --help                 explains every key[/dim]"
     )
 
 
@@ -206,7 +213,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        errors.print(f"[bold red]error[/bold red] {error}", highlight=False, markup=True)
+        errors.print(f"[bold red]error[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         errors.print("interrupted")

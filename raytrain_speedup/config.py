@@ -291,7 +291,7 @@ def _overridden(content: dict[str, Any], overrides: Iterable[str] | Mapping[str,
             inner = inner.setdefault(section, {})
             if not isinstance(inner, dict):
                 raise UserError(f"{key}: '{section}' is a value, not a section; nothing can be set inside it")
-        inner[name] = value
+        inner[name] = copy.deepcopy(value)
     return content
 
 
