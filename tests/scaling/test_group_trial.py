@@ -12,7 +12,10 @@ from raytrain_speedup.config import load_experiment
 from raytrain_speedup.scaling.cluster import driver_resources
 from raytrain_speedup.scaling.group_trial import group_trial
 
-TINY = {"data.image_size": 8, "data.augment": "none", "train.epochs": 2, "scaling.workers": 2}
+TINY = {"data.image_size": 8, "data.augment": "none", "train.epochs": 2} | {
+    "scaling.workers": 2,
+    "scaling.start_timeout": 300,
+}
 
 
 @pytest.fixture(scope="module")
