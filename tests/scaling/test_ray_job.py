@@ -111,17 +111,19 @@ def _free_ports(number: int) -> list[int]:
 
 
 def _wait_for_jobs(head: Head, process: subprocess.Popen) -> None:
-    """Until the job server answers."""
-    deadline = time.monotonic() + 120
+    """Until it takes jobs: the server answers some seconds before the agent that starts them."""
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, "ray start ended"
-        listing = subprocess.run(
-            [RAY, "job", "list", "--address", head.address], env=head.environment, capture_output=True
+        tried = subprocess.run(
+            [RAY, "job", "submit", "--address", head.address, "--", "true"],
+            env=head.environment,
+            capture_output=True,
         )
-        if listing.returncode == 0:
+        if tried.returncode == 0:
             return
         time.sleep(1)
-    raise TimeoutError("the head's job server does not answer")
+    raise TimeoutError("the head takes no jobs")
 
 
 def _kill_group(process: subprocess.Popen) -> None:
