@@ -52,14 +52,14 @@ def worker_group(
     )
 
 
-def fit(trainer: TorchTrainer) -> dict[str, Any]:
-    """Run a worker group; gives what rank 0 returned.
+def fit(trainer: TorchTrainer) -> ray.train.Result:
+    """Run a worker group; the result's `return_value` is what rank 0 returned.
 
     Raises:
         UserError: the worker's own, or naming the reason why there is no result.
     """
     try:
-        return trainer.fit().return_value
+        return trainer.fit()
     except ray.train.ControllerError as error:
         cause = error.controller_failure
         if isinstance(cause, UserError):

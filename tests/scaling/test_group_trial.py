@@ -61,6 +61,9 @@ def test_checkpoints_are_under_the_name_of_the_run(results: tuple[Path, Any]) ->
 
 
 def test_nothing_is_left_behind(results: tuple[Path, Any]) -> None:
+    deadline = time.monotonic() + 3
+    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 2
 
 
