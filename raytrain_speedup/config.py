@@ -7,6 +7,7 @@ this file does not change.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from raytrain_speedup.data import SOURCES, DataSettings
 from raytrain_speedup.methods.curriculum import CURRICULA, CurriculumSettings
+from raytrain_speedup.methods.distillation import SYNTHESIZERS, SynthesisSettings
 from raytrain_speedup.methods.pruning import PRUNERS, PrunerSettings
 from raytrain_speedup.models import ModelSettings
 from raytrain_speedup.settings import Settings, UserError, explain
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     AnyData = DataSettings
     AnyPruner = PrunerSettings
     AnyCurriculum = CurriculumSettings
+    AnySynthesis = SynthesisSettings
 else:
 
     def _one_of(registry: Mapping[str, type[Settings]], tag: str) -> Any:
@@ -38,8 +41,15 @@ else:
     AnyData = _one_of(SOURCES, "source")
     AnyPruner = _one_of(PRUNERS, "method")
     AnyCurriculum = _one_of(CURRICULA, "method")
+    AnySynthesis = _one_of(SYNTHESIZERS, "method")
 
-TAGS = {"task": "kind", "data": "source", "pruning": "method", "curriculum": "method"}
+TAGS = {
+    "task": "kind",
+    "data": "source",
+    "pruning": "method",
+    "curriculum": "method",
+    "distillation": "method",
+}
 """The key of each section that says which registry entry it is; changing it starts the section afresh."""
 
 
@@ -118,6 +128,24 @@ class TrackingSettings(Settings):
     )
 
 
+class TeacherSettings(Settings):
+    """The network that distillation learns from: trained before, or first of all on the data set."""
+
+    model: ModelSettings = Field(
+        description="the teacher; `pretrained` names its file, such as a run's model.pt, `weights` published ones"
+    )
+    train: TrainSettings | None = Field(
+        None, description="how to train it first, on the data set, where it has neither file nor weights"
+    )
+
+    @model_validator(mode="after")
+    def _has_knowledge(self) -> TeacherSettings:
+        sources = [self.train, self.model.pretrained, self.model.weights]
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError("expected exactly one of teacher.train, teacher.model.pretrained and .weights")
+        return self
+
+
 class Experiment(Settings):
     """Everything that decides a run; sections are explained by `speedup train --help`."""
 
@@ -136,8 +164,23 @@ class Experiment(Settings):
         default_factory=lambda: CURRICULA["none"](method="none"),
         description="how much of each sample is shown",
     )
+    teacher: TeacherSettings | None = Field(None, description="what `distillation` learns from")
+    distillation: AnySynthesis | None = Field(
+        None, description="train `model` without data, on images synthesised from the teacher"
+    )
     scaling: ScalingSettings = Field(default_factory=ScalingSettings, description="workers and faults")
     tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="where the figures go")
+
+    @model_validator(mode="after")
+    def _distillation_is_whole(self) -> Experiment:
+        if (self.teacher is None) != (self.distillation is None):
+            given, missing = ("teacher", "distillation") if self.teacher else ("distillation", "teacher")
+            raise ValueError(f"{given}: given without the section '{missing}', which it needs")
+        if self.distillation is not None:
+            for section, idle in (("pruning", self.pruning), ("curriculum", self.curriculum)):
+                if idle.method != "none":
+                    raise ValueError(f"{section}.method: '{idle.method}' needs data; expected 'none' here")
+        return self
 
     @model_validator(mode="after")
     def _batch_splits_evenly(self) -> Experiment:
@@ -231,12 +274,14 @@ def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, A
 
 
 def _overridden(content: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
-    content = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
+    content = copy.deepcopy(content)
     parsed = parse_overrides(overrides)
     tags = {f"{section}.{tag}" for section, tag in TAGS.items()}
     for key, value in sorted(parsed.items(), key=lambda item: item[0] not in tags):
         *sections, name = key.split(".")
-        if key in tags and content.get(sections[0], {}).get(name) != value:
+        if not all([*sections, name]):
+            raise UserError(f"{key!r}: expected a dotted key, such as pruning.prune_ratio")
+        if key in tags and _tag_of(content.get(sections[0]), name) != value:
             content[sections[0]] = {}  # another method: the old one's keys mean nothing to it
         inner = content
         for section in sections:
@@ -245,6 +290,10 @@ def _overridden(content: dict[str, Any], overrides: Iterable[str] | Mapping[str,
                 raise UserError(f"{key}: '{section}' is a value, not a section; nothing can be set inside it")
         inner[name] = value
     return content
+
+
+def _tag_of(section: Any, tag: str) -> Any:
+    return section.get(tag) if isinstance(section, dict) else None
 
 
 def _validated(content: dict[str, Any], *, where: str) -> Experiment:

@@ -13,6 +13,7 @@ from rich.table import Table
 from raytrain_speedup.config import TAGS, Experiment
 from raytrain_speedup.data import SOURCES
 from raytrain_speedup.methods.curriculum import CURRICULA
+from raytrain_speedup.methods.distillation import SYNTHESIZERS
 from raytrain_speedup.methods.pruning import PRUNERS
 from raytrain_speedup.tasks import TASKS
 
@@ -21,6 +22,7 @@ REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {
     "data": SOURCES,
     "pruning": PRUNERS,
     "curriculum": CURRICULA,
+    "distillation": SYNTHESIZERS,
 }
 
 

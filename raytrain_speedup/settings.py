@@ -8,9 +8,8 @@ reads a traceback for a typing error.
 from __future__ import annotations
 
 import difflib
-import types
 from collections.abc import Iterable
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -48,47 +47,77 @@ def explain(error: ValidationError, model: type[BaseModel], *, where: str = "") 
 
 
 def _line(details: ErrorDetails, model: type[BaseModel]) -> str:
-    keys = [str(part) for part in details["loc"]]
-    sections, known = _follow(model, keys)
-    key = ".".join(sections) or "(the whole file)"
-    if details["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(keys[-1], known, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        return f"{key}: unknown key{hint} (known here: {', '.join(sorted(known))})"
-    if details["type"] == "missing":
-        return f"{key}: missing; a value is required"
-    expected = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if details["type"] == "value_error":
-        return f"{key}: {expected}"
-    return f"{key}: {details['input']!r} is not allowed; expected {expected}"
+    """What is wrong with one key."""
+    kind, value, context = details["type"], _shortened(details["input"]), details.get("ctx", {})
+    shown, here = _follow(model, [str(part) for part in details["loc"]])
+    key = ".".join(shown)
+    if kind == "extra_forbidden":
+        known = sorted({name for section in here for name in section.model_fields})
+        return f"{key}: unknown key; {_close(shown[-1], known) or 'known here: ' + ', '.join(known)}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tags = [tag for section in here if (tag := _tag(section)) is not None]
+        found = context.get("tag")
+        head = f"{key}.{context['discriminator'].strip(chr(39))}: "
+        head += "missing" if found is None else f"{found!r} is not allowed"
+        close = f"; {_close(found, tags)}" if found is not None and _close(found, tags) else ""
+        return f"{head}; expected one of {', '.join(tags)}{close}"
+    if kind == "missing":
+        return f"{key}: missing; expected {_description(model, shown) or 'a value'}"
+    if kind == "value_error":
+        message = details["msg"].removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{key}: {value} is not allowed; expected a section of keys and values"
+    expected = details["msg"].removeprefix("Input should be ").removeprefix("Input is not ")
+    return f"{key}: {value} is not allowed; expected {EXPECTED.get(kind, expected)}"
 
 
-def _follow(model: type[BaseModel], keys: list[str]) -> tuple[list[str], list[str]]:
-    """Drop the tags that pydantic puts into the path of a union, and list the fields known at its end."""
+EXPECTED = {"path_type": "a path", "float_parsing": "a number", "int_parsing": "a whole number"}
+"""Where pydantic's own words are hard to read."""
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _close(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else ""
+
+
+def _follow(model: type[BaseModel], keys: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The path without the tags pydantic puts into it for unions, and the settings classes at its end.
+
+    Of an unknown key these are the classes that do not know it.
+    """
     shown: list[str] = []
     here: list[type[BaseModel]] = [model]
-    known: list[str] = []
     for key in keys:
-        known = sorted({name for section in here for name in section.model_fields})
         fields = [section.model_fields[key] for section in here if key in section.model_fields]
+        tagged = [section for section in here if _tag(section) == key]
         if fields:
-            shown.append(key)
             here = [section for field in fields for section in _sections(field.annotation)]
-        elif key == keys[-1]:
-            shown.append(key)
-        else:  # a union's tag: keep to the member that carries it
-            tagged = [section for section in here if _tag(section) == key]
-            here = tagged or here
-    return shown, known
+        elif len(here) > 1 and tagged:
+            here = tagged
+            continue
+        shown.append(key)
+    return shown, here
+
+
+def _description(model: type[BaseModel], shown: list[str]) -> str | None:
+    """What a field is, in the words of its class."""
+    _, here = _follow(model, shown[:-1])
+    found = [section.model_fields[shown[-1]] for section in here if shown[-1] in section.model_fields]
+    return found[0].description if found else None
 
 
 def _sections(annotation: Any) -> Iterable[type[BaseModel]]:
-    """The settings classes inside an annotation: itself, or the members of a union."""
+    """The settings classes inside an annotation: itself, or the members of a union or a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType) or hasattr(annotation, "__metadata__"):
-        for part in get_args(annotation):
-            yield from _sections(part)
+    for part in get_args(annotation):
+        yield from _sections(part)
 
 
 def _tag(section: type[BaseModel]) -> str | None:

@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the training device: shift, mirror, crop, cutout, random erasing.
 
 Every function takes its randomness from `noise.bits` of the samples' positions, so a sample looks the same
-in any batch and from any loader. Images stay uint8 (b, H, W, C) up to `normalise`, which makes them float
+in any batch and from any loader. What only moves pixels works on uint8 (b, H, W, C), the rest on normalised
 (b, C, H, W).
 """
 
@@ -111,12 +111,6 @@ def mirror(x: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
     """Mirror each image of (b, C, H, W) by a coin."""
     random = noise.bits(index, seed=seed, epoch=epoch, streams=(MIRROR,))
     return torch.where(noise.below(random[0], 2).bool().view(-1, 1, 1, 1), x.flip(3), x)
-
-
-def normalise(images: Tensor, scale: Tensor, offset: Tensor, *, channels_last: bool) -> Tensor:
-    """(b, H, W, C) uint8 to (b, C, H, W) float32: images * scale + offset, channel by channel."""
-    x = torch.addcmul(offset, images, scale).permute(0, 3, 1, 2)
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def cutout(x: Tensor, index: Tensor, *, seed: int, epoch: int, side: int) -> Tensor:

@@ -26,6 +26,7 @@ from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.data.decode import centre_box, read
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.skipped import log
+from raytrain_speedup.methods.curriculum.base import Stage
 
 _CHUNK = 256
 
@@ -44,7 +45,7 @@ class DeviceLoader(Loader):
         self._warn_of_magnitude(steps)
         for step, (start, end) in zip(steps, pairwise(ends), strict=True):
             index = index_E[start:end]
-            x = self._augmented(data.images, index, epoch)
+            x = self._augmented(data.images, index, step.stage, epoch)
             yield {
                 "inputs": self.finish(x, index, step.stage, epoch),
                 "target": data.targets[index],
@@ -57,35 +58,26 @@ class DeviceLoader(Loader):
         for positions in self.share(split, batch_size):
             index = positions[data.readable[positions]].to(self.device)
             yield {
-                "inputs": self.normalised(data.images[index]),
+                "inputs": self.plain(data.images[index]),
                 "target": data.targets[index],
                 "index": index,
                 "weight": torch.ones(len(index), device=self.device),
             }
 
-    def _augmented(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """(b, C, H, W) normalised, at full size."""
-        kind = self.settings.augment
-        if kind in ("crop", "crop-flip"):
-            return self.normalised(
-                augment.shift_and_mirror(
-                    images,
-                    index,
-                    index,
-                    seed=self.seed,
-                    epoch=epoch,
-                    padding=self.padding,
-                    mirror=kind == "crop-flip",
-                )
-            )
-        x = self.normalised(images[index])
+    def _augmented(self, images: Tensor, index: Tensor, stage: Stage, epoch: int) -> Tensor:
+        """(b, C, H, W) normalised; shifted images come at the size of the stage, crops at full size."""
+        kind, key = self.settings.augment, {"seed": self.seed, "epoch": epoch}
         if kind == "random-resized-crop":
             side = torch.full_like(index, self.size)
-            boxes = augment.random_boxes(
-                index, side, side, seed=self.seed, epoch=epoch, min_scale=self.settings.min_scale
-            )
-            x = augment.mirror(augment.crop_and_resize(x, boxes), index, seed=self.seed, epoch=epoch)
-        return x
+            boxes = augment.random_boxes(index, side, side, **key, min_scale=self.settings.min_scale)
+            x = augment.crop_and_resize(self.normalised(images[index]), boxes)
+            return augment.mirror(x, index, **key)
+        if kind == "none":
+            taken = images[index]
+        else:
+            mirror = kind == "crop-flip"
+            taken = augment.shift_and_mirror(images, index, index, **key, padding=self.padding, mirror=mirror)
+        return self.normalised(taken, stage.size)
 
     def _epoch(self, steps: Sequence[Step], data: Resident) -> tuple[Tensor, Tensor, list[int]]:
         """Indices and weights of all steps in one transfer, and where each step begins and ends in them."""

@@ -21,7 +21,7 @@ class DigitsSettings(DataSettings):
     image_size: int = Field(16, ge=8, le=256, description="side the 8 x 8 images are enlarged to, in pixels")
     augment: Augment = Field("crop", description="crop: shift by up to `padding`; a mirrored digit is none")
     mean: tuple[float, ...] = Field((0.305,), description="mean for normalisation, 0 to 1")
-    std: tuple[float, ...] = Field((0.36,), description="deviation for normalisation, 0 to 1")
+    std: tuple[float, ...] = Field((0.318,), description="deviation for normalisation, 0 to 1")
 
     def read(self) -> Dataset:
         from sklearn.datasets import load_digits  # takes a second to import, and only digits need it

@@ -14,7 +14,7 @@ from raytrain_speedup.data.base import DataSettings, Source, Splits
 from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.data.skipped import Skipped
 from raytrain_speedup.methods.curriculum.base import Kernel, Stage
-from raytrain_speedup.methods.curriculum.crop import low_frequency_crop
+from raytrain_speedup.methods.curriculum.crop import crop_batch, low_frequency_crop
 
 
 class Loader(ABC):
@@ -44,13 +44,11 @@ class Loader(ABC):
         kernel: Kernel = "fourier",
     ) -> None:
         self.splits, self.settings, self.seed = splits, settings, seed
-        self.rank, self.world, self.channels_last, self.kernel = rank, world, channels_last, kernel
+        self.rank, self.world, self.kernel = rank, world, kernel
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.device = torch.device(device)
         self.size = splits.image_size
         self.padding = self.size // 8 if settings.padding is None else settings.padding
-        std = torch.tensor(settings.std, device=self.device)
-        self._scale = 1 / (255 * std)
-        self._offset = -torch.tensor(settings.mean, device=self.device) / std
         self._skipped = {
             name: Skipped(name, len(self.source(name)), settings.max_corrupt_share)
             for name in ("train", "val", "test")
@@ -79,6 +77,14 @@ class Loader(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Take up the state of `state_dict`."""
 
+    def figures(self) -> dict[str, float]:
+        """What is worth reporting after an epoch."""
+        return {}
+
+    def pictures(self) -> dict[str, Tensor]:
+        """What is worth looking at after an evaluation: uint8 (C, H, W) on the CPU, by name."""
+        return {}
+
     def close(self) -> None:  # noqa: B027 - only worker processes need ending
         """End worker processes. The loader cannot be used afterwards."""
 
@@ -97,17 +103,24 @@ class Loader(ABC):
         return positions.split(batch_size) if len(positions) else ()
 
     def finish(self, x: Tensor, index: Tensor, stage: Stage, epoch: int) -> Tensor:
-        """The last part of the augmentation, on normalised (b, C, H, W): bandwidth, cutout, erasing."""
+        """The last part of the augmentation, on normalised (b, C, H, W): bandwidth, cutout, erasing, layout."""
         settings = self.settings
-        if stage.size is not None and stage.size != x.shape[-1]:
+        if stage.size is not None:
             x = low_frequency_crop(x, stage.size, self.kernel)
         if settings.cutout:
             side = max(1, round(settings.cutout * x.shape[-1] / self.size))
             x = augment.cutout(x, index, seed=self.seed, epoch=epoch, side=side)
         if settings.erasing:
             x = augment.erase(x, index, seed=self.seed, epoch=epoch, probability=settings.erasing)
-        return x
+        return x.contiguous(memory_format=self._format)
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """(b, H, W, C) uint8 on the device to the (b, C, H, W) the network sees."""
-        return augment.normalise(images, self._scale, self._offset, channels_last=self.channels_last)
+    def plain(self, images: Tensor) -> Tensor:
+        """(b, H, W, C) uint8 on the device to what the network sees of it in evaluation."""
+        return self.normalised(images).contiguous(memory_format=self._format)
+
+    def normalised(self, images: Tensor, size: int | None = None) -> Tensor:
+        """(b, H, W, C) uint8 on the device to normalised (b, C, size, size) float32, in any layout."""
+        planes = images.permute(0, 3, 1, 2)
+        size = size or planes.shape[-1]
+        mean, std = self.settings.mean, self.settings.std
+        return crop_batch(planes, size, mean=mean, std=std, kernel=self.kernel)

@@ -23,6 +23,7 @@ from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.data.decode import Box, Stored, centre_box, read
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.randaugment import randaugment
+from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.settings import UserError
 
 
@@ -141,7 +142,7 @@ class WorkerLoader(Loader):
         )
         for step, decoded in zip(steps, self._decoded("train", requests), strict=True):
             batch = self._batch("train", step.index, step.weight, decoded)
-            x = self._augmented(batch["inputs"], batch["index"], epoch)
+            x = self._augmented(batch["inputs"], batch["index"], step.stage, epoch)
             yield batch | {"inputs": self.finish(x, batch["index"], step.stage, epoch)}
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
@@ -149,7 +150,7 @@ class WorkerLoader(Loader):
         requests = (Request(index.numpy(), self.size, None, None) for index in shares)
         for index, decoded in zip(shares, self._decoded(split, requests), strict=True):
             batch = self._batch(split, index, torch.ones(len(index)), decoded)
-            yield batch | {"inputs": self.normalised(batch["inputs"])}
+            yield batch | {"inputs": self.plain(batch["inputs"])}
 
     def _batch(self, split: str, index: Tensor, weight: Tensor, decoded: Decoded) -> Batch:
         """What could be read, on the device; `inputs` are still uint8 (k, H, W, C)."""
@@ -167,7 +168,7 @@ class WorkerLoader(Loader):
             group.close()
         self._groups.clear()
 
-    def _augmented(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+    def _augmented(self, images: Tensor, index: Tensor, stage: Stage, epoch: int) -> Tensor:
         """What is left for the device to do, up to normalised (b, C, H, W)."""
         kind = self.settings.augment
         if kind in ("crop", "crop-flip"):
@@ -176,7 +177,7 @@ class WorkerLoader(Loader):
             images = augment.shift_and_mirror(
                 images, position, index, seed=self.seed, epoch=epoch, padding=self.padding, mirror=mirror
             )
-        x = self.normalised(images)
+        x = self.normalised(images, stage.size)
         if kind == "random-resized-crop":
             x = augment.mirror(x, index, seed=self.seed, epoch=epoch)
         return x

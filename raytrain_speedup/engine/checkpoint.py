@@ -1,8 +1,8 @@
 """Checkpoints: whole or not at all.
 
-A checkpoint is a folder. Rank 0 writes what all ranks share (`run.pt`), every rank its own random state
-(`rank-3.pt`). Files are written beside their final name and renamed, so a full disk or a kill in the middle
-leaves the previous checkpoint as it was.
+A checkpoint is a folder. Rank 0 writes what all ranks share (`run.pt`), every rank what it alone knows
+(`rank-3.pt`: its random state, its loader's). Files are written beside their final name and renamed, so a
+full disk or a kill in the middle leaves the previous checkpoint as it was.
 """
 
 from __future__ import annotations
@@ -23,31 +23,28 @@ class CheckpointFailed(RunFailed):
     """A checkpoint could not be written; the one before is intact."""
 
 
-def write_checkpoint(folder: Path, shared: Mapping[str, Any] | None, *, rank: int) -> None:
+def write_checkpoint(
+    folder: Path, *, rank: int, own: Mapping[str, Any], shared: Mapping[str, Any] | None
+) -> None:
     """Write this rank's part of a checkpoint; `shared` is the common part, given on rank 0.
 
     Raises:
         CheckpointFailed: if the disk is full, say; nothing half-written is left behind.
     """
-    files: dict[str, Any] = {f"rank-{rank}.pt": {"random": random_state()}}
+    save_tensors(dict(own), folder / f"rank-{rank}.pt")
     if shared is not None:
-        files["run.pt"] = dict(shared)
-    for name, content in files.items():
-        save_tensors(content, folder / name)
+        save_tensors(dict(shared), folder / "run.pt")
 
 
-def read_checkpoint(
-    folder: Path, *, rank: int, device: torch.device
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """(common part, this rank's random state or None if fewer ranks wrote the checkpoint).
+def read_shared(folder: Path, device: torch.device) -> dict[str, Any]:
+    """What all ranks share; raises `UserError` naming a file that cannot be read."""
+    return _load(folder / "run.pt", device)
 
-    Raises:
-        UserError: naming the file that cannot be read.
-    """
-    shared = _load(folder / "run.pt", device)
-    own = folder / f"rank-{rank}.pt"
-    state = _load(own, torch.device("cpu"))["random"] if own.is_file() else None
-    return shared, state
+
+def read_own(folder: Path, rank: int) -> dict[str, Any] | None:
+    """What a rank alone knows, on the CPU; None if fewer ranks wrote the checkpoint."""
+    path = folder / f"rank-{rank}.pt"
+    return _load(path, torch.device("cpu")) if path.is_file() else None
 
 
 def save_tensors(content: Any, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from raytrain_speedup.config import Experiment
 
-SECTIONS = ("task", "data", "model", "train", "pruning", "curriculum")
+SECTIONS = ("task", "data", "model", "train", "pruning", "curriculum", "teacher", "distillation")
 FREE = {
     *("train.device", "train.threads", "train.compile"),
     *("train.eval_every", "train.checkpoint_every", "train.checkpoint_steps"),
@@ -27,6 +27,8 @@ def identity(experiment: Experiment, fingerprint: str) -> dict[str, Any]:
     keys: dict[str, Any] = {"data": fingerprint}
     for name in SECTIONS:
         section = getattr(experiment, name)
+        if section is None:
+            continue
         for key, value in section.model_dump(mode="json").items():
             if f"{name}.{key}" not in FREE and not isinstance(getattr(section, key), Path):
                 keys[f"{name}.{key}"] = value

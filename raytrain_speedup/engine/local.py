@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
+from torch import Tensor
+
 from raytrain_speedup.engine.checkpoint import CheckpointFailed
 from raytrain_speedup.engine.reporter import Figures, Reporter
 
@@ -41,6 +44,11 @@ class LocalReporter(Reporter):
             self._commit(checkpoint)
         if self._listener is not None:
             self._listener("report", figures)
+
+    def picture(self, name: str, epoch: int, picture: Tensor) -> None:
+        folder = self.folder / "pictures"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{name}-{epoch:04d}.png")
 
     def progress(self, figures: Figures) -> None:
         now = time.monotonic()

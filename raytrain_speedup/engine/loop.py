@@ -25,7 +25,8 @@ from raytrain_speedup.engine.alarm import LossAlarm, NonFinite
 from raytrain_speedup.engine.checkpoint import (
     CheckpointFailed,
     random_state,
-    read_checkpoint,
+    read_own,
+    read_shared,
     restore_random_state,
     write_checkpoint,
 )
@@ -69,6 +70,7 @@ class Loop:
         reporter: where figures and checkpoints go.
         flops: training FLOPs of one sample by input size.
         watch: counts the seconds.
+        companions: networks that take part without being trained, kept in the checkpoint by name.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class Loop:
         flops: Mapping[int | None, float],
         reporter: Reporter,
         watch: Stopwatch,
+        companions: Mapping[str, nn.Module] | None = None,
     ) -> None:
         train = experiment.train
+        self.companions = companions or {}
         self.experiment, self.train = experiment, train
         self.model, self.task, self.loader, self.pruner = model, task, loader, pruner
         self.budget, self.flops, self.reporter, self.watch = budget, flops, reporter, watch
@@ -315,6 +319,10 @@ class Loop:
         every = self.train.checkpoint_every
         folder = self.save() if every and (last or self.epoch % every == 0) else None
         figures |= self.costs()
+        figures |= self.loader.figures()
+        if due and self.reporter.rank == 0:
+            for name, picture in self.loader.pictures().items():
+                self.reporter.picture(name, self.epoch, picture)
         self.reporter.report(figures, folder)
 
     def costs(self) -> dict[str, float]:
@@ -362,7 +370,9 @@ class Loop:
         with self.watch.phase("checkpoint"):
             folder = self.reporter.new_folder()
             state = self.state_dict()
-            write_checkpoint(folder, state if self.reporter.rank == 0 else None, rank=self.reporter.rank)
+            rank = self.reporter.rank
+            own = {"random": random_state(), "loader": self.loader.state_dict()}
+            write_checkpoint(folder, rank=rank, own=own, shared=state if rank == 0 else None)
             return folder
 
     def resume(self, folder: Path) -> None:
@@ -371,13 +381,14 @@ class Loop:
         Raises:
             UserError: if it is damaged, or of another experiment.
         """
-        shared, random = read_checkpoint(folder, rank=self.reporter.rank, device=self.device)
+        shared, own = read_shared(folder, self.device), read_own(folder, self.reporter.rank)
         other = differences(shared["identity"], self.identity)
         if other:
             raise UserError(f"{folder} is a checkpoint of another experiment: {'; '.join(other)}")
         self.load_state_dict(shared)
-        if random is not None:
-            restore_random_state(random)
+        if own is not None:
+            restore_random_state(own["random"])
+            self.loader.load_state_dict(own["loader"])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything all ranks share; called on all of them."""
@@ -389,6 +400,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "pruner": self.pruner.state_dict(),
+            "companions": {name: module.state_dict() for name, module in self.companions.items()},
             "seconds": self.watch.state_dict(),
             "sums": self._all_sums(),
             **{name: getattr(self, name) for name in COUNTERS},

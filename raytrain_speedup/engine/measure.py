@@ -76,20 +76,31 @@ def synchronize(device: torch.device) -> None:
 
 
 def training_flops(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """FLOPs of one sample's forward and backward pass, counted on the meta device (nothing is computed).
+    """FLOPs of one sample's forward and backward pass.
 
     Args:
         model: the network; it is copied.
         shape: (C, H, W) of one input.
     """
+    return _flops(model, shape, backward=True)
+
+
+def forward_flops(model: nn.Module, shape: tuple[int, ...]) -> float:
+    """FLOPs of one sample's forward pass."""
+    return _flops(model, shape, backward=False)
+
+
+def _flops(model: nn.Module, shape: tuple[int, ...], *, backward: bool) -> float:
+    """Counted on the meta device: nothing is computed, and no random number is drawn."""
     ghost = copy.deepcopy(model)
     change_size(ghost, shape[-1])
     ghost = ghost.to("meta").train()
     inputs = torch.empty((2, *shape), device="meta")  # two samples: batch normalisation refuses one
     counter = FlopCounterMode(display=False)
-    with counter:
+    with counter, torch.set_grad_enabled(backward):
         output = ghost(inputs)
-        output.sum().backward()
+        if backward:
+            output.sum().backward()
     return counter.get_total_flops() / 2
 
 

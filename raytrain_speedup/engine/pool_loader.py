@@ -7,17 +7,19 @@ with the batch. The real data are read for the final test alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torchvision.utils import make_grid
 
 from raytrain_speedup.data import Loader
 from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
 from raytrain_speedup.data.skipped import Skipped
 from raytrain_speedup.engine.measure import Stopwatch
-from raytrain_speedup.methods.distillation.base import Synthesizer, SynthesisSettings
+from raytrain_speedup.methods.distillation.base import SynthesisSettings, Synthesizer
 from raytrain_speedup.methods.distillation.pool import Pool
 from raytrain_speedup.methods.distillation.rng import SAMPLE, generator_for
 from raytrain_speedup.methods.distillation.student import student_inputs
@@ -25,6 +27,9 @@ from raytrain_speedup.methods.distillation.teacher import logits_of
 
 HELD_OUT = 16
 """One synthetic image in so many is never trained on: the student's agreement with its teacher is judged there."""
+
+PICTURED = 64
+"""Images in the grid that is kept of every evaluation."""
 
 
 class PoolLoader(Loader):
@@ -53,7 +58,8 @@ class PoolLoader(Loader):
         self.synthesis, self.autocast, self.watch = settings, autocast, watch
         self.device, self.size, self.seed, self.rank = real.device, real.size, real.seed, real.rank
         self.channels_last = real.channels_last
-        shape = (real.splits.channels, real.size, real.size)
+        self._shape = shape = (real.splits.channels, real.size, real.size)
+        self.splits, self.settings = real.splits, real.settings
         self.pool = Pool(settings.pool_capacity, shape, device=self.device)
         self.held_out = Pool(max(1, settings.pool_capacity // HELD_OUT), shape, device=self.device)
         mean, std = (
@@ -69,7 +75,7 @@ class PoolLoader(Loader):
         for step in steps:
             rng = generator_for(self.device, self.seed, SAMPLE, self.rank, epoch, step.number)
             if step.number == REHEARSAL:
-                images = torch.zeros((len(step.index), *self.pool.image_shape), device=self.device)
+                images = torch.zeros((len(step.index), *self._shape), device=self.device)
             else:
                 images = self.pool.sample(len(step.index), rng)
             inputs = student_inputs(images, self.synthesis.augment, rng, self._mean, self._std)
@@ -102,9 +108,13 @@ class PoolLoader(Loader):
     def close(self) -> None:
         self.real.close()
 
-    def newest(self, count: int) -> Tensor:
-        """The last `count` images, uint8 (count, C, H, W) on the CPU."""
-        return self.pool.newest(count).cpu()
+    def figures(self) -> dict[str, float]:
+        return {"pool_images": len(self.pool)}
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {
+            "synthetic": make_grid(self.pool.newest(PICTURED).cpu(), nrow=math.isqrt(PICTURED), padding=1)
+        }
 
     def _synthesize(self, call: int) -> None:
         with self.watch.phase("synthesis"):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data import Splits, build_loader, open_data
+from raytrain_speedup.data import Splits, open_data
+from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.checkpoint import random_state, restore_random_state, save_json, save_tensors
 from raytrain_speedup.engine.identity import differences, identity
 from raytrain_speedup.engine.loop import Loop
@@ -21,12 +21,8 @@ from raytrain_speedup.engine.measure import (
     baseline_key,
     hardware,
     peak_memory,
-    training_flops,
 )
 from raytrain_speedup.engine.reporter import Reporter
-from raytrain_speedup.methods.curriculum.base import Stage
-from raytrain_speedup.methods.curriculum.budget import Budget
-from raytrain_speedup.models import build_model, check_sizes, stride_of
 from raytrain_speedup.settings import UserError
 
 FIGURES = "figures.json"
@@ -60,7 +56,7 @@ def run(experiment: Experiment, reporter: Reporter, *, device: torch.device | No
             figures = _read_figures(latest, identity(experiment, splits.fingerprint))
             reporter.report(figures)
             return figures
-        loop, passes = _assemble(experiment, splits, reporter, watch)
+        loop, passes = assemble(experiment, splits, reporter, watch)
         with contextlib.closing(loop.loader):
             if latest is not None:
                 loop.resume(latest)
@@ -93,88 +89,6 @@ def _numerics(experiment: Experiment) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         restore_random_state(random)
-
-
-def _assemble(
-    experiment: Experiment, splits: Splits, reporter: Reporter, watch: Stopwatch
-) -> tuple[Loop, float]:
-    """The loop of an experiment, and the sample passes its budget allows if nothing is pruned."""
-    train = experiment.train
-    device, num_samples = watch.device, len(splits.train)
-    shape = {
-        "num_classes": splits.num_classes,
-        "in_channels": splits.channels,
-        "image_size": splits.image_size,
-    }
-    with watch.phase("warmup"):
-        model = build_model(experiment.model, **shape)
-    stages = curriculum_stages(experiment, model, splits)
-    factor = experiment.pruning.budget_factor()
-    budget = Budget(train.epochs * factor, num_samples, stages)
-    pruner = experiment.pruning.build(
-        num_samples,
-        budget.epoch_ends(),
-        last_epoch_share=budget.last_epoch_share,
-        seed=train.seed,
-        device=device,
-    )
-    with watch.phase("warmup"):
-        by_size = {stage.size: stage for stage in stages}
-        flops = {size: training_flops(model, input_shape(splits, size)) for size in by_size}
-        memory_format = torch.channels_last if train.channels_last else torch.preserve_format
-        model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-        loader = build_loader(
-            splits,
-            experiment.data,
-            device=device,
-            seed=train.seed,
-            rank=reporter.rank,
-            world=reporter.world,
-            channels_last=train.channels_last,
-            kernel=experiment.curriculum.kernel,
-        )
-        loop = Loop(
-            experiment,
-            model=model,
-            task=experiment.task.build(),
-            loader=loader,
-            pruner=pruner,
-            budget=budget,
-            flops=flops,
-            reporter=reporter,
-            watch=watch,
-        )
-        loop.warm_up(list(by_size.values()))
-    return loop, budget.num_epochs * num_samples / factor
-
-
-def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) -> Sequence[Stage]:
-    """The stages of an experiment's curriculum on its model and data.
-
-    Raises:
-        UserError: if the stages cannot be laid out, or the model does not take one of their sizes.
-    """
-    measured = experiment.curriculum.cost == "flops"
-    stages = experiment.curriculum.stages(
-        splits.image_size,
-        stride=stride_of(experiment.model, image_size=splits.image_size),
-        model=experiment.model.name.rpartition("/")[2],
-        cost_of=(lambda size: training_flops(model, input_shape(splits, size))) if measured else None,
-    )
-    sizes = {stage.size for stage in stages} - {None, splits.image_size}
-    check_sizes(
-        experiment.model,
-        sorted(size for size in sizes if size is not None),
-        num_classes=splits.num_classes,
-        in_channels=splits.channels,
-        image_size=splits.image_size,
-    )
-    return stages
-
-
-def input_shape(splits: Splits, size: int | None) -> tuple[int, int, int]:
-    """(C, H, W) of an input of side `size`, or of full ones."""
-    return splits.channels, size or splits.image_size, size or splits.image_size
 
 
 def _final_figures(loop: Loop, splits: Splits, passes: float) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def epoch_steps(
         batch_size: samples of a step over all ranks; a stage's `batch_factor` multiplies it.
     """
     share = budget.last_epoch_share if epoch == len(budget.epoch_ends()) - 1 else 1.0
-    shown = max(world, round(share * plan.kept))
+    shown = min(max(world, round(share * plan.kept)), plan.kept)
     steps: list[Step] = []
     start = 0
     while start < shown:

@@ -1,13 +1,26 @@
-"""Which Ray cluster a command talks to."""
+"""Which Ray cluster a command talks to, and what is asked of it."""
 
 from __future__ import annotations
 
 import os
+import socket
+from typing import Any
 
 import ray
 
 from raytrain_speedup.config import ScalingSettings
 from raytrain_speedup.settings import UserError
+
+DRIVERS = 64
+"""Worker groups that a local cluster may steer at the same time."""
+
+ATTEMPTS = 3
+"""Times a worker group is started before a run without resources is given up."""
+
+
+def on_cluster() -> bool:
+    """True in a `ray job` and wherever else RAY_ADDRESS names a running cluster."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def connect(scaling: ScalingSettings) -> None:
@@ -20,21 +33,71 @@ def connect(scaling: ScalingSettings) -> None:
     Raises:
         UserError: if the workers would never get their resources.
     """
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS") or "local",
-            include_dashboard=None if os.environ.get("RAY_ADDRESS") else True,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level="warning",
-        )
-    if "RAY_ADDRESS" in os.environ:
-        return  # its autoscaler may yet bring what is missing
-    have = ray.cluster_resources()
+    set_environment(scaling)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if ray.is_initialized():
+        pass
+    elif on_cluster():
+        ray.init(**quiet)
+    else:
+        start_local(**quiet)
+    if not on_cluster():  # an autoscaler may yet bring what a cluster lacks
+        require(scaling, ray.cluster_resources())
+
+
+def start_local(**options: Any) -> None:
+    """Start a Ray cluster on this machine; `options` are those of `ray.init`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Ray's processes, which inherit this, otherwise look for the dashboard by guessing, and fail where two
+    # clusters share a machine. Through its state API the resources of a killed worker group are freed.
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    ray.init(
+        address="local",
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=port,
+        resources={"tune_driver": DRIVERS},
+        **options,
+    )
+
+
+def require(scaling: ScalingSettings, have: dict[str, float]) -> None:
+    """Refuse a worker group that is larger than the machine, before anything waits for it.
+
+    Raises:
+        UserError: naming the setting, what it asks for and what there is.
+    """
     for name, each in (("CPU", scaling.cpus_per_worker), ("GPU", scaling.gpus_per_worker)):
         if scaling.workers * each > have.get(name, 0):
             raise UserError(
                 f"scaling.workers: {scaling.workers} x {each:g} {name} is more than this machine's "
                 f"{have.get(name, 0):g}; expected fewer, or a cluster (RAY_ADDRESS)"
             )
+
+
+def set_environment(scaling: ScalingSettings) -> None:
+    """What Ray reads from the environment of the process that starts a worker group; it passes it on."""
+    os.environ.update(
+        # the whole wait is the user's setting, whatever the number of attempts
+        RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=f"{scaling.start_timeout / ATTEMPTS:g}",
+        # relative paths in an experiment are relative to where the user stands
+        RAY_CHDIR_TO_TRIAL_DIR="0",
+    )
+    # a report can wait this long for the controller's next look; Ray's own 2 s would cost more than an epoch
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    # a worker without GPUs leaves the visible ones as they are
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def driver_resources() -> dict[str, float]:
+    """What a Tune trial holds that only steers a worker group.
+
+    No CPU: a driver that holds one can keep it from the very workers it waits for. `tune_driver` is a resource
+    of the head of our clusters (`cluster.yaml`) and of local ones, and bounds the number of groups. The head
+    of any other cluster, such as a plain `ray start --head`, has one `node:__internal_head__`.
+    """
+    if "tune_driver" in ray.cluster_resources():
+        return {"tune_driver": 1}
+    return {"node:__internal_head__": 1 / DRIVERS}

@@ -8,6 +8,7 @@ is lost.
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,14 @@ from ray.train.torch import TorchTrainer
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.local import Listener, LocalReporter, stop_at_interrupt
+from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.run import run
-from raytrain_speedup.scaling.cluster import connect
-from raytrain_speedup.scaling.worker import Board, train_worker
-from raytrain_speedup.settings import RunFailed, UserError
+from raytrain_speedup.scaling.board import new_board
+from raytrain_speedup.scaling.cluster import connect, on_cluster
+from raytrain_speedup.scaling.group import fit, worker_group
+from raytrain_speedup.settings import UserError
+
+LISTEN_SECONDS = 0.25
 
 
 def launch(experiment: Experiment, folder: Path, listener: Listener) -> dict[str, Any]:
@@ -36,11 +41,25 @@ def launch(experiment: Experiment, folder: Path, listener: Listener) -> dict[str
 
     Raises:
         UserError: for what a user can mend.
-        Stopped: after a Ctrl-C, when the checkpoint is written (one worker).
+        Stopped: after a Ctrl-C; the message says how to go on.
     """
-    if experiment.scaling.workers == 1:
-        return _launch_here(experiment, folder, listener)
-    return _launch_group(experiment, folder, listener)
+    alone = experiment.scaling.workers == 1 and not on_cluster()
+    _refuse_other_kind(folder, "checkpoint_*" if alone else "checkpoint-*", experiment)
+    try:
+        if alone:
+            return _launch_here(experiment, folder, listener)
+        return _launch_group(experiment, folder, listener)
+    except Stopped as stop:
+        raise Stopped(f"{stop}; go on with: --resume {folder}") from None
+
+
+def _refuse_other_kind(folder: Path, others: str, experiment: Experiment) -> None:
+    """A run keeps to one kind of checkpoints; starting afresh beside the other kind would be a surprise."""
+    if any(folder.glob(others)):
+        raise UserError(
+            f"--resume: {folder} was not trained with scaling.workers={experiment.scaling.workers} in this "
+            "place; expected the number of workers it began with"
+        )
 
 
 def _launch_here(experiment: Experiment, folder: Path, listener: Listener) -> dict[str, Any]:
@@ -60,48 +79,9 @@ def _launch_here(experiment: Experiment, folder: Path, listener: Listener) -> di
 
 def _launch_group(experiment: Experiment, folder: Path, listener: Listener) -> dict[str, Any]:
     connect(experiment.scaling)
-    board = Board.remote()  # type: ignore[attr-defined]
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"experiment": experiment.to_dict(), "board": board},
-        scaling_config=scaling_config(experiment),
-        run_config=run_config(experiment, folder),
-    )
-    with _listening(board, listener):
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _failure(board) or RunFailed(f"the workers failed: {_reason(error)}") from error
-    failure = _failure(board)
-    if failure is not None:
-        raise failure
-    return result.return_value
-
-
-def scaling_config(experiment: Experiment) -> ray.train.ScalingConfig:
-    """The worker group of an experiment."""
-    scaling = experiment.scaling
-    resources = {"CPU": scaling.cpus_per_worker}
-    if scaling.gpus_per_worker:
-        resources["GPU"] = scaling.gpus_per_worker
-    return ray.train.ScalingConfig(
-        num_workers=scaling.workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
-    )
-
-
-def run_config(experiment: Experiment, folder: Path, **more: Any) -> ray.train.RunConfig:
-    """Storage and faults of an experiment; a run of the same name in the same place is resumed."""
-    return ray.train.RunConfig(
-        name=folder.name,
-        storage_path=str(folder.parent.absolute()),
-        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        failure_config=ray.train.FailureConfig(
-            max_failures=experiment.scaling.max_failures,
-            # a group that cannot start is otherwise retried for ever
-            controller_failure_limit=2,
-        ),
-        **more,
-    )
+    board = new_board()
+    with _listening(board, listener), _interrupt_as_stop():
+        return fit(worker_group(experiment, folder, board=board))
 
 
 @contextlib.contextmanager
@@ -109,13 +89,13 @@ def _listening(board: Any, listener: Listener) -> Iterator[None]:
     """Pass on what the workers pin to the board."""
     done = threading.Event()
 
-    def listen() -> None:
-        while not done.wait(0.25):
-            _drain()
-
-    def _drain() -> None:
+    def pass_on() -> None:
         for kind, figures in ray.get(board.take.remote()):
             listener(kind, figures)
+
+    def listen() -> None:
+        while not done.wait(LISTEN_SECONDS):
+            pass_on()
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
@@ -124,19 +104,17 @@ def _listening(board: Any, listener: Listener) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        _drain()
+        pass_on()
 
 
-def _failure(board: Any) -> UserError | None:
-    failure = ray.get(board.failure.remote())
-    if failure is None:
-        return None
-    message, exit_code = failure
-    return (UserError if exit_code == UserError.exit_code else RunFailed)(message)
-
-
-def _reason(error: ray.train.TrainingFailedError) -> str:
-    """The first worker's own words, without the stack."""
-    failures = getattr(error, "worker_failures", None) or {}
-    first = next(iter(failures.values()), error)
-    return str(first).strip().splitlines()[-1]
+@contextlib.contextmanager
+def _interrupt_as_stop() -> Iterator[None]:
+    """A Ctrl-C as `Stopped`. `fit` puts up a handler of its own that ends the workers and then this process
+    (SystemExit), and leaves it up."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise Stopped("the workers were stopped; what follows the last checkpoint is lost") from None
+    finally:
+        signal.signal(signal.SIGINT, before)

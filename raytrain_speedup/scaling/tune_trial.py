@@ -6,6 +6,7 @@ engine behind a reporter that talks to Tune.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ray import tune
 from raytrain_speedup.config import load_experiment_dict
 from raytrain_speedup.engine.reporter import Figures, Reporter
 from raytrain_speedup.engine.run import run
+from raytrain_speedup.scaling.storage import folder_of
 
 
 class TuneReporter(Reporter):
@@ -25,10 +27,12 @@ class TuneReporter(Reporter):
             dict(figures),
             checkpoint=tune.Checkpoint.from_directory(checkpoint) if checkpoint is not None else None,
         )
+        if checkpoint is not None:
+            shutil.rmtree(checkpoint)  # Tune has copied it to its storage
 
     def latest(self) -> Path | None:
         checkpoint = tune.get_checkpoint()
-        return Path(checkpoint.to_directory()) if checkpoint is not None else None
+        return folder_of(checkpoint) if checkpoint is not None else None
 
     def new_folder(self) -> Path:
         return Path(tempfile.mkdtemp(prefix="checkpoint-"))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-
 from typing import Literal
 
 from torch import Tensor
 
 from raytrain_speedup.settings import Settings
-
 
 Split = Literal["val", "test"]
 

@@ -1,9 +1,9 @@
 """From epochs of compute to epochs of samples: where in the budget each step of a run lies, in closed form.
 
-Progress in [0, 1] is the share spent of a budget of `epochs` passes over the data at full size. While a sample
-costs only a share of that, a budget lasts for more passes. Within a stage every sample costs the same, so
-progress is piecewise linear in the passes made, and its value at any step takes one interpolation: nothing is
-accumulated step by step, and the last step ends at exactly 1.
+Progress in [0, 1] is the share spent of a budget of `epochs` passes over the data at full size. While a
+sample costs only a share of that, the budget lasts for more passes. Within a stage every sample costs the
+same, so progress is piecewise linear in the passes made, and its value at any step takes one interpolation:
+nothing is accumulated step by step, and the last step ends at exactly 1.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ FloatArray = NDArray[np.float64]
 class Budget:
     """The epochs that a budget buys under a curriculum.
 
-    An epoch is one pass over the data set. A pruned sample counts as shown. Where a stage replays its samples,
-    a sample is read once and paid for `replay` times, so the budget lasts for that many fewer passes.
+    An epoch is one pass over the data set. A pruned sample counts as shown. Where a stage replays its
+    samples, each is read once and paid for `replay` times, so the budget lasts for that many fewer passes.
 
     Args:
         epochs: the budget, in passes over the data at full size; need not be whole.
@@ -66,7 +66,7 @@ class Budget:
 
     def stage_at(self, progress: float) -> Stage:
         """The stage of a step that begins at `progress`."""
-        position = bisect_right(self._ends.tolist(), progress) - 1
+        position = bisect_right(self._ends, progress) - 1
         return self.stages[min(position, len(self.stages) - 1)]
 
     def segments(self, epoch: int) -> list[tuple[float, float, Stage]]:

@@ -51,7 +51,7 @@ class CustomCurriculum(CurriculumSettings):
 
     method: Literal["custom"] = "custom"
     schedule: tuple[CustomStage, ...] = Field(
-        min_length=1, description="The stages in order; their shares sum to 1 and the last one has ratio 1."
+        description="The stages in order; their shares sum to 1 and the last one has ratio 1."
     )
 
     @field_validator("schedule")

@@ -1,18 +1,20 @@
 """Showing a sample several times before reading a new one, where reading is what holds the training up.
 
-EfficientTrain++ (Wang et al., TPAMI 2024, https://arxiv.org/abs/2405.08768): every fresh batch enters a first-in
-first-out buffer, and the training batch is the fresh one plus (r - 1) times as many samples drawn from the
-buffer; each sample is then shown r times on average. The reference stores augmented images in half precision
-and loses them with every stage; here samples are stored as bytes before any augmentation, at full size, so
-that they take half the memory, are augmented anew each time, and serve every stage.
+EfficientTrain++ (Wang et al., TPAMI 2024, https://arxiv.org/abs/2405.08768): every fresh batch enters a
+first-in first-out buffer, and the training batch is the fresh one plus (r - 1) times as many samples drawn
+from the buffer; each sample is then shown r times on average. The reference stores augmented images in half
+precision and loses them with every stage; here samples are stored as bytes before any augmentation, at full
+size, so that they take half the memory, are augmented anew each time, and serve every stage.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raytrain_speedup.settings import UserError
@@ -82,7 +84,7 @@ class ReplayBuffer:
             self.push(state)
 
     def _allocate(self, fresh: Mapping[str, Tensor]) -> None:
-        sample_bytes = sum(tensor[:1].nbytes for tensor in fresh.values())
+        sample_bytes = sum(t.element_size() * math.prod(t.shape[1:]) for t in fresh.values())
         self.capacity = self.max_bytes // sample_bytes
         if self.capacity == 0:
             raise UserError(
@@ -94,7 +96,7 @@ class ReplayBuffer:
             for name, tensor in fresh.items()
         }
 
-    def _slots_by_age(self) -> np.ndarray:
+    def _slots_by_age(self) -> NDArray[np.int64]:
         return (self._pushed - 1 - np.arange(len(self))) % self.capacity if self.capacity else np.arange(0)
 
     def _draw(self, count: int, epoch: int, step: int) -> dict[str, Tensor]:

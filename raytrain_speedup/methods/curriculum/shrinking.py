@@ -1,8 +1,8 @@
 """What the curricula with early small inputs have in common: using what the small inputs leave free.
 
-EfficientTrain++ (Wang et al., TPAMI 2024, https://arxiv.org/abs/2405.08768) names two techniques: while samples
-are cheap, the loader has to deliver more of them (answered by showing each one several times), and a device
-that a batch of full inputs fills is left half empty (answered by larger batches).
+EfficientTrain++ (Wang et al., TPAMI 2024, https://arxiv.org/abs/2405.08768) names two techniques: while
+samples are cheap, the loader has to deliver more of them (answered by showing each one several times), and a
+device that a batch of full inputs fills is left half empty (answered by larger batches).
 """
 
 from __future__ import annotations

@@ -149,8 +149,8 @@ class SynthesisSettings(Settings):
     ) -> Synthesizer:
         """The synthesizer itself; `teacher` is frozen in place, and both networks are moved to the device.
 
-        Pass the bare modules: inside a compiled network the statistics can't be seen, and `DistributedDataParallel`
-        expects a backward pass after each forward pass. Both may be wrapped for the student's steps.
+        Pass the bare modules: inside a compiled network the statistics can't be seen, and data-parallel
+        wrappers expect a backward pass after each forward pass. Wrap them for the student's steps only.
 
         Args:
             image_size: the side of the images, or (height, width).

@@ -28,7 +28,7 @@ def freeze(network: nn.Module) -> nn.Module:
 
 @contextmanager
 def borrowed(student: nn.Module) -> Iterator[nn.Module]:
-    """The student as a fixed judge of images: evaluation mode, no gradients of its own; restored afterwards."""
+    """The student as a fixed judge of images: evaluation mode, no parameter gradients; then as it was."""
     modes = [(module, module.training) for module in student.modules()]
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     try:

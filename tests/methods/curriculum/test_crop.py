@@ -173,6 +173,15 @@ def test_crop_batch_is_flip_then_crop_then_normalise(kernel: str, size: int | tu
         torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_memory_format_is_kept(kernel: str) -> None:
+    x = images(2, 3, 32, 32)
+    got = low_frequency_crop(x.contiguous(memory_format=torch.channels_last), 16, kernel)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got, low_frequency_crop(x, 16, kernel), atol=1e-6, rtol=0)
+    assert low_frequency_crop(x, 16, kernel).is_contiguous()
+
+
 def test_empty_batches_pass() -> None:
     assert low_frequency_crop(images(0, 3, 32, 32), 16).shape == (0, 3, 16, 16)
     nothing = torch.zeros(0, 3, 32, 32, dtype=torch.uint8)

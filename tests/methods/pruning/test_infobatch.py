@@ -278,7 +278,7 @@ def test_fault_10_a_wrapped_subset_still_returns_images():
 
 
 def test_fault_11_a_nominal_ratio_is_not_a_saving():
-    """Log-normal losses, as trained networks have: r = .7 of the samples below the mean is far from .7 saved."""
+    """Of log-normal losses, as in trained networks, r = .7 saves far less than .7."""
     pruner = observed(exponential(1000).mul(2).exp(), prune_ratio=0.7)
     plans = [pruner.plan(epoch) for epoch in range(10)]
     saved = 1 - sum(plan.kept_share for plan in plans) / 10

@@ -1,5 +1,7 @@
 """Every sample once, equal numbers of steps, whatever the sizes."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -48,7 +50,7 @@ def test_rank_bounds_divide_steps_of_any_sizes(counts, world):
     bounds = [rank_bounds(offsets, rank, world) for rank in range(world)]
     assert torch.equal(bounds[0][0], offsets[:-1])
     assert torch.equal(bounds[-1][1], offsets[1:])
-    for (_, stops), (starts, _) in zip(bounds, bounds[1:], strict=False):
+    for (_, stops), (starts, _) in itertools.pairwise(bounds):
         assert torch.equal(stops, starts)
 
 

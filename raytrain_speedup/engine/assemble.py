@@ -1,0 +1,171 @@
+"""From an experiment to the loop that runs it: with data, or with a teacher and none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from raytrain_speedup.config import Experiment
+from raytrain_speedup.data import Loader, Splits, build_loader
+from raytrain_speedup.engine.loop import DTYPES, Loop
+from raytrain_speedup.engine.measure import Stopwatch, forward_flops, training_flops
+from raytrain_speedup.engine.pool_loader import PoolLoader
+from raytrain_speedup.engine.reporter import Reporter
+from raytrain_speedup.engine.teacher import prepare_teacher
+from raytrain_speedup.methods.curriculum.base import FULL, Stage
+from raytrain_speedup.methods.curriculum.budget import Budget
+from raytrain_speedup.methods.pruning import FullData
+from raytrain_speedup.models import build_model, check_sizes, stride_of
+from raytrain_speedup.tasks.distillation import Distillation
+
+
+def assemble(
+    experiment: Experiment, splits: Splits, reporter: Reporter, watch: Stopwatch
+) -> tuple[Loop, float]:
+    """The loop of an experiment, warmed up, and the sample passes its budget allows if nothing is pruned."""
+    build = _with_data if experiment.distillation is None else _without_data
+    with watch.phase("warmup"):
+        loop, passes = build(experiment, splits, reporter, watch)
+        loop.warm_up(_distinct(loop.budget.stages))
+    return loop, passes
+
+
+def _with_data(
+    experiment: Experiment, splits: Splits, reporter: Reporter, watch: Stopwatch
+) -> tuple[Loop, float]:
+    train = experiment.train
+    num_samples = len(splits.train)
+    model = _student(experiment, splits)
+    stages = curriculum_stages(experiment, model, splits)
+    factor = experiment.pruning.budget_factor()
+    budget = Budget(train.epochs * factor, num_samples, stages)
+    pruner = experiment.pruning.build(
+        num_samples,
+        budget.epoch_ends(),
+        last_epoch_share=budget.last_epoch_share,
+        seed=train.seed,
+        device=watch.device,
+    )
+    flops = {
+        stage.size: training_flops(model, input_shape(splits, stage.size)) for stage in _distinct(stages)
+    }
+    loop = Loop(
+        experiment,
+        model=_placed(model, experiment, watch.device),
+        task=experiment.task.build(),
+        loader=_real_loader(experiment, splits, reporter, watch.device),
+        pruner=pruner,
+        budget=budget,
+        flops=flops,
+        reporter=reporter,
+        watch=watch,
+    )
+    return loop, budget.num_epochs * num_samples / factor
+
+
+def _without_data(
+    experiment: Experiment, splits: Splits, reporter: Reporter, watch: Stopwatch
+) -> tuple[Loop, float]:
+    """An epoch is one call of the synthesizer and the student's steps after it."""
+    train, settings, device = experiment.train, experiment.distillation, watch.device
+    assert settings is not None
+    model = _student(experiment, splits)
+    real = _real_loader(experiment, splits, reporter, device)
+    teacher = prepare_teacher(experiment, splits, real, reporter, device)
+    synthesizer = settings.build(
+        teacher,
+        _placed(model, experiment, device),
+        num_classes=splits.num_classes,
+        image_size=splits.image_size,
+        channels=splits.channels,
+        seed=train.seed,
+        device=device,
+        normalise=(experiment.data.mean, experiment.data.std),
+    )
+    loader = PoolLoader(
+        real,
+        synthesizer=synthesizer,
+        teacher=teacher,
+        settings=settings,
+        autocast=torch.autocast(device.type, DTYPES[train.precision], enabled=train.precision != "fp32"),
+        watch=watch,
+    )
+    num_samples = settings.student_steps * train.batch_size
+    budget = Budget(train.epochs, num_samples, [FULL])
+    shape = input_shape(splits, None)
+    loop = Loop(
+        experiment,
+        model=model,
+        task=Distillation(experiment.task.build(), settings.temperature),
+        loader=loader,
+        pruner=FullData(num_samples, budget.epoch_ends(), seed=train.seed),
+        budget=budget,
+        flops={None: training_flops(model, shape) + forward_flops(teacher, shape)},
+        reporter=reporter,
+        watch=watch,
+        companions={"teacher": teacher},
+    )
+    return loop, budget.num_epochs * num_samples
+
+
+def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) -> Sequence[Stage]:
+    """The stages of an experiment's curriculum on its model and data.
+
+    Raises:
+        UserError: if the stages cannot be laid out, or the model does not take one of their sizes.
+    """
+    measured = experiment.curriculum.cost == "flops"
+    stages = experiment.curriculum.stages(
+        splits.image_size,
+        stride=stride_of(experiment.model, image_size=splits.image_size),
+        model=experiment.model.name.rpartition("/")[2],
+        cost_of=(lambda size: training_flops(model, input_shape(splits, size))) if measured else None,
+    )
+    sizes = {stage.size for stage in stages} - {None, splits.image_size}
+    check_sizes(
+        experiment.model,
+        sorted(size for size in sizes if size is not None),
+        num_classes=splits.num_classes,
+        in_channels=splits.channels,
+        image_size=splits.image_size,
+    )
+    return stages
+
+
+def input_shape(splits: Splits, size: int | None) -> tuple[int, int, int]:
+    """(C, H, W) of an input of side `size`, or of full ones."""
+    return splits.channels, size or splits.image_size, size or splits.image_size
+
+
+def _student(experiment: Experiment, splits: Splits) -> nn.Module:
+    return build_model(
+        experiment.model,
+        num_classes=splits.num_classes,
+        in_channels=splits.channels,
+        image_size=splits.image_size,
+    )
+
+
+def _placed(model: nn.Module, experiment: Experiment, device: torch.device) -> nn.Module:
+    memory_format = torch.channels_last if experiment.train.channels_last else torch.preserve_format
+    return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+
+
+def _real_loader(experiment: Experiment, splits: Splits, reporter: Reporter, device: torch.device) -> Loader:
+    return build_loader(
+        splits,
+        experiment.data,
+        device=device,
+        seed=experiment.train.seed,
+        rank=reporter.rank,
+        world=reporter.world,
+        channels_last=experiment.train.channels_last,
+        kernel=experiment.curriculum.kernel,
+    )
+
+
+def _distinct(stages: Sequence[Stage]) -> list[Stage]:
+    """One stage of each input size."""
+    return list({stage.size: stage for stage in stages}.values())

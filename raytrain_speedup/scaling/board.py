@@ -1,0 +1,49 @@
+"""What passes between a worker group and the process that started it.
+
+Ray Train's controller and this board are processes of their own; they unpickle what is in this file, so it
+imports nothing that takes long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.train import UserCallback
+
+from raytrain_speedup.settings import UserError
+
+
+class Board:
+    """The notice board of a run, a Ray actor: callbacks of the controller cannot draw on the user's terminal."""
+
+    def __init__(self) -> None:
+        self._notes: list[tuple[str, dict[str, Any]]] = []
+
+    def put(self, kind: str, figures: dict[str, Any]) -> None:
+        self._notes.append((kind, figures))
+
+    def take(self) -> list[tuple[str, dict[str, Any]]]:
+        """What was put there since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+
+def new_board() -> Any:
+    """A handle of a new `Board`."""
+    return ray.remote(num_cpus=0)(Board).remote()
+
+
+class EndAtMistake(UserCallback):
+    """Ends a run at once whose worker raised a `UserError`: no restart mends it.
+
+    Ray Train restarts a group whatever a worker raised, but it never retries an error of a callback; that one
+    travels to the driver as it is.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            cause = getattr(error, "_base_exc", error)  # Ray wraps it to carry the worker's traceback
+            if isinstance(cause, UserError):
+                raise cause

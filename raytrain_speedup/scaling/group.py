@@ -1,0 +1,77 @@
+"""A group of Ray Train workers: its size, its storage, its faults, and how its errors are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import UserCallback
+from ray.train.torch import TorchTrainer
+
+from raytrain_speedup.config import Experiment
+from raytrain_speedup.scaling.board import EndAtMistake
+from raytrain_speedup.scaling.cluster import ATTEMPTS, set_environment
+from raytrain_speedup.scaling.worker import train_worker
+from raytrain_speedup.settings import RunFailed, UserError
+
+
+def worker_group(
+    experiment: Experiment, folder: Path, *, board: Any = None, callbacks: tuple[UserCallback, ...] = ()
+) -> TorchTrainer:
+    """The worker group of an experiment; a run found in `folder` is resumed.
+
+    Args:
+        experiment: what to do, and on how many workers.
+        folder: for checkpoints, on storage that all nodes see.
+        board: a `Board` for the figures, or None.
+        callbacks: told of every report, in the controller's process.
+    """
+    scaling = experiment.scaling
+    set_environment(scaling)
+    resources = {"CPU": scaling.cpus_per_worker}
+    if scaling.gpus_per_worker:
+        resources["GPU"] = scaling.gpus_per_worker
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"experiment": experiment.to_dict(), "board": board},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scaling.workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent.absolute()),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(
+                max_failures=scaling.max_failures,
+                controller_failure_limit=ATTEMPTS - 1,  # a group that cannot start is else retried for ever
+            ),
+            callbacks=[*callbacks, EndAtMistake()],
+        ),
+    )
+
+
+def fit(trainer: TorchTrainer) -> dict[str, Any]:
+    """Run a worker group; gives what rank 0 returned.
+
+    Raises:
+        UserError: the worker's own, or naming the reason why there is no result.
+    """
+    try:
+        return trainer.fit().return_value
+    except ray.train.ControllerError as error:
+        cause = error.controller_failure
+        if isinstance(cause, UserError):
+            raise cause from None
+        scaling = trainer.scaling_config
+        raise RunFailed(
+            f"scaling.workers: {scaling.num_workers} workers with {scaling.resources_per_worker} each could "
+            f"not be started: {cause}"
+        ) from error
+    except ray.train.TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", None) or {0: error}
+        rank, failure = min(failures.items())
+        raise RunFailed(
+            f"worker {rank} failed, and again after every restart (scaling.max_failures): "
+            f"{str(failure).strip().splitlines()[-1]}"
+        ) from error

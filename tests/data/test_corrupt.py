@@ -1,0 +1,129 @@
+"""Unreadable samples: left out, counted, named in the log once, and refused above the share allowed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+
+import pytest
+import torch
+from tiny_data import picture, write_parquet
+
+from raytrain_speedup.data import build_loader, open_data
+from raytrain_speedup.data.base import CorruptSample
+from raytrain_speedup.data.imagefolder import ImageFolderSettings
+from raytrain_speedup.data.parquet import ParquetSettings
+from raytrain_speedup.data.skipped import Skipped
+from raytrain_speedup.settings import UserError
+
+KINDS = [("device", 0), ("workers", 0), ("workers", 2)]
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """60 samples of which 20 and 33 cannot be read, and 10 test samples of which 4 cannot."""
+    images: list = [picture(i, kind="JPEG" if i % 2 else "PNG", size=(24, 24)) for i in range(60)]
+    images[20], images[33] = (images[i][: len(images[i]) // 2] for i in (20, 33))
+    test = [picture(i) for i in range(10)]
+    test[4] = b"not an image"
+    return {
+        "train": write_parquet(tmp_path / "train.parquet", images, [i % 3 for i in range(60)]),
+        "test": write_parquet(tmp_path / "test.parquet", test, [i % 3 for i in range(10)]),
+    }
+
+
+def build(paths, kind: str, workers: int, **settings):
+    section = ParquetSettings(
+        **paths, **{"val_share": 0, "loader": kind, "num_workers": workers, "image_size": 24} | settings
+    )
+    return build_loader(open_data(section, seed=0), section, device="cpu", seed=0)
+
+
+@pytest.mark.parametrize(("kind", "workers"), KINDS)
+class TestEveryLoader:
+    def test_skipped_counted_and_named_once(self, broken, steps_of, caplog, kind, workers) -> None:
+        loader = build(broken, kind, workers, max_corrupt_share=0.2)
+        steps = steps_of(60, 8)
+        with caplog.at_level(logging.WARNING, logger="raytrain_speedup.data"):
+            for epoch in range(2):
+                for step, batch in zip(steps, loader.train_batches(steps, epoch=epoch), strict=True):
+                    readable = [i for i in step.index.tolist() if i not in (20, 33)]
+                    assert batch["index"].tolist() == readable
+                    assert {len(value) for value in batch.values()} == {len(readable)}
+                    assert torch.equal(batch["weight"], 1 + batch["index"].float() / 8)
+                    assert batch["target"].tolist() == [i % 3 for i in readable]
+        loader.close()
+        skipped = loader.skipped["train"]
+        assert skipped.count == 2
+        assert len(caplog.records) == 2
+        for row in (20, 33):
+            assert sum(f"train.parquet row {row}: " in record.getMessage() for record in caplog.records) == 1
+            assert any(f"row {row}: " in name for name in skipped.names)
+
+    def test_refused_above_the_share(self, broken, steps_of, kind, workers) -> None:
+        loader = build(broken, kind, workers, max_corrupt_share=0.02)
+        with pytest.raises(
+            UserError, match=r"data\.train: 2 of 60 .* more than data\.max_corrupt_share=0\.02 .*row (20|33)"
+        ):
+            list(loader.train_batches(steps_of(60, 8), epoch=0))
+        loader.close()
+
+    def test_a_step_of_unreadable_samples_is_an_empty_batch(self, broken, steps_of, kind, workers) -> None:
+        loader = build(broken, kind, workers, max_corrupt_share=0.2)
+        step = steps_of(60, 60)[0]
+        bad = type(step)(0, torch.tensor([33, 20]), torch.ones(2), 2, 0.0, step.stage)
+        (batch,) = loader.train_batches([bad], epoch=0)
+        assert batch["inputs"].shape == (0, 3, 24, 24) and batch["index"].shape == (0,)
+        loader.close()
+
+    def test_evaluation_leaves_them_out_too(self, broken, kind, workers) -> None:
+        loader = build(broken, kind, workers, max_corrupt_share=0.2)
+        seen = [i for batch in loader.eval_batches("test", batch_size=4) for i in batch["index"].tolist()]
+        assert seen == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+        assert loader.skipped["test"].count == 1 and loader.skipped["train"].count == 0
+        loader.close()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_truncated_file_in_a_folder(folder, steps_of, caplog, kind) -> None:
+    target = folder / "train" / "bee" / f"2.{kind.lower()}"
+    data = picture(2, size=(48, 30), kind=kind)
+    target.write_bytes(data[: len(data) * 2 // 3])
+    settings = ImageFolderSettings(
+        root=folder, image_size=24, val_share=0, num_workers=0, max_corrupt_share=0.1, loader="workers"
+    )
+    splits = open_data(settings, seed=0)
+    loader = build_loader(splits, settings, device="cpu", seed=0)
+    batches = list(loader.train_batches(steps_of(len(splits.train), 5), epoch=0))
+    assert sum(len(batch["index"]) for batch in batches) == len(splits.train) - 1
+    assert str(target) in caplog.text
+
+
+def test_only_unreadable_images_are_told_when_opening(tmp_path, parquet) -> None:
+    train = write_parquet(tmp_path / "bad.parquet", [b"x"] * 5, [0, 1, 2, 0, 1])
+    settings = ParquetSettings(train=train, test=parquet["test"], val_share=0)
+    with pytest.raises(UserError, match=r"data\.train: none of the first 5 images can be read: .*row 0: "):
+        open_data(settings, seed=0)
+
+
+def test_a_worker_that_dies_is_told_without_a_traceback(parquet, steps_of) -> None:
+    section = ParquetSettings(**parquet, val_share=0, loader="workers", num_workers=1)
+    loader = build_loader(open_data(section, seed=0), section, device="cpu", seed=0)
+    batches = loader.train_batches(steps_of(60, 2), epoch=0)
+    next(batches)
+    os.kill(loader._groups["train"]._loader._iterator._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"data\.num_workers=1: a worker process died"):
+        list(batches)
+
+
+def test_the_share_is_of_the_samples_met_once_there_are_enough() -> None:
+    skipped = Skipped("train", size=1_000_000, limit=0.01)
+    skipped.saw(256)
+    for index in range(10):
+        skipped.add(CorruptSample(index, f"file {index}", "broken"))
+    with pytest.raises(UserError, match=r"11 of 1000 samples cannot be read"):
+        skipped.add(CorruptSample(10, "file 10", "broken"))
+    skipped.saw(5000)
+    skipped.add(CorruptSample(11, "file 11", "broken"))
+    assert skipped.count == 12 and len(skipped.names) == 5

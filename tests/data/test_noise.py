@@ -1,0 +1,79 @@
+"""The random bits are a pure function, look uniform and independent, and leave the global generator alone."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raytrain_speedup.data import noise
+
+SEEDS = st.integers(0, 2**63 - 1)
+
+
+def splitmix64(state: int) -> int:
+    """One output of the published generator, in plain integers."""
+    mask = (1 << 64) - 1
+    z = (state + 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def test_the_mixing_function_is_that_of_splitmix64() -> None:
+    # the first output of the reference implementation for seed 1234567
+    assert splitmix64(1234567) == 6457827717110365317
+    index = torch.tensor([0, 1, 2, 77, 14_197_121])
+    found = noise.bits(index, seed=3, epoch=5, streams=[9])[0].tolist()
+    start = noise.key(3, 5, 9)
+    gamma = 0x9E3779B97F4A7C15
+    assert found == [splitmix64((start + (i - 1) * gamma) % 2**64) >> 32 for i in index.tolist()]
+
+
+@given(seed=SEEDS, epoch=st.integers(0, 10**6), stream=st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_bits_look_uniform(seed: int, epoch: int, stream: int) -> None:
+    bits = noise.bits(torch.arange(20_000), seed=seed, epoch=epoch, streams=[stream])[0]
+    assert bits.min() >= 0 and bits.max() < 2**32
+    counts = torch.bincount(noise.below(bits, 16), minlength=16).double()
+    chi_square = ((counts - 1250) ** 2 / 1250).sum()
+    assert chi_square < 75  # 15 degrees of freedom: exceeded once in 10^9
+    neighbours = torch.corrcoef(torch.stack([bits[:-1].double(), bits[1:].double()]))[0, 1]
+    assert neighbours.abs() < 0.045  # 6 standard errors
+
+
+@given(seed=SEEDS, epoch=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_seeds_epochs_and_streams_are_independent(seed: int, epoch: int) -> None:
+    index = torch.arange(20_000)
+    rows = [
+        *noise.bits(index, seed=seed, epoch=epoch, streams=[0, 1]),
+        noise.bits(index, seed=seed, epoch=epoch + 1, streams=[0])[0],
+        noise.bits(index, seed=seed + 1, epoch=epoch, streams=[0])[0],
+    ]
+    correlation = torch.corrcoef(torch.stack(rows).double()) - torch.eye(4)
+    assert correlation.abs().max() < 0.045
+
+
+@given(st.integers(1, 2**31 - 1))
+def test_below_reaches_both_ends_and_no_further(bound: int) -> None:
+    ends = torch.tensor([0, 2**32 - 1])
+    assert noise.below(ends, bound).tolist() == [0, bound - 1]
+
+
+def test_unit_is_exact_and_below_one() -> None:
+    assert noise.unit(torch.tensor([0, 2**31, 2**32 - 1])).tolist() == [0.0, 0.5, 1 - 2**-24]
+
+
+def test_a_sample_draws_the_same_in_any_batch() -> None:
+    index = torch.arange(100)
+    whole = noise.bits(index, seed=1, epoch=2, streams=[0, 4])
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(noise.bits(index[order], seed=1, epoch=2, streams=[0, 4]), whole[:, order])
+    assert torch.equal(noise.bits(index[7:9], seed=1, epoch=2, streams=[4]), whole[1:, 7:9])
+
+
+def test_no_global_generator_is_touched() -> None:
+    before = torch.get_rng_state()
+    noise.bits(torch.arange(10), seed=0, epoch=0, streams=range(20))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,49 @@
+"""The validation split: balanced, disjoint, complete, and a function of labels and seed alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raytrain_speedup.data import open_data
+from raytrain_speedup.data.digits import DigitsSettings
+from raytrain_speedup.data.split import balanced_split
+
+LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=300).map(np.array)
+
+
+@given(targets=LABELS, share=st.floats(0, 0.95), seed=st.integers(0, 10**9))
+@settings(max_examples=150, deadline=None)
+def test_every_sample_is_on_one_side_and_every_class_gives_its_share(targets, share, seed) -> None:
+    stay, aside = balanced_split(targets, share, seed)
+    assert np.array_equal(np.sort(np.concatenate([stay, aside])), np.arange(len(targets)))
+    counts, given_up = np.bincount(targets, minlength=7), np.bincount(targets[aside], minlength=7)
+    assert (np.abs(given_up - share * counts) < 1 + 1e-9).all()
+    assert (given_up[counts > 0] < counts[counts > 0]).all()
+    if (counts[counts > 0] > 1 / (1 - share) + 1).all():
+        assert len(aside) == round(share * len(targets))
+
+
+def test_the_seed_chooses_the_samples_evenly() -> None:
+    targets = np.arange(200) % 4
+    chosen = np.zeros(200)
+    for seed in range(400):
+        chosen[balanced_split(targets, 0.25, seed)[1]] += 1
+    # binomial(400, 1/4): deviation 8.7
+    assert np.abs(chosen - 100).max() < 45
+    assert not np.array_equal(balanced_split(targets, 0.25, 0)[1], balanced_split(targets, 0.25, 1)[1])
+
+
+def test_the_split_stays_the_same_for_every_training_seed() -> None:
+    first, second = (open_data(DigitsSettings(), seed=seed) for seed in (0, 1))
+    assert first.fingerprint == second.fingerprint
+    assert np.array_equal(first.val.positions, second.val.positions)
+
+
+def test_split_seed_null_follows_the_training_seed() -> None:
+    first, second = (open_data(DigitsSettings(split_seed=None), seed=seed) for seed in (0, 1))
+    assert first.fingerprint != second.fingerprint
+    assert not np.array_equal(first.val.positions, second.val.positions)
+    other = open_data(DigitsSettings(split_seed=1), seed=5)
+    assert other.fingerprint == second.fingerprint

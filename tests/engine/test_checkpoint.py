@@ -1,0 +1,136 @@
+"""Checkpoints are whole or not there, whatever happens to the disk."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_runs import CPU, Diary, same, tiny, trained
+
+from raytrain_speedup.engine.checkpoint import CheckpointFailed, read_checkpoint, write_checkpoint
+from raytrain_speedup.engine.loop import Stopped
+from raytrain_speedup.engine.run import run
+from raytrain_speedup.settings import UserError
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """Writing beyond `size` bytes of a file fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+class Filling(Diary):
+    """Fills the disk after the first checkpoint."""
+
+    def report(self, figures: Any, checkpoint: Path | None = None) -> None:
+        super().report(figures, checkpoint)
+        with (self.folder / "filler").open("wb") as file:
+            try:
+                while file.write(b"\0" * 4096):
+                    file.flush()
+            except OSError:
+                pass
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_intact(small_disk: Path, tmp_path: Path):
+    run_folder = small_disk / "run"
+    with pytest.raises(CheckpointFailed) as error:
+        run(tiny(), Filling(run_folder), device=CPU)
+    assert "checkpoint not written (No space left on device" in str(error.value)
+    assert f"the last good checkpoint is {run_folder / 'checkpoint-000000'}" in str(error.value)
+    assert error.value.exit_code == 1
+    assert not list(run_folder.rglob("*.pt.partial"))
+
+    (run_folder / "filler").unlink()
+    _, expected, _ = trained(tiny(), tmp_path / "whole")
+    figures, resumed, _ = trained(tiny(), run_folder)
+    assert same(resumed, expected)
+    assert figures["epoch"] == 3
+
+
+def test_a_write_that_breaks_off_leaves_nothing_half_written(tmp_path: Path):
+    state = {"weights": torch.zeros(1 << 20)}
+    write_checkpoint(tmp_path, {"weights": torch.ones(1 << 20)}, rank=0)
+    with file_limit(1 << 20), pytest.raises(CheckpointFailed, match=r"run.pt: checkpoint not written"):
+        write_checkpoint(tmp_path, state, rank=0)
+    shared, random = read_checkpoint(tmp_path, rank=0, device=CPU)
+    assert torch.equal(shared["weights"], torch.ones(1 << 20))
+    assert random is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rank-0.pt", "run.pt"]
+
+
+def test_the_last_file_of_a_run_may_fail_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`model.pt` does not fit any more: the message is that of every checkpoint."""
+    from raytrain_speedup.engine import run as module
+
+    def limited(content: Any, path: Path) -> None:
+        with file_limit(1000):
+            module_save(content, path)
+
+    module_save = module.save_tensors
+    monkeypatch.setattr(module, "save_tensors", limited)
+    with pytest.raises(
+        CheckpointFailed, match=r"model.pt: checkpoint not written .*; the last good checkpoint"
+    ):
+        run(tiny(epochs=1), Diary(tmp_path), device=CPU)
+    monkeypatch.undo()
+    assert trained(tiny(epochs=1), tmp_path)[2].steps == 0
+
+
+def test_a_damaged_checkpoint_is_a_message(tmp_path: Path):
+    with pytest.raises(Stopped):
+        run(tiny(), Diary(tmp_path, stop_after=1), device=CPU)
+    file = tmp_path / "checkpoint-000000" / "run.pt"
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"run.pt: not a whole checkpoint"):
+            run(tiny(), Diary(tmp_path), device=CPU)
+    file.unlink()
+    with pytest.raises(UserError, match=r"run.pt: not a whole checkpoint"):
+        run(tiny(), Diary(tmp_path), device=CPU)
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path: Path):
+    run(tiny(checkpoint_steps=1), Diary(tmp_path), device=CPU)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-000012", "checkpoint-000013"][
+        -2:
+    ] or (len(list(tmp_path.iterdir())) == 2)
+
+
+def test_a_stop_checkpoints_and_names_it_and_the_step(tmp_path: Path):
+    with pytest.raises(Stopped) as error:
+        run(tiny(checkpoint_every=0), Diary(tmp_path, stop_after=6), device=CPU)
+    assert str(error.value) == (
+        f"stopped in epoch 2 after step 2 of 4; the checkpoint is {tmp_path / 'checkpoint-000000'}"
+    )
+    assert error.value.exit_code == 130
+    assert (tmp_path / "checkpoint-000000" / "run.pt").is_file()

@@ -1,0 +1,102 @@
+"""Time, FLOPs and what the warm-up leaves behind: nothing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from engine_runs import CPU, VIT, same, tiny, trained
+from torch import nn
+
+from raytrain_speedup.engine.loop import Loop
+from raytrain_speedup.engine.measure import Stopwatch, training_flops
+from raytrain_speedup.models import ModelSettings, build_model
+
+
+def test_a_phase_inside_another_interrupts_it_and_all_add_up():
+    watch, begun = Stopwatch(CPU), time.perf_counter()
+    with watch.phase("train"):
+        time.sleep(0.02)
+        with watch.phase("eval"):
+            time.sleep(0.03)
+        time.sleep(0.02)
+        read = watch.read()  # in the middle of a phase
+    whole = time.perf_counter() - begun
+    seconds = watch.state_dict()
+    assert sum(seconds.values()) == pytest.approx(whole, abs=2e-3)
+    assert seconds["eval"] >= 0.03
+    assert seconds["train"] >= 0.04
+    assert read["train_seconds"] <= seconds["train"]
+
+
+def test_an_interrupted_phase_is_closed_by_an_exception():
+    watch = Stopwatch(CPU)
+    with pytest.raises(ZeroDivisionError), watch.phase("train"):
+        1 / 0  # noqa: B018
+    before = watch.state_dict()
+    time.sleep(0.01)
+    assert watch.state_dict() == before
+
+
+def test_seconds_go_on_where_a_checkpoint_left_off():
+    first, second = Stopwatch(CPU), Stopwatch(CPU)
+    with first.phase("train"):
+        time.sleep(0.01)
+    with second.phase("warmup"):
+        time.sleep(0.01)
+    warmup = second.seconds["warmup"]
+    second.load_state_dict(first.state_dict())
+    assert second.seconds["train"] == first.seconds["train"]
+    assert second.seconds["warmup"] == warmup
+
+
+def test_the_phases_of_a_run_add_up(tmp_path: Path):
+    begun = time.perf_counter()
+    figures, _, diary = trained(tiny(eval_every=1), tmp_path)
+    assert figures["wall_seconds"] == pytest.approx(time.perf_counter() - begun, rel=0.15)
+    for key in ("train_seconds", "eval_seconds", "warmup_seconds", "checkpoint_seconds"):
+        assert 0 < figures[key] < figures["wall_seconds"]
+    seconds = [epoch["train_seconds"] for epoch in diary.epochs]
+    assert seconds == sorted(seconds)
+    assert figures["train_seconds"] == seconds[-1]
+
+
+@pytest.mark.parametrize("keys", [{}, VIT | {"model.drop_rate": 0.3}], ids=["batch-norm", "dropout"])
+def test_the_warm_up_leaves_no_trace(keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _, warm, _ = trained(tiny(keys), tmp_path / "warm")
+    monkeypatch.setattr(Loop, "warm_up", lambda *_: None)
+    _, cold, _ = trained(tiny(keys), tmp_path / "cold")
+    assert same(warm, cold)
+
+
+def test_flops_of_a_small_network_are_those_counted_by_hand():
+    """8 x 8 x 3 -> conv 3x3 to 4 channels (same size) -> linear to 10; 2 FLOPs a multiply-add."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+    conv, linear = 2 * 64 * 4 * 3 * 9, 2 * 256 * 10
+    # backward: the gradient of the weights, and that of the input, which the first layer has none of
+    assert training_flops(model, (3, 8, 8)) == 2 * conv + 3 * linear
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_flops_of_resnet18_on_cifar_are_three_times_its_forward_pass():
+    """.56 G multiply-adds forward, as its papers say."""
+    model = build_model(ModelSettings(name="resnet18"), num_classes=10, image_size=32)
+    assert training_flops(model, (3, 32, 32)) == pytest.approx(3 * 2 * 0.556e9, rel=0.02)
+
+
+def test_what_a_run_says_it_cost(tmp_path: Path):
+    """Three epochs of 230 samples, the second one pruned to half of those below the mean."""
+    keys = {"pruning.method": "random", "pruning.prune_ratio": 0.5}
+    figures, _, diary = trained(tiny(keys), tmp_path)
+    assert [epoch["kept_share"] for epoch in diary.epochs] == [1.0, pytest.approx(0.5, abs=0.01), 1.0]
+    samples = round(230 / 1.0)
+    shown = figures["samples_shown"]
+    assert shown == 2 * samples + round(samples / 2)
+    assert figures["passes_saved"] == pytest.approx(1 - shown / (3 * samples))
+    assert figures["compute_spent"] == pytest.approx(shown / samples)
+    model = build_model(ModelSettings(name="resnet8"), num_classes=10, in_channels=1, image_size=8)
+    assert figures["train_flops"] == pytest.approx(shown * training_flops(model, (1, 8, 8)))
+    assert figures["peak_memory_bytes"] > 50e6
+    assert torch.get_num_threads() >= 1

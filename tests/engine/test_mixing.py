@@ -1,0 +1,87 @@
+"""Mixed images keep pruning unbiased: partners weigh the same, and losses go to whom they belong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engine_runs import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raytrain_speedup.engine.mixing import Mix, mix_batch, partners
+
+WEIGHTS = st.lists(st.sampled_from([1.0, 2.0, 4.0, 1.9999999]), min_size=1, max_size=40)
+
+
+@given(WEIGHTS)
+def test_partners_are_a_permutation_among_equal_weights(weights: list[float]):
+    weight = torch.tensor(weights)
+    partner = partners(weight)
+    assert partner.sort().values.tolist() == list(range(len(weights)))
+    assert torch.equal(weight[partner], weight)
+    alone = torch.tensor([(weight == own).sum() == 1 for own in weight])
+    assert torch.equal(partner == torch.arange(len(weights)), alone)
+
+
+def test_scores_are_gathered_by_share_from_both_images():
+    """Image 0 shows samples 0 and 2, image 1 samples 1 and 0, image 2 samples 2 and 1; a quarter is the partner."""
+    mix = Mix(torch.tensor([2, 0, 1]), share=0.75)
+    own, others = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])
+    expected = [0.75 * 1 + 0.25 * 20, 0.75 * 2 + 0.25 * 30, 0.75 * 3 + 0.25 * 10]
+    torch.testing.assert_close(mix.scores(own, others), torch.tensor(expected))
+
+
+@given(st.integers(2, 20), st.floats(0, 1), st.integers(0, 1000))
+def test_scores_sum_to_the_losses_of_the_images(count: int, share: float, seed: int):
+    """Nothing of a loss is lost or counted twice."""
+    random = torch.Generator().manual_seed(seed)
+    own, others = torch.rand(2, count, generator=random, dtype=torch.float64)
+    mix = Mix(partners(torch.ones(count)), share)
+    images = share * own + (1 - share) * others
+    torch.testing.assert_close(mix.scores(own, others).sum(), images.sum())
+
+
+def numbered(count: int, side: int = 8) -> torch.Tensor:
+    """Images whose every pixel is their number."""
+    return torch.arange(count).float().view(-1, 1, 1, 1).expand(count, 1, side, side).contiguous()
+
+
+def test_mixup_blends_by_the_share():
+    inputs = numbered(6)
+    mixed, mix = mix_batch(inputs, torch.ones(6), tiny(mixup=1.0).train, key=(0, 0, 0))
+    assert mix is not None
+    expected = mix.share * inputs + (1 - mix.share) * inputs[mix.partner]
+    torch.testing.assert_close(mixed, expected)
+
+
+@given(st.integers(0, 500))
+def test_the_share_of_cutmix_is_the_area_that_stays(step: int):
+    inputs = numbered(6)
+    mixed, mix = mix_batch(inputs, torch.ones(6), tiny_cutmix, key=(0, 0, step))
+    assert mix is not None
+    for image in range(6):
+        assert set(mixed[image].unique().tolist()) <= {float(image), float(mix.partner[image])}
+        assert (mixed[image] == image).float().mean().item() == pytest.approx(mix.share)
+
+
+tiny_cutmix = tiny(cutmix=1.0).train
+
+
+def test_the_switch_is_the_share_of_cutmix_batches_and_the_key_decides():
+    train = tiny(mixup=0.5, cutmix=1.0, mix_switch=0.3).train
+    inputs, weight = numbered(4), torch.ones(4)
+
+    def is_cut(step: int) -> bool:
+        mixed, _ = mix_batch(inputs, weight, train, key=(1, 2, step))
+        return bool((mixed == mixed.round()).all())
+
+    cut = [is_cut(step) for step in range(400)]
+    assert sum(cut) / 400 == pytest.approx(0.3, abs=0.08)
+    assert cut == [is_cut(step) for step in range(400)]
+
+
+def test_off_or_alone_is_unmixed():
+    for inputs, train in ((numbered(4), tiny().train), (numbered(1), tiny(mixup=1.0).train)):
+        mixed, mix = mix_batch(inputs, torch.ones(len(inputs)), train, key=(0, 0, 0))
+        assert mixed is inputs
+        assert mix is None

@@ -1,0 +1,140 @@
+"""A run that is stopped anywhere and resumed is the uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_runs import CPU, VIT, Diary, same, tiny, trained, weights
+
+from raytrain_speedup.config import Experiment
+from raytrain_speedup.engine.loop import Stopped
+from raytrain_speedup.engine.run import run
+from raytrain_speedup.methods.pruning import PRUNERS
+from raytrain_speedup.settings import UserError
+
+TIMED = ("seconds", "per_second", "memory")
+EVERYTHING: dict[str, Any] = {
+    **VIT,
+    "model.drop_rate": 0.2,
+    "pruning.method": "infobatch",
+    "train.accumulate": 2,
+    "train.mixup": 0.4,
+    "train.cutmix": 1.0,
+    "train.ema_decay": 0.9,
+    "train.clip_norm": 1.0,
+    "train.lr": 0.01,
+}
+PRUNED = {
+    "infobatch-quantile": {
+        "pruning.method": "infobatch",
+        "pruning.threshold": "quantile",
+        "pruning.prune_ratio": None,
+    },
+    "infobatch-saving": {"pruning.method": "infobatch", "pruning.saving": 0.1},
+    **{method: {"pruning.method": method} for method in PRUNERS},
+}
+OPTIMIZERS = {name: EVERYTHING | {"train.optimizer": name} for name in ("sgd", "adamw", "lamb", "lars")}
+
+
+def interrupted(experiment: Experiment, folder: Path, *after: int) -> Diary:
+    """Stop a run after so many steps, again and again, each time in a new process's state."""
+    for steps in after:
+        torch.manual_seed(steps)  # what a new process finds must not matter
+        with pytest.raises(Stopped, match="the checkpoint is .*checkpoint-0"):
+            run(experiment, Diary(folder, stop_after=steps), device=CPU)
+    diary = Diary(folder)
+    run(experiment, diary, device=CPU)
+    return diary
+
+
+def untimed(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if not any(word in name for word in TIMED)}
+
+
+@pytest.mark.parametrize("keys", (PRUNED | OPTIMIZERS).values(), ids=(PRUNED | OPTIMIZERS).keys())
+def test_resumed_equals_uninterrupted(keys: dict[str, Any], tmp_path: Path):
+    """Stopped in the middle of an epoch, at the end of one, and in the middle of a pruned one."""
+    experiment = tiny(keys)
+    _, expected, whole = trained(experiment, tmp_path / "whole")
+    resumed = interrupted(experiment, tmp_path / "parts", 2, 2, 1)
+    assert same(weights(resumed), expected)
+    assert untimed(resumed.epochs[-1]) == untimed(whole.epochs[-1])
+    assert untimed(resumed.reports[-1]) == untimed(whole.reports[-1])
+
+
+def test_resumed_from_a_checkpoint_between_steps_without_a_stop(tmp_path: Path):
+    """As after a lost worker: the steps since the checkpoint are taken again."""
+    experiment = tiny({"pruning.method": "infobatch", "pruning.anneal_from": 1.0}, checkpoint_steps=2)
+    _, expected, _ = trained(experiment, tmp_path / "whole")
+
+    class Killed(Diary):
+        def progress(self, figures: Any) -> None:
+            self.steps += 1
+            if self.steps == 8:  # in the second epoch, of 3 or 4 steps, after its checkpoint
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment, Killed(tmp_path / "parts"), device=CPU)
+    figures, resumed, _ = trained(experiment, tmp_path / "parts")
+    assert same(resumed, expected)
+    assert figures["samples_shown"] < 690
+
+
+def test_workers_that_decode_on_the_fly_do_not_disturb_dropout(tmp_path: Path):
+    keys = EVERYTHING | {"data.loader": "workers", "data.num_workers": 1}
+    _, expected, _ = trained(tiny(keys), tmp_path / "whole")
+    assert same(weights(interrupted(tiny(keys), tmp_path / "parts", 6)), expected)
+
+
+def test_where_and_how_often_may_change_on_resuming(tmp_path: Path):
+    """What decides no number may be another: evaluation, checkpoints, the loader."""
+    _, expected, _ = trained(tiny(), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(tiny(), Diary(tmp_path / "parts", stop_after=5), device=CPU)
+    other = tiny({"data.loader": "workers", "data.num_workers": 0}, eval_every=1, checkpoint_steps=1)
+    assert same(trained(other, tmp_path / "parts")[1], expected)
+
+
+def test_another_experiment_is_refused(tmp_path: Path):
+    with pytest.raises(Stopped):
+        run(tiny(), Diary(tmp_path, stop_after=2), device=CPU)
+    with pytest.raises(UserError, match=r"another experiment: train.lr is 0.2 there and 0.1 here"):
+        run(tiny(lr=0.1), Diary(tmp_path), device=CPU)
+    with pytest.raises(UserError, match=r"model.name is 'resnet8' there and 'wrn16_1' here"):
+        run(tiny({"model.name": "wrn16_1"}), Diary(tmp_path), device=CPU)
+    with pytest.raises(UserError, match=r"data is '\w+' there and '\w+' here"):
+        run(tiny({"data.val_share": 0.83}), Diary(tmp_path), device=CPU)
+
+
+def test_a_finished_run_only_tells_its_figures(tmp_path: Path):
+    figures, expected, _ = trained(tiny(), tmp_path)
+    again = Diary(tmp_path)
+    assert run(tiny(), again, device=CPU) == figures
+    assert again.reports == [figures]
+    assert again.steps == 0
+    assert same(weights(again), expected)
+    with pytest.raises(UserError, match="finished run of another experiment: train.seed is 0 there"):
+        run(tiny(seed=1), Diary(tmp_path), device=CPU)
+
+
+def test_a_run_that_died_in_the_test_evaluation_ends_as_it_would_have(tmp_path: Path, monkeypatch):
+    _, expected, whole = trained(tiny(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("raytrain_speedup.engine.run._final_figures", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(tiny(), Diary(tmp_path / "parts"), device=CPU)
+    _, resumed, parts = trained(tiny(), tmp_path / "parts")
+    assert same(resumed, expected)
+    assert parts.steps == 0
+    assert untimed(parts.reports[-1]) == untimed(whole.reports[-1])
+
+
+def test_the_processes_own_generator_and_threads_are_left_alone(tmp_path: Path):
+    torch.manual_seed(5)
+    expected, threads = torch.get_rng_state(), torch.get_num_threads()
+    run(tiny(EVERYTHING, epochs=1), Diary(tmp_path), device=CPU)
+    assert torch.equal(torch.get_rng_state(), expected)
+    assert torch.get_num_threads() == threads

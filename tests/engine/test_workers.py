@@ -1,0 +1,202 @@
+"""Two workers train as one does: the same steps, the same gradients, one synchronisation each.
+
+Two gloo processes are started once, run every scenario and leave what they saw in files.
+"""
+
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from engine_runs import CPU, VIT, Diary, same, tiny, trained
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from raytrain_speedup.data import DeviceLoader
+from raytrain_speedup.data.batch import Batch
+from raytrain_speedup.engine import loop
+from raytrain_speedup.engine.loop import Stopped
+from raytrain_speedup.engine.run import run
+
+INFOBATCH = {"pruning.method": "infobatch", "pruning.anneal_from": 1.0, "train.lr": 0.01}
+SCENARIOS = {
+    "plain": tiny(VIT, lr=0.01),
+    "accumulated": tiny(VIT, lr=0.01, accumulate=4),
+    "infobatch": tiny(VIT | INFOBATCH),
+    "stopped": tiny(VIT | INFOBATCH | {"model.drop_rate": 0.1}),
+    "whole": tiny(VIT | INFOBATCH | {"model.drop_rate": 0.1}),
+    "unreadable": tiny(VIT, lr=0.01, epochs=1),
+    "batch-norm": tiny(epochs=1, ema_decay=0.5),
+}
+
+ALL_REDUCE = dist.all_reduce
+
+
+class WorkerDiary(Diary):
+    """A diary that two processes write together."""
+
+    def __init__(self, folder: Path, rank: int, **options: Any) -> None:
+        super().__init__(folder, **options)
+        self.rank, self.world = rank, 2
+
+    def new_folder(self) -> Path:
+        if self.rank == 0:
+            super().new_folder()
+        dist.barrier()
+        return self.folder / "checkpoint.partial"
+
+    def report(self, figures: Any, checkpoint: Path | None = None) -> None:
+        dist.barrier()
+        super().report(figures, checkpoint if self.rank == 0 else None)
+        dist.barrier()
+
+
+class Counted(DistributedDataParallel):
+    """Counts the gradient synchronisations; its own collectives are DDP's, one a step."""
+
+    syncs = 0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register_comm_hook(None, Counted.reduce)
+
+    @staticmethod
+    def reduce(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        Counted.syncs += bucket.is_last()
+        averaged = ALL_REDUCE(bucket.buffer().div_(2), async_op=True).get_future()
+        return averaged.then(lambda future: future.value()[0])
+
+
+class Unreadable(DeviceLoader):
+    """The part of rank 1 of the second step cannot be read."""
+
+    def train_batches(self, steps: Any, *, epoch: int) -> Iterator[Batch]:
+        for step, batch in zip(steps, super().train_batches(steps, epoch=epoch), strict=True):
+            lost = self.rank == 1 and step.number == 1
+            yield {key: tensor[:0] for key, tensor in batch.items()} if lost else batch
+
+
+def worker(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    loop.DistributedDataParallel = Counted  # type: ignore[misc]
+    collectives = []
+
+    def counting(tensor: Tensor, *args: Any, **options: Any) -> Any:
+        collectives.append(tensor.numel())
+        return ALL_REDUCE(tensor, *args, **options)
+
+    for name, experiment in SCENARIOS.items():
+        Counted.syncs = 0
+        if name == "stopped":
+            with pytest.raises(Stopped):
+                run(experiment, WorkerDiary(folder / name, rank, stop_after=6), device=CPU)
+            if rank == 0:
+                shutil.copytree(folder / name, folder / "stopped-for-one")
+        if name == "unreadable":
+            from raytrain_speedup import data
+
+            data.DeviceLoader = Unreadable  # type: ignore[misc]
+        collectives.clear()
+        dist.all_reduce = counting
+        diary = WorkerDiary(folder / name, rank)
+        figures = run(experiment, diary, device=CPU)
+        dist.all_reduce = ALL_REDUCE
+        seen = {
+            "figures": figures,
+            "steps": diary.steps,
+            "syncs": Counted.syncs,
+            "collectives": collectives[:],
+        }
+        torch.save(seen, folder / f"{name}-{rank}.pt")
+        if name == "unreadable":
+            data.DeviceLoader = DeviceLoader  # type: ignore[misc]
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two workers ran every scenario."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(worker, (port, folder), nprocs=2)
+    return folder
+
+
+def result(folder: Path, name: str) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """What both ranks saw, and the weights."""
+    seen = [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1)]
+    (last,) = sorted((folder / name).glob("checkpoint-0*"))[-1:]
+    return seen, torch.load(last / "model.pt", weights_only=True)
+
+
+def close(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["plain", "infobatch"])
+def test_two_workers_train_as_one(name: str, two: Path, tmp_path: Path):
+    seen, weights = result(two, name)
+    one, expected, diary = trained(SCENARIOS[name], tmp_path)
+    close(weights, expected)
+    assert [rank["steps"] for rank in seen] == [diary.steps, diary.steps]
+    for key in ("samples_shown", "compute_spent", "passes_saved", "train_flops"):
+        assert seen[0]["figures"][key] == seen[1]["figures"][key] == one[key]
+    for key in ("test_loss", "val_loss", "accuracy"):
+        assert seen[0]["figures"][key] == seen[1]["figures"][key] == pytest.approx(one[key], rel=1e-3)
+
+
+def test_accumulating_is_the_same_step_with_one_synchronisation(two: Path):
+    plain, weights = result(two, "plain")
+    seen, accumulated = result(two, "accumulated")
+    close(accumulated, weights)
+    for rank in (0, 1):
+        assert seen[rank]["syncs"] == seen[rank]["steps"] + 1  # and one to warm up
+        assert plain[rank]["syncs"] == plain[rank]["steps"] + 1
+
+
+def test_collectives_are_counted_by_epoch_not_by_step(two: Path):
+    """Per epoch: scores (2 N numbers), the alarm, the losses (by checkpoint and by report)."""
+    (seen, _), _ = result(two, "infobatch")
+    samples = 230
+    assert seen["collectives"].count(2 * samples) == 3
+    assert len(seen["collectives"]) <= 3 * 4 + 2 + 2  # evaluations and the last checkpoint
+    assert seen["steps"] > 8
+
+
+def test_two_workers_resume_bit_for_bit(two: Path):
+    assert same(result(two, "stopped")[1], result(two, "whole")[1])
+
+
+def test_one_worker_goes_on_from_a_checkpoint_of_two(two: Path, tmp_path: Path):
+    """Without dropout they would agree; with it, the second worker's draws are lost and the run still ends."""
+    experiment = SCENARIOS["stopped"]
+    shutil.copytree(two / "stopped-for-one", tmp_path / "one")
+    figures, _, diary = trained(experiment, tmp_path / "one")
+    seen, _ = result(two, "whole")
+    assert figures["samples_shown"] == seen[0]["figures"]["samples_shown"]
+    assert diary.steps < seen[0]["steps"]
+
+
+def test_a_part_that_cannot_be_read_holds_nobody_up(two: Path):
+    seen, weights = result(two, "unreadable")
+    assert seen[0]["steps"] == seen[1]["steps"] == 4
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_batch_statistics_evaluated_are_the_ones_saved(two: Path, tmp_path: Path):
+    """Each worker has its own; the figures must be those of the saved model, evaluated by anyone."""
+    seen, weights = result(two, "batch-norm")
+    shutil.copytree(two / "batch-norm", tmp_path / "one")
+    for folder in (tmp_path / "one").glob("checkpoint-*"):
+        (folder / "figures.json").unlink(missing_ok=True)
+    figures, again, diary = trained(SCENARIOS["batch-norm"], tmp_path / "one")
+    assert diary.steps == 0
+    assert same(again, weights)
+    assert figures["test_loss"] == pytest.approx(seen[0]["figures"]["test_loss"], rel=1e-6)

@@ -1,0 +1,104 @@
+"""Several workers: what they learn together is what one worker learns from the same batches."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from distillation_nets import build
+from torch import Tensor
+
+from raytrain_speedup.methods.distillation import workers
+from raytrain_speedup.methods.distillation.fastdfkd import FastDFKD
+
+CALLS = 3
+
+
+def learn(tasks: int, meta: str) -> dict[str, Tensor]:
+    """Images, meta-gradient, generator and statistics after a few calls."""
+    synthesizer = build("fastdfkd", tasks=tasks, meta=meta)
+    assert isinstance(synthesizer, FastDFKD)
+    images = [synthesizer.synthesize(call).images for call in range(CALLS)]
+    assert synthesizer._memory is not None
+    grads = [parameter.grad for parameter in synthesizer.generator.parameters() if parameter.grad is not None]
+    return {
+        "images": torch.stack(images),
+        "meta_gradient": torch.cat([grad.flatten() for grad in grads]),
+        "generator": torch.cat([p.detach().flatten() for p in synthesizer.generator.parameters()]),
+        "mean": synthesizer._memory[0],
+        "var": synthesizer._memory[1],
+    }
+
+
+def adversary() -> Tensor:
+    """A generative method's weights after a few data-parallel steps."""
+    synthesizer = build("dfq")
+    for call in range(CALLS):
+        synthesizer.synthesize(call)
+    return torch.cat([value.flatten() for value in synthesizer.state_dict()["generator"].values()])
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    ranks = [torch.full((2,), float(rank)), torch.full((3, 1), 10.0 * rank)]
+    results = {
+        "average": workers.average(ranks),
+        "fomaml": learn(1, "fomaml"),
+        "reptile": learn(1, "reptile"),
+        "dfq": adversary(),
+    }
+    torch.save(results, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """What two gloo processes learnt, each with one task."""
+    folder = tmp_path_factory.mktemp("workers")
+    mp.spawn(work, args=(str(folder),), nprocs=2)
+    return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("meta", ["fomaml", "reptile"])
+def test_two_workers_with_a_batch_each_equal_one_with_two_tasks(
+    ranks: list[dict[str, dict[str, Tensor]]], meta: str
+) -> None:
+    torch.set_num_threads(1)
+    alone = learn(2, meta)
+    for together in (ranks[0][meta], ranks[1][meta]):
+        for name in ("meta_gradient", "generator", "mean", "var"):
+            torch.testing.assert_close(together[name], alone[name], rtol=1e-4, atol=1e-6)
+    images = torch.cat([ranks[0][meta]["images"], ranks[1][meta]["images"]], dim=1)
+    assert (images.int() - alone["images"].int()).abs().max() <= 1
+
+
+def test_workers_learn_the_same_from_images_of_their_own(ranks: list[dict[str, dict[str, Tensor]]]) -> None:
+    one, other = ranks[0]["fomaml"], ranks[1]["fomaml"]
+    for name in ("meta_gradient", "generator", "mean", "var"):
+        assert torch.equal(one[name], other[name])
+    assert not torch.equal(one["images"], other["images"])
+    assert torch.equal(ranks[0]["dfq"], ranks[1]["dfq"])  # type: ignore[arg-type]
+
+
+def test_the_average_keeps_shapes(ranks: list[dict[str, dict[str, Tensor]]]) -> None:
+    for result in ranks:
+        small, tall = result["average"]
+        assert small.tolist() == [0.5, 0.5] and tall.tolist() == [[5.0], [5.0], [5.0]]  # type: ignore[attr-defined]
+
+
+def test_the_merged_variance_is_that_of_all_images_together() -> None:
+    """Two halves with different means: the variance of the whole is more than the mean of theirs."""
+    synthesizer = build("fastdfkd", tasks=2, steps=1)
+    assert isinstance(synthesizer, FastDFKD)
+    adapted = [synthesizer._adapt(0, task) for task in range(2)]
+    _, mean, var = synthesizer._share(adapted)
+    means = torch.stack([a.seen.mean.detach() for a in adapted])
+    variances = torch.stack([a.seen.var.detach() for a in adapted])
+    torch.testing.assert_close(mean, means.mean(0))
+    torch.testing.assert_close(var, variances.mean(0) + means.var(0, correction=0))

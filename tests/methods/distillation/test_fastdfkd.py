@@ -1,0 +1,238 @@
+"""FastDFKD: the meta-gradients by hand, and each fault of the public implementation as a test."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from distillation_nets import build, classifier
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from raytrain_speedup.methods.distillation import losses
+from raytrain_speedup.methods.distillation.augment import Augment
+from raytrain_speedup.methods.distillation.bn_statistics import BatchNormProbe
+from raytrain_speedup.methods.distillation.fastdfkd import (
+    FastDFKD,
+    FastDFKDSettings,
+    Meta,
+    fomaml_gradient,
+    reptile_gradient,
+)
+from raytrain_speedup.methods.distillation.generator import Generator
+from raytrain_speedup.methods.distillation.pool import to_uint8
+from raytrain_speedup.methods.distillation.rng import LATENT
+from raytrain_speedup.methods.distillation.synthesis import Score, descend
+from raytrain_speedup.methods.distillation.teacher import freeze
+
+PLAIN = {"crop": 0, "flip": False}
+
+
+def fast(**settings: Any) -> FastDFKD:
+    synthesizer = build("fastdfkd", **settings)
+    assert isinstance(synthesizer, FastDFKD)
+    return synthesizer
+
+
+def weights(generator: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in generator.parameters()]
+
+
+def test_meta_gradients_of_a_two_layer_net_equal_those_worked_out_by_hand() -> None:
+    """x = W2 tanh(W1 z), loss = |x - a|^2 / 2, three steps of gradient descent at rate 0.1."""
+    draw = np.random.default_rng(0)
+    z, a = draw.normal(size=(4, 1)), draw.normal(size=(3, 1))
+    first, second = draw.normal(size=(5, 4)), draw.normal(size=(3, 5))
+    network = nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False)).double()
+    meta = [torch.tensor(first), torch.tensor(second)]
+    with torch.no_grad():
+        for parameter, value in zip(network.parameters(), meta, strict=True):
+            parameter.copy_(value)
+
+    by_hand = []
+    for _ in range(3):
+        hidden = np.tanh(first @ z)
+        error = second @ hidden - a
+        by_hand.append([(second.T @ error * (1 - hidden**2)) @ z.T, error @ hidden.T])
+        first, second = first - 0.1 * by_hand[-1][0], second - 0.1 * by_hand[-1][1]
+    sums = [sum(step[layer] for step in by_hand) for layer in range(2)]
+
+    totals: dict[Meta, list[Tensor]] = {"fomaml": [], "fomaml-last": []}
+
+    def note(gradients: Sequence[Tensor]) -> None:
+        for kind, total in totals.items():
+            fomaml_gradient(total, gradients, kind)
+
+    descend(
+        lambda: network(torch.tensor(z.T)),
+        lambda x: Squared(x, torch.tensor(a.T)),
+        torch.optim.SGD(network.parameters(), lr=0.1),
+        steps=3,
+        keep="last",
+        on_gradient=note,
+    )
+    reptile = reptile_gradient(meta, list(network.parameters()))
+    for layer in range(2):
+        np.testing.assert_allclose(totals["fomaml"][layer], sums[layer], rtol=1e-12)
+        np.testing.assert_allclose(totals["fomaml-last"][layer], by_hand[-1][layer], rtol=1e-12)
+        np.testing.assert_allclose(reptile[layer], 0.1 * sums[layer], rtol=1e-10)
+
+
+class Squared(Score):
+    """|x - a|^2 / 2, without a teacher."""
+
+    def __init__(self, x: Tensor, target: Tensor) -> None:
+        object.__setattr__(self, "terms", {"squared": (x - target).square().sum() / 2})
+
+    @property
+    def loss(self) -> Tensor:
+        return self.terms["squared"]
+
+
+def naive_adaptation(
+    synthesizer: FastDFKD, teacher: nn.Module, steps: int
+) -> tuple[list[list[Tensor]], Generator, list[Tensor], list[float]]:
+    """The k steps of call 0 once more, plainly: gradients, adapted generator, images and losses after each step."""
+    how, problem = synthesizer.settings, synthesizer.problem
+    generator = copy.deepcopy(synthesizer.generator)
+    rng = problem.rng(LATENT, 0, 0)
+    z = torch.randn(how.batch_size, how.latent, generator=rng).requires_grad_()
+    target = torch.randint(3, (how.batch_size,), generator=rng)
+    optimizer = torch.optim.Adam(
+        [{"params": generator.parameters(), "lr": how.lr_g}, {"params": [z], "lr": how.lr_z}],
+        betas=(0.5, 0.999),
+    )
+    probe = BatchNormProbe(teacher, torch.zeros(2, 1, 8, 8))
+    gradients, images, values = [], [], []
+    for step in range(steps + 1):
+        x = generator(z)
+        seen = probe.observe((x - 0.5) / 0.25)
+        loss = how.bn * losses.bn_loss(
+            seen.mean, seen.var, probe.running_mean, probe.running_var, probe.sizes
+        )
+        loss = loss + how.oh * nn.functional.cross_entropy(seen.logits, target)
+        if step > 0:
+            images.append(x.detach())
+            values.append(loss.item())
+        if step < steps:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            gradients.append([p.grad.clone() for p in generator.parameters() if p.grad is not None])
+    return gradients, generator, images, values
+
+
+@pytest.mark.parametrize("meta", get_args(Meta))
+def test_a_calls_meta_gradient_is_that_of_a_plain_loop(meta: Meta) -> None:
+    teacher = freeze(classifier())
+    synthesizer = fast(teacher=teacher, steps=3, adv=0, augment=PLAIN, meta=meta)
+    before = weights(synthesizer.generator)
+    gradients, adapted, _, _ = naive_adaptation(synthesizer, teacher, 3)
+    synthesizer.synthesize(0)
+    for index, parameter in enumerate(synthesizer.generator.parameters()):
+        expected = {
+            "reptile": before[index] - list(adapted.parameters())[index].detach(),
+            "fomaml": sum((step[index] for step in gradients), torch.zeros(())),
+            "fomaml-last": gradients[-1][index],
+        }[meta]
+        assert parameter.grad is not None
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-3, atol=1e-4 * scale + 1e-7)
+        assert not torch.equal(parameter.detach(), before[index])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_every_stored_batch_was_rendered_after_a_step_and_is_the_best_or_the_last(steps: int) -> None:
+    """With k = 1 the public code stores images that no step has touched."""
+    for keep in ("best", "last"):
+        teacher = freeze(classifier())
+        synthesizer = fast(teacher=teacher, steps=steps, adv=0, augment=PLAIN, keep=keep, lr_g=0.05, lr_z=0.5)
+        _, _, images, values = naive_adaptation(synthesizer, teacher, steps)
+        chosen = int(np.argmin(values)) if keep == "best" else steps - 1
+        stored = synthesizer.synthesize(0).images.int()
+        assert (stored - to_uint8(images[chosen]).int()).abs().max() <= 1
+
+
+def test_the_meta_generator_learns_to_adapt_faster_than_a_fresh_one() -> None:
+    after = {}
+    for reuse in ("none", "common"):
+        synthesizer = fast(batch_size=32, adv=0, bn_momentum=0.0, reuse=reuse)
+        after[reuse] = [synthesizer.synthesize(call).metrics["loss"].item() for call in range(20)][-5:]
+    assert max(after["common"]) < 0.9 * min(after["none"])
+
+
+def test_reuse_decides_what_a_batch_starts_from() -> None:
+    generators = {}
+    for reuse in ("none", "sequential", "common"):
+        synthesizer = fast(reuse=reuse, reset_first_layer=None)
+        start = weights(synthesizer.generator)
+        synthesizer.synthesize(0)
+        moved = [
+            not torch.equal(p, q) for p, q in zip(start, synthesizer.generator.parameters(), strict=True)
+        ]
+        assert all(moved) if reuse != "none" else not any(moved)
+        generators[reuse] = weights(synthesizer.generator), weights(synthesizer._adapted)
+    for after, adapted in zip(*generators["sequential"], strict=True):
+        torch.testing.assert_close(after, adapted)
+    assert not torch.equal(generators["common"][0][0], generators["common"][1][0])
+
+
+def test_the_statistics_are_smoothed_over_calls() -> None:
+    synthesizer = fast(bn_momentum=0.75)
+    batches = []
+    for call in range(3):
+        before = synthesizer._memory
+        synthesizer.synthesize(call)
+        assert synthesizer._memory is not None
+        now = synthesizer._memory[0]
+        batches.append(now if before is None else (now - 0.75 * before[0]) / 0.25)
+    other = fast(bn_momentum=0.0)
+    other.synthesize(0)
+    assert other._memory is not None
+    torch.testing.assert_close(batches[0], other._memory[0])
+    expected = 0.75 * (0.75 * batches[0] + 0.25 * batches[1]) + 0.25 * batches[2]
+    torch.testing.assert_close(synthesizer._memory[0], expected)
+
+
+def test_the_first_layer_is_drawn_anew_at_its_call_and_the_generator_every_so_often() -> None:
+    synthesizer = fast(reset_first_layer=2, reset_every=3)
+    before = weights(synthesizer.generator)
+    synthesizer._reset(0)
+    synthesizer._reset(1)
+    assert all(torch.equal(p, q) for p, q in zip(before, synthesizer.generator.parameters(), strict=True))
+    synthesizer._reset(2)
+    changed = [not torch.equal(p, q) for p, q in zip(before, synthesizer.generator.parameters(), strict=True)]
+    assert changed == [True, True] + [False] * (len(before) - 2)
+    synthesizer.synthesize(2)
+    synthesizer._reset(3)
+    assert len(synthesizer.optimizer.state) == 0
+    fresh = weights(synthesizer.generator)
+    assert not torch.equal(fresh[-2], before[-2])
+
+
+def test_the_meta_rate_is_k_times_the_inner_one() -> None:
+    assert fast(steps=5, lr_g=3e-3).optimizer.param_groups[0]["lr"] == pytest.approx(0.015)
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_every_task_adds_its_own_batch(tasks: int) -> None:
+    images = fast(tasks=tasks).synthesize(0).images
+    assert len(images) == 8 * tasks
+    assert len(images.unique(dim=0)) == 8 * tasks
+
+
+def test_settings_without_any_loss_are_refused() -> None:
+    with pytest.raises(ValidationError, match="bn or oh"):
+        FastDFKDSettings(bn=0, oh=0)
+
+
+def test_the_papers_schedule_is_the_default() -> None:
+    how = FastDFKDSettings()
+    assert (how.steps, how.lr_g, how.lr_z, how.bn, how.temperature) == (10, 2e-3, 0.01, 10.0, 20.0)
+    assert (how.batch_size, how.student_steps, how.warmup, how.bn_momentum) == (256, 400, 20, 0.9)
+    assert how.augment == Augment(crop=4, flip=True)
+    assert how.pool_capacity >= 220 * 256

@@ -1,0 +1,87 @@
+"""The student's step, and the whole of FastDFKD on digits."""
+
+from __future__ import annotations
+
+import torch
+from distillation_nets import classifier
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from raytrain_speedup.methods.distillation import SYNTHESIZERS, losses
+from raytrain_speedup.methods.distillation.augment import Augment
+from raytrain_speedup.methods.distillation.pool import Pool
+from raytrain_speedup.methods.distillation.rng import SAMPLE, generator_for
+from raytrain_speedup.methods.distillation.student import distillation_losses, student_inputs
+from raytrain_speedup.methods.distillation.teacher import freeze
+
+
+def test_a_step_teaches_the_student_and_leaves_the_teacher_alone() -> None:
+    teacher, student = freeze(classifier()), classifier(2, seed=1)
+    inputs = torch.randn(8, 1, 8, 8)
+    per_sample = distillation_losses(student, teacher, inputs, 4.0)
+    expected = losses.distillation_loss(teacher(inputs), student(inputs), 4.0)
+    torch.testing.assert_close(per_sample, expected)
+    per_sample.mean().backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_inputs_are_normalised_images() -> None:
+    images = torch.randint(0, 256, (4, 2, 5, 5), dtype=torch.uint8)
+    mean, std = torch.tensor([0.4, 0.5]).view(-1, 1, 1), torch.tensor([0.2, 0.3]).view(-1, 1, 1)
+    inputs = student_inputs(images, Augment(crop=0, flip=False), generator_for("cpu", 0), mean, std)
+    torch.testing.assert_close(inputs, (images / 255 - mean) / std)
+
+
+def train(network: nn.Module, images: Tensor, target: Tensor) -> None:
+    """Eight epochs of SGD on real digits."""
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(8):
+        for batch in torch.randperm(len(images), generator=generator_for("cpu", epoch)).split(64):
+            loss = nn.functional.cross_entropy(network(images[batch]), target[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def test_a_student_learns_digits_that_it_has_never_seen() -> None:
+    digits = load_digits()
+    images = torch.tensor(digits.images / 16, dtype=torch.float32).unsqueeze(1)
+    images, target = (images - 0.3) / 0.35, torch.tensor(digits.target)
+    teacher, student = classifier(12, classes=10), classifier(8, classes=10, seed=1)
+    train(teacher, images[:1400], target[:1400])
+
+    how = SYNTHESIZERS["fastdfkd"](
+        batch_size=64,
+        warmup=2,
+        steps=5,
+        width=16,
+        augment={"crop": 1, "flip": False},  # type: ignore[call-arg]
+    )
+    synthesizer = how.build(
+        teacher,
+        student,
+        num_classes=10,
+        image_size=8,
+        channels=1,
+        seed=0,
+        device="cpu",
+        normalise=([0.3], [0.35]),
+    )
+    pool, mean, std = Pool(how.pool_capacity, (1, 8, 8)), torch.tensor([[[0.3]]]), torch.tensor([[[0.35]]])
+    optimizer = torch.optim.SGD(student.parameters(), 0.1, momentum=0.9)
+    for call in range(15):
+        pool.add(synthesizer.synthesize(call).images)
+        for step in range(30 if call >= how.warmup else 0):
+            rng = generator_for("cpu", 0, SAMPLE, call, step)
+            inputs = student_inputs(pool.sample(64, rng), how.augment, rng, mean, std)
+            loss = distillation_losses(student, teacher, inputs, how.temperature).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    with torch.no_grad():
+        taught, learnt = teacher(images[1400:]), student.eval()(images[1400:])
+    accuracy = [(logits.argmax(1) == target[1400:]).float().mean().item() for logits in (taught, learnt)]
+    assert accuracy[0] > 0.85
+    assert accuracy[1] > accuracy[0] - 0.15

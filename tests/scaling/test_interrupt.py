@@ -1,0 +1,94 @@
+"""Ctrl-C in a real `speedup train`: exit code 130, the checkpoint named, nothing of the run lost by it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from raytrain_speedup.config import load_experiment
+from raytrain_speedup.scaling.launch import launch
+
+ROOT = Path(__file__).parents[2]
+TINY = {"data.image_size": 8, "data.augment": "crop", "pruning.method": "infobatch"}
+
+
+@contextmanager
+def speedup_train(folder: Path, *arguments: str) -> Iterator[subprocess.Popen]:
+    """`speedup train digits` in a process group of its own, as a terminal would start it."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "raytrain_speedup.cli", "train", "digits", *arguments]
+        + [f"{key}={value}" for key, value in TINY.items()]
+        + [f"scaling.storage={folder}", f"--tracking-uri=sqlite:///{folder}/mlflow.db"],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def interrupted(process: subprocess.Popen, *, after: str) -> str:
+    """Press Ctrl-C when a line begins with `after`; gives everything the process wrote."""
+    assert process.stdout is not None
+    written = ""
+    for line in process.stdout:
+        written += line
+        if line.startswith(after):
+            break
+    assert process.poll() is None, written
+    time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    written += process.stdout.read()
+    process.wait(timeout=60)
+    return written
+
+
+def test_one_worker_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    with speedup_train(tmp_path, "train.epochs=12") as process:
+        written = interrupted(process, after="epoch   2")
+    assert process.returncode == 130, written
+    assert "Traceback" not in written
+    (folder,) = tmp_path.glob("digits-*")
+    assert f"--resume {folder}" in written
+    assert max(folder.glob("checkpoint-*")).name in written
+
+    with speedup_train(tmp_path, "train.epochs=12", f"--resume={folder}") as process:
+        resumed = process.communicate()[0]
+    assert process.returncode == 0, resumed
+    assert "epoch   1 " not in resumed
+
+    heard = []
+    experiment = load_experiment("digits", TINY | {"train.epochs": 12})
+    figures = launch(experiment, tmp_path / "whole", lambda kind, figures: heard.append(kind))
+    assert f"{figures['accuracy']:.2f} %" in resumed
+    ends = [max(place.glob("checkpoint-*")) / "model.pt" for place in (folder, tmp_path / "whole")]
+    went_on, whole = (torch.load(end, weights_only=True) for end in ends)
+    for name, tensor in whole.items():
+        assert torch.equal(went_on[name], tensor), name
+
+
+@pytest.mark.timeout(300)
+def test_two_workers_stop_and_name_where_to_go_on(tmp_path: Path) -> None:
+    with speedup_train(tmp_path, "train.epochs=500", "scaling.workers=2") as process:
+        written = interrupted(process, after="epoch   2")
+    assert process.returncode == 130, written
+    assert "Traceback" not in written
+    (folder,) = tmp_path.glob("digits-*")
+    assert f"--resume {folder}" in written
+    assert list(folder.glob("checkpoint_*/run.pt"))

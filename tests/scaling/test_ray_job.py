@@ -1,0 +1,144 @@
+"""`ray job submit` on a running head with token authentication: what `docs/cluster.md` tells, on one machine."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).parent / "ray"
+
+SWEEP = """
+name: tiny
+experiment: digits
+overrides: {data.image_size: 8, data.augment: none, train.epochs: 1}
+trial: {pruning.method: infobatch}
+search:
+  pruning.prune_ratio: {type: float, low: 0.2, high: 0.6}
+trials: 1
+seeds: [0]
+confirm: 0
+"""
+
+
+@dataclass
+class Head:
+    """A running head, and the environment of whoever knows its token."""
+
+    address: str
+    environment: dict[str, str]
+
+    def submit(self, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run `speedup ...` as a job that works in `folder`, and wait for its end."""
+        return subprocess.run(
+            [RAY, "job", "submit", "--address", self.address, "--"]
+            + ["cd", str(folder), "&&", sys.executable, "-m", "raytrain_speedup.cli", *command],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    home = Path(tempfile.mkdtemp(prefix="head"))  # a short path: Ray's sockets live below it
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {
+        "HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+    port, dashboard, client = _free_ports(3)
+    process = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
+        + [f"--port={port}", f"--ray-client-server-port={client}", f"--temp-dir={home / 'ray'}"]
+        + ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    head = Head(f"http://127.0.0.1:{dashboard}", environment)
+    try:
+        _wait_for_jobs(head, process)
+        yield head
+    finally:
+        process.terminate()  # with --block, `ray start` takes its own processes with it, and nobody else's
+        try:
+            process.wait(timeout=30)
+        finally:
+            _kill_group(process)
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    for probe in sockets:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in sockets]
+    for probe in sockets:
+        probe.close()
+    return ports
+
+
+def _wait_for_jobs(head: Head, process: subprocess.Popen) -> None:
+    """Until the job server answers."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "ray start ended"
+        listing = subprocess.run(
+            [RAY, "job", "list", "--address", head.address], env=head.environment, capture_output=True
+        )
+        if listing.returncode == 0:
+            return
+        time.sleep(1)
+    raise TimeoutError("the head's job server does not answer")
+
+
+def _kill_group(process: subprocess.Popen) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def test_nobody_without_the_token_gets_in(head: Head, tmp_path: Path) -> None:
+    stranger = {**head.environment, "RAY_AUTH_TOKEN": "0" * 64}
+    listing = subprocess.run(
+        [RAY, "job", "list", "--address", head.address], env=stranger, capture_output=True, text=True
+    )
+    assert listing.returncode != 0
+    assert "token" in (listing.stdout + listing.stderr).lower()
+
+
+def test_a_job_trains_on_two_workers(head: Head, tmp_path: Path) -> None:
+    job = head.submit(
+        tmp_path,
+        *("train", "digits", "scaling.workers=2", "train.epochs=2", "data.image_size=8", "data.augment=none"),
+        f"scaling.storage={tmp_path}/runs",
+    )
+    written = job.stdout + job.stderr
+    assert job.returncode == 0 and "succeeded" in written, written
+    assert "epoch   2" in written
+    assert len(list(tmp_path.glob("runs/digits-*/checkpoint_*/run.pt"))) == 2
+
+
+def test_a_job_sweeps(head: Head, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(SWEEP)
+    job = head.submit(tmp_path, "sweep", "tiny.yaml", f"scaling.storage={tmp_path}/runs")
+    written = job.stdout + job.stderr
+    assert job.returncode == 0 and "succeeded" in written, written
+    assert (tmp_path / "tiny.png").is_file()

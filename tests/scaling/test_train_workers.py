@@ -1,0 +1,214 @@
+"""Runs on a group of two Ray Train workers: real processes, real gloo, real SIGKILL."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from raytrain_speedup.config import Experiment, load_experiment
+from raytrain_speedup.scaling.group import fit, worker_group
+from raytrain_speedup.scaling.launch import launch
+from raytrain_speedup.settings import UserError
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+TINY = {"data.image_size": 8, "data.augment": "none", "train.epochs": 3, "scaling.workers": 2}
+
+
+def digits(**more: Any) -> Experiment:
+    return load_experiment("digits", TINY | {key.replace("__", "."): value for key, value in more.items()})
+
+
+class Listener:
+    """Remembers the reports and when they came."""
+
+    def __init__(self) -> None:
+        self.reports: list[dict[str, Any]] = []
+        self.times: list[float] = []
+        self.progress = 0
+
+    def __call__(self, kind: str, figures: Any) -> None:
+        if kind == "report":
+            self.reports.append(dict(figures))
+            self.times.append(time.monotonic())
+        else:
+            self.progress += 1
+
+    def epochs(self) -> list[int]:
+        return [report["epoch"] for report in self.reports if "kept_share" in report]
+
+
+@pytest.fixture(scope="module")
+def whole(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Listener, dict]:
+    """An undisturbed run of two workers: its folder, what was heard of it, its figures."""
+    folder, listener = tmp_path_factory.mktemp("runs") / "whole", Listener()
+    return folder, listener, launch(digits(), folder, listener)
+
+
+def test_two_workers_train_and_tell_live(whole: tuple[Path, Listener, dict]) -> None:
+    folder, listener, figures = whole
+    assert listener.epochs() == [1, 2, 3]
+    assert listener.reports[-1]["done"] and listener.reports[-1]["accuracy"] == figures["accuracy"]
+    assert listener.times[0] < listener.times[-1], "all reports came at once, at the end"
+    assert listener.progress > 0
+    assert figures["accuracy"] > 50
+    assert figures["hardware"].startswith("2 x ")
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 2  # checkpoints
+
+
+def test_a_second_launch_goes_on_from_the_folder(whole: tuple[Path, Listener, dict]) -> None:
+    folder, _, figures = whole
+    listener = Listener()
+    again = launch(digits(), folder, listener)
+    assert listener.epochs() == []  # nothing was left to train
+    for name in ("accuracy", "test_loss", "val_loss", "samples_shown", "train_seconds"):
+        assert again[name] == figures[name], name
+
+
+def test_a_killed_worker_costs_time_and_nothing_else(
+    whole: tuple[Path, Listener, dict], tmp_path: Path
+) -> None:
+    _, undisturbed, expected = whole
+    pids: list[int] = []
+
+    class Killer(Listener):
+        def __call__(self, kind: str, figures: Any) -> None:
+            super().__call__(kind, figures)
+            if kind == "report" and not pids:
+                pids.append(_pid_of_a_worker())
+                os.kill(pids[0], signal.SIGKILL)
+
+    killer = Killer()
+    figures = launch(digits(train__epochs=3), tmp_path / "killed", killer)
+    assert pids, "no worker was killed"
+    assert sorted(set(killer.epochs())) == [1, 2, 3]
+    for name in ("accuracy", "test_loss", "val_accuracy", "val_loss", "samples_shown"):
+        assert figures[name] == expected[name], name
+    losses = {report["epoch"]: report["train_loss"] for report in killer.reports if "kept_share" in report}
+    assert list(losses.values()) == [r["train_loss"] for r in undisturbed.reports if "kept_share" in r]
+
+
+def _pid_of_a_worker() -> int:
+    """The process of the worker group's second rank, by the name Ray gives its process title."""
+    from ray.util.state import list_actors
+
+    workers = [
+        actor
+        for actor in list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+        if actor.class_name == "RayTrainWorker"
+    ]
+    return int(workers[-1].pid)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            {"data.source": "parquet", "data.train": "nowhere.parquet", "data.test": "nowhere.parquet"},
+            "nowhere",
+        ),
+        ({"train.lr": 1e20, "train.warmup": 0}, "not finite"),
+    ],
+)
+def test_a_mistake_ends_the_run_at_once(overrides: dict[str, Any], says: str, tmp_path: Path) -> None:
+    experiment = load_experiment("digits", TINY | overrides)
+    starts = _actors_started()
+    with pytest.raises(UserError, match=says) as caught:
+        launch(experiment, tmp_path / "mistake", Listener())
+    assert "Traceback" not in str(caught.value)
+    assert _actors_started() - starts == 2, "the group was started again"
+
+
+def _actors_started() -> int:
+    from ray.util.state import list_actors
+
+    return sum(actor.class_name == "RayTrainWorker" for actor in list_actors(limit=10_000))
+
+
+def test_a_group_larger_than_the_machine_is_refused_at_once(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"scaling.workers: 4 x 1 CPU is more than this machine's 2"):
+        launch(digits(scaling__workers=4), tmp_path / "large", Listener())
+    assert time.monotonic() - began < 5
+
+
+def test_resources_that_do_not_come_are_given_up(tmp_path: Path) -> None:
+    """On a cluster nobody knows what an autoscaler may bring; the wait is `scaling.start_timeout`."""
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"scaling.workers: 3 workers .* could not be started"):
+        fit(worker_group(digits(scaling__workers=4, scaling__start_timeout=3), tmp_path / "waiting"))
+    assert time.monotonic() - began < 30
+
+
+def test_a_run_keeps_to_its_kind_of_checkpoints(whole: tuple[Path, Listener, dict]) -> None:
+    with pytest.raises(UserError, match=r"scaling\.workers=1"):
+        launch(digits(scaling__workers=1), whole[0], Listener())
+
+
+def test_one_worker_and_two_train_alike(tmp_path: Path) -> None:
+    """The same global batches; only the order of the sums differs. No batch norm, which sees its rank alone."""
+    model = {"model.name": "timm/vit_tiny_patch16_224", "model.options": VIT, "train.channels_last": False}
+    heard = {}
+    for workers in (1, 2):
+        experiment = load_experiment("digits", TINY | model | {"scaling.workers": workers, "train.lr": 0.02})
+        experiment = experiment.with_overrides({"pruning.method": "random", "train.epochs": 2})
+        heard[workers] = Listener()
+        launch(experiment, tmp_path / str(workers), heard[workers])
+    for one, two in zip(heard[1].reports, heard[2].reports, strict=True):
+        assert one["samples_shown"] == two["samples_shown"]
+        assert one.get("kept_share") == two.get("kept_share")
+        for name in ("train_loss", "val_loss"):
+            if name in one:
+                assert one[name] == pytest.approx(two[name], rel=1e-3), name
+
+
+VIT = {"img_size": 8, "patch_size": 4, "depth": 1, "embed_dim": 16, "num_heads": 2}
+
+
+def test_collectives_are_per_epoch_not_per_step(tmp_path: Path) -> None:
+    """Python's collectives in epochs of few steps and of many; DDP's own are in C++, inside `backward`."""
+    sizes = (128, 32)
+
+    def counting(config: dict[str, Any]) -> list[dict[str, int]]:
+        import torch.distributed as dist
+
+        from raytrain_speedup.engine.run import run
+        from raytrain_speedup.methods.pruning.infobatch import InfoBatch
+        from raytrain_speedup.scaling.worker import TrainReporter
+
+        counts: dict[str, int] = {}
+
+        def counted(name: str, function: Any) -> Any:
+            def call(*args: Any, **keywords: Any) -> Any:
+                counts[name] = counts.get(name, 0) + 1
+                return function(*args, **keywords)
+
+            return call
+
+        for name in ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "barrier"):
+            setattr(dist, name, counted(name, getattr(dist, name)))
+        InfoBatch.exchange = counted("exchange", InfoBatch.exchange)  # type: ignore[method-assign]
+        found = []
+        for size in sizes:
+            counts.clear()
+            run(Experiment.model_validate(config).with_overrides({"train.batch_size": size}), TrainReporter())
+            found.append(dict(counts))
+        return found
+
+    trainer = TorchTrainer(
+        counting,
+        train_loop_config=digits(
+            train__epochs=2, train__checkpoint_every=0, pruning__method="infobatch"
+        ).to_dict(),
+        scaling_config=ray.train.ScalingConfig(num_workers=2),
+        run_config=ray.train.RunConfig(name="counted", storage_path=str(tmp_path)),
+    )
+    few, many = fit(trainer)
+    assert few == many
+    assert few["exchange"] == 2  # once per epoch
