@@ -3,8 +3,8 @@
     python tests/benchmarks/distillation_step.py                      # 400 student steps, as in the paper
     python tests/benchmarks/distillation_step.py --steps 40 --repeats 3
 
-Both do the same work on the same device: FastDFKD with k = 10 on a batch, then distillation steps of a WRN-16-1
-from a WRN-16-2 teacher at 32 x 32 on random batches of the pool, cropped and flipped. The naive form does it as
+Both do the same work on the same device: FastDFKD with k = 10 on a batch, then distillation steps of a
+WRN-16-1 from a WRN-16-1 teacher on random batches of the pool, cropped and flipped. The naive form does it as
 public implementations do:
 
 - the pool is a folder of PNG files, listed anew and read by a new loader with four processes at each call;
@@ -12,8 +12,8 @@ public implementations do:
 - its batch-norm hooks stay registered, so each distillation forward computes statistics that no one reads;
 - every step reads its loss with `.item()`.
 
-Its distillation forwards run without a graph, as the public code's do. Prints a Markdown table; the figures are
-medians over interleaved repeats.
+Its distillation forwards run without a graph, as the public code's do. Prints a Markdown table; the figures
+are medians over interleaved repeats.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from torchvision import transforms
 from raytrain_speedup.methods.distillation.fastdfkd import FastDFKDSettings
 from raytrain_speedup.methods.distillation.generator import build_generator
 from raytrain_speedup.methods.distillation.pool import Pool
-from raytrain_speedup.methods.distillation.rng import SAMPLE, generator_for
+from raytrain_speedup.methods.distillation.rng import generator_for
 from raytrain_speedup.methods.distillation.student import distillation_losses, student_inputs
 
-SIZE, CLASSES, MEAN, STD = 32, 10, [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]
+CLASSES, MEAN, STD = 10, [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]
 
 
 class Block(nn.Module):
@@ -51,7 +51,9 @@ class Block(nn.Module):
         self.bn1, self.bn2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else nn.Identity()
+        self.shortcut = (
+            nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
@@ -67,20 +69,27 @@ def wide_resnet(width: int, blocks: int = 2) -> nn.Sequential:
         for index in range(blocks):
             layers.append(Block(inputs, outputs, stride if index == 0 else 1))
             inputs = outputs
-    head = [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES)]
+    head = [
+        nn.BatchNorm2d(inputs),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(inputs, CLASSES),
+    ]
     return nn.Sequential(*layers, *head)
 
 
 class Ours:
     """The package: settings, synthesizer, pool, student step."""
 
-    def __init__(self, how: FastDFKDSettings, teacher: nn.Module, student: nn.Module, device: str) -> None:
-        self.how, self.teacher, self.student, self.device = how, teacher, student, device
+    def __init__(self, how: FastDFKDSettings, teacher: nn.Module, student: nn.Module, options: Any) -> None:
+        self.how, self.teacher, self.student = how, teacher, student
+        size, device = options.size, options.device
         self.synthesizer = how.build(
-            teacher, student, num_classes=CLASSES, image_size=SIZE, channels=3, seed=0, device=device,
+            teacher, student, num_classes=CLASSES, image_size=size, channels=3, seed=0, device=device,
             normalise=(MEAN, STD),
         )  # fmt: skip
-        self.pool = Pool(how.pool_capacity, (3, SIZE, SIZE), device=device)
+        self.pool = Pool(how.pool_capacity, (3, size, size), device=device)
         self.mean, self.std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
         self.optimizer = torch.optim.SGD(student.parameters(), 0.2, momentum=0.9, weight_decay=1e-4)
 
@@ -90,9 +99,8 @@ class Ours:
     def distill(self, call: int, steps: int) -> None:
         self.student.train()
         for step in range(steps):
-            rng = generator_for(self.pool.rng_device, 0, SAMPLE, call, step)
-            images = self.pool.sample(self.how.batch_size, rng)
-            inputs = student_inputs(images, self.how.augment, rng, self.mean, self.std)
+            images = self.pool.sample(self.how.batch_size, 0, call, step)
+            inputs = student_inputs(images, self.how.augment, self.mean, self.std, 0, call, step)
             loss = distillation_losses(self.student, self.teacher, inputs, self.how.temperature).mean()
             self.optimizer.zero_grad()
             loss.backward()
@@ -102,11 +110,11 @@ class Ours:
 class Files(Dataset[Tensor]):
     """Every PNG in a folder, listed when it is made."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, size: int) -> None:
         self.paths = sorted(folder.glob("*.png"))
         self.transform = transforms.Compose(
             [
-                transforms.RandomCrop(SIZE, padding=4),
+                transforms.RandomCrop(size, padding=4),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
                 transforms.Normalize(MEAN, STD),
@@ -138,16 +146,24 @@ class Naive:
     """The same method as public implementations write it."""
 
     def __init__(
-        self, how: FastDFKDSettings, teacher: nn.Module, student: nn.Module, device: str, folder: Path, workers: int
+        self, how: FastDFKDSettings, teacher: nn.Module, student: nn.Module, options: Any, folder: Path
     ) -> None:
-        self.how, self.student, self.device, self.folder, self.workers = how, student, device, folder, workers
-        self.teacher = teacher.eval()
-        self.hooks = [StatisticsHook(layer) for layer in teacher.modules() if isinstance(layer, nn.BatchNorm2d)]
+        self.how, self.teacher, self.student, self.folder = how, teacher.eval(), student, folder
+        self.size, self.device, self.workers = options.size, options.device, options.workers
+        self.hooks = [
+            StatisticsHook(layer) for layer in teacher.modules() if isinstance(layer, nn.BatchNorm2d)
+        ]
         self.generator = build_generator(
-            "small", (3, SIZE, SIZE), width=how.width, latent=how.latent, rng=generator_for(device, 0)
+            "small",
+            (3, self.size, self.size),
+            width=how.width,
+            latent=how.latent,
+            rng=generator_for(self.device, 0),
         )
         self.meta = torch.optim.Adam(self.generator.parameters(), how.lr_g * how.steps, betas=(0.5, 0.999))
-        self.mean, self.std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device).view(3, 1, 1) for values in (MEAN, STD)
+        )
         self.optimizer = torch.optim.SGD(student.parameters(), 0.2, momentum=0.9, weight_decay=1e-4)
 
     def synthesise(self, call: int) -> None:
@@ -157,7 +173,8 @@ class Naive:
         z = torch.randn(how.batch_size, how.latent, device=self.device).requires_grad_()
         target = torch.randint(CLASSES, (how.batch_size,), device=self.device)
         optimizer = torch.optim.Adam(
-            [{"params": fast.parameters(), "lr": how.lr_g}, {"params": [z], "lr": how.lr_z}], betas=(0.5, 0.999)
+            [{"params": fast.parameters(), "lr": how.lr_g}, {"params": [z], "lr": how.lr_z}],
+            betas=(0.5, 0.999),
         )
         self.meta.zero_grad()
         kept = z
@@ -174,7 +191,9 @@ class Naive:
             optimizer.zero_grad()
             loss.backward()
             for parameter, adapted in zip(self.generator.parameters(), fast.parameters(), strict=True):
-                parameter.grad = adapted.grad.clone() if parameter.grad is None else parameter.grad + adapted.grad
+                parameter.grad = (
+                    adapted.grad.clone() if parameter.grad is None else parameter.grad + adapted.grad
+                )
             optimizer.step()
         self.meta.step()
         self._save(kept, call)
@@ -184,10 +203,12 @@ class Naive:
         padded = F.pad(images, [4] * 4)
         tops, lefts, mirrored = (torch.randint(high, (len(images),)).tolist() for high in (9, 9, 2))
         crops = [
-            image[:, top : top + SIZE, left : left + SIZE]
+            image[:, top : top + self.size, left : left + self.size]
             for image, top, left in zip(padded, tops, lefts, strict=True)
         ]
-        return torch.stack([crop.flip(2) if flip else crop for crop, flip in zip(crops, mirrored, strict=True)])
+        return torch.stack(
+            [crop.flip(2) if flip else crop for crop, flip in zip(crops, mirrored, strict=True)]
+        )
 
     def _save(self, images: Tensor, call: int) -> None:
         pixels = (images.cpu() * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -195,7 +216,9 @@ class Naive:
             Image.fromarray(image).save(self.folder / f"{call}-{index}.png")
 
     def _batches(self) -> Iterator[Tensor]:
-        loader = DataLoader(Files(self.folder), self.how.batch_size, shuffle=True, num_workers=self.workers)
+        loader = DataLoader(
+            Files(self.folder, self.size), self.how.batch_size, shuffle=True, num_workers=self.workers
+        )
         while True:
             yield from loader
 
@@ -227,22 +250,27 @@ def seconds(work: Any, *arguments: int) -> float:
 
 def main() -> None:
     """Run both forms in turn and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=400, help="student steps after the call")
     parser.add_argument("--repeats", type=int, default=3, help="measured calls of each form")
     parser.add_argument("--batch", type=int, default=256, help="images per batch")
+    parser.add_argument("--size", type=int, default=32, help="side of the images")
     parser.add_argument("--pool", type=int, default=8, help="calls whose images are in the pool beforehand")
     parser.add_argument("--workers", type=int, default=4, help="processes of the naive form's loader")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     how = FastDFKDSettings(batch_size=options.batch, warmup=0)
     torch.manual_seed(0)
-    teacher, student = wide_resnet(2).to(options.device), wide_resnet(1).to(options.device)
+    teacher, student = wide_resnet(1).to(options.device), wide_resnet(1).to(options.device)
     with tempfile.TemporaryDirectory() as folder:
         naive_networks = copy.deepcopy((teacher, student))
         forms: dict[str, Ours | Naive] = {
-            "naive": Naive(how, *naive_networks, options.device, Path(folder), options.workers),
-            "ours": Ours(how, teacher, student, options.device),
+            "naive": Naive(how, *naive_networks, options, Path(folder)),
+            "ours": Ours(how, teacher, student, options),
         }
         for call in range(options.pool):  # the pool of earlier calls; the last one warms everything up
             for form in forms.values():
@@ -252,16 +280,22 @@ def main() -> None:
             form.distill(0, 2)
         for call in range(options.pool, options.pool + options.repeats):
             for name, form in forms.items():
-                times[name].append((seconds(form.synthesise, call), seconds(form.distill, call, options.steps)))
+                times[name].append(
+                    (seconds(form.synthesise, call), seconds(form.distill, call, options.steps))
+                )
     report(times, options)
 
 
 def report(times: dict[str, list[tuple[float, float]]], options: argparse.Namespace) -> None:
     """Print medians and ratios as a Markdown table."""
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name()
+        if options.device == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     print(
         f"{where}, torch {torch.__version__}: k = 10, batch {options.batch}, {options.steps} student steps, "
-        f"WRN-16-2 -> WRN-16-1 at {SIZE} x {SIZE}, median of {options.repeats}\n"
+        f"WRN-16-1 -> WRN-16-1 at {options.size} x {options.size}, median of {options.repeats}\n"
     )
     print("| form | synthesis call (s) | student steps (s) | ms per student step | together (s) | speedup |")
     print("|---|---|---|---|---|---|")
