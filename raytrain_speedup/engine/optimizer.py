@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from raytrain_speedup.config import TrainSettings
+from raytrain_speedup.settings import UserError
 
 
 def build_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.Optimizer:
@@ -39,6 +40,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 def _groups(model: nn.Module, train: TrainSettings) -> list[dict[str, Any]]:
     if train.layer_decay is not None:
+        if not hasattr(model, "group_matcher"):
+            raise UserError(
+                f"train.layer_decay: {train.layer_decay} is not allowed for {type(model).__name__}, whose layers "
+                "have no order; expected a timm or CSWin model"
+            )
         return timm.optim.param_groups_layer_decay(
             model, weight_decay=train.weight_decay, layer_decay=train.layer_decay
         )
