@@ -221,13 +221,19 @@ class _Group:
         self._requests.pending = requests
         try:
             yield from self._loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:  # the last two if it died while sending
+            if not self._lost_a_worker():
                 raise
             raise UserError(
-                f"data.num_workers={self._workers}: a worker process died ({str(error).splitlines()[0]}); it "
+                f"data.num_workers={self._workers}: a worker process died ({error!r:.80}); it "
                 "ran out of memory or of shared memory (/dev/shm): expected fewer workers or a smaller batch"
             ) from None
+
+    def _lost_a_worker(self) -> bool:
+        workers = getattr(self._loader._iterator, "_workers", [])
+        for worker in workers:
+            worker.join(0.2)  # its connection may close a moment before it is gone
+        return any(not worker.is_alive() for worker in workers)
 
     def close(self) -> None:
         iterator = self._loader._iterator
