@@ -40,21 +40,10 @@ class Head:
     environment: dict[str, str]
 
     def submit(self, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run `speedup ...` as a job that works in `folder`, and wait for its end."""
+        """Run `speedup ...` as a job that works in a copy of `folder`, and wait for its end."""
+        where = ("--address", self.address, "--working-dir", str(folder))
         return subprocess.run(
-            [
-                RAY,
-                "job",
-                "submit",
-                "--address",
-                self.address,
-                "--",
-                "cd",
-                str(folder),
-                "&&",
-                *SPEEDUP,
-                *command,
-            ],
+            [RAY, "job", "submit", *where, "--", *SPEEDUP, *command],
             env=self.environment,
             capture_output=True,
             text=True,
@@ -156,7 +145,9 @@ def test_a_job_trains_on_two_workers(head: Head, tmp_path: Path) -> None:
 
 def test_a_job_sweeps(head: Head, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(SWEEP)
-    job = head.submit(tmp_path, "sweep", "tiny.yaml", f"scaling.storage={tmp_path}/runs")
+    job = head.submit(
+        tmp_path, "sweep", "tiny.yaml", f"--out={tmp_path}/out", f"scaling.storage={tmp_path}/runs"
+    )
     written = job.stdout + job.stderr
     assert job.returncode == 0 and "succeeded" in written, written
-    assert (tmp_path / "tiny.png").is_file()
+    assert (tmp_path / "out" / "tiny.png").is_file()
