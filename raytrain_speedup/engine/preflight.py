@@ -117,7 +117,8 @@ def preflight(
         UserError: for what would stop the run.
     """
     world = experiment.scaling.workers
-    share = experiment.with_overrides({"train.batch_size": max(1, experiment.train.batch_size // world)})
+    batch_size = max(1, experiment.train.batch_size // world)
+    share = experiment.with_overrides({"scaling.workers": 1, "train.batch_size": batch_size})
     device = pick_device(experiment.train.device)
     splits = open_data(experiment.data, seed=experiment.train.seed)
     loop, _ = assemble(share, splits, _Nowhere(), Stopwatch(device))
