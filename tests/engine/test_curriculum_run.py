@@ -53,6 +53,8 @@ CASES: dict[str, dict[str, Any]] = {
     "vit-forgetful": STAGED | VIT | WORKERS | {"data.replay_limit_gb": 2e-5},  # holds 70 samples
     "swin": STAGED | AVERAGED | SWIN | DEVICE,
 }
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
@@ -250,7 +252,9 @@ def test_a_model_that_cannot_change_its_size_is_refused_by_name(tmp_path: Path):
         "model.name": "timm/mixer_s16_224",
         "data.image_size": 64,
     }
-    with pytest.raises(UserError, match=r"model.name: timm/mixer_s16_224 cannot change its image size from 64"):
+    with pytest.raises(
+        UserError, match=r"model.name: timm/mixer_s16_224 cannot change its image size from 64"
+    ):
         run(tiny(STAGED | keys), Diary(tmp_path), device=CPU)
     assert list(tmp_path.iterdir()) == []
 
