@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -133,9 +134,7 @@ def test_the_first_step_of_a_stage_is_at_its_size(tmp_path: Path):
         assert batch["inputs"].shape[-1] == step.stage.size == loop.budget.stage_at(step.progress).size
         assert step.count == len(batch["inputs"])
     switches = [
-        (before[0], after[0])
-        for before, after in zip(steps, steps[1:], strict=False)
-        if before[0].stage != after[0].stage
+        (before[0], after[0]) for before, after in pairwise(steps) if before[0].stage != after[0].stage
     ]
     assert len(switches) == 3
     assert any(after.number > 0 for _, after in switches), "no switch within an epoch was tried"
@@ -148,7 +147,7 @@ def test_the_learning_rate_is_continuous_across_stages(tmp_path: Path):
     experiment = tiny(STAGED | {"train.schedule": "cosine", "train.warmup": 0.1}, epochs=2)
     steps = shown(loop_of(experiment, tmp_path))
     train, longest = experiment.train, 128 * 0.57 / 230 / 2
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         assert 0 < after[0].progress - before[0].progress < longest
     for step, _, lr in steps:
         factor = math.sqrt(step.stage.batch_factor)
