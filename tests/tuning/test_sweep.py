@@ -118,6 +118,15 @@ def test_a_baseline_that_fails_ends_the_sweep(tmp_path: Path, uri: str) -> None:
     assert len(runs_of(uri, "nothing")) <= 2
 
 
+def test_a_sweep_without_confirmation(tmp_path: Path, uri: str) -> None:
+    """The best of a single seed is exported, and says that it is not yet known."""
+    file = space(tmp_path, [0.4, 0.5])
+    file.write_text(file.read_text().replace("name: tiny", "name: quick").replace("confirm: 1", "confirm: 0"))
+    result, _ = go(file, uri, trainable=tiny)
+    assert len(runs_of(uri, "quick")) == 3 + 2
+    assert result.best is not None and result.best.verdict == "not yet known"
+
+
 def test_nothing_to_resume(tmp_path: Path, uri: str) -> None:
     with pytest.raises(UserError, match="--resume"):
         go(space(tmp_path, [0.5]), uri, trainable=tiny, resume=True)
