@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 from rich.console import Console
+from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -30,7 +31,7 @@ errors = Console(stderr=True)
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, such as train.epochs=5"),
+    typer.Argument(metavar="KEY=VALUE", help="settings to change, such as train.epochs=5"),
 ]
 TrackingUri = Annotated[
     str | None,
@@ -45,7 +46,7 @@ class WithKeys(typer.core.TyperCommand):
         from raytrain_speedup.explain import keys_table
 
         super().format_help(ctx, formatter)
-        console.print(keys_table())
+        console.print("\n[bold]Keys of an experiment[/bold] [dim](default)[/dim]", keys_table(), sep="\n")
 
 
 @app.command(cls=WithKeys)
@@ -82,6 +83,33 @@ def train(
 
 
 @app.command()
+def preflight(
+    experiment: Annotated[str, typer.Argument(help="a recipe (see `speedup recipes`) or a YAML file")],
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="timed steps of every stage")] = 4,
+) -> None:
+    """Try a few steps of every stage of a curriculum before paying for any.
+
+    Shows what each stage needs and which of them wait for images, and estimates time and speedup. What would
+    stop the run in its last stage stops the preflight in seconds.
+    """
+    from raytrain_speedup.config import load_experiment
+    from raytrain_speedup.engine.preflight import preflight as check
+    from raytrain_speedup.terminal import preflight_table
+
+    loaded = load_experiment(experiment, overrides or ())
+    with console.status("[bold]preparing") as status:
+        checked = check(
+            loaded,
+            steps=steps,
+            on_check=lambda done: status.update(
+                f"[bold]{done.size} pixels: {done.device_rate:,.0f} samples/s"
+            ),
+        )
+    console.print(preflight_table(checked, loaded))
+
+
+@app.command()
 def recipes(
     name: Annotated[
         str | None, typer.Argument(help="show this recipe in full, every default written out")
@@ -92,14 +120,20 @@ def recipes(
     from raytrain_speedup.config import recipes as ready
 
     if name is not None:
-        console.print(Syntax(load_experiment(name).to_yaml(), "yaml", background_color="default"))
+        text = load_experiment(name).to_yaml()
+        if console.is_terminal:
+            console.print(Syntax(text, "yaml", background_color="default", word_wrap=True))
+        else:
+            print(text, end="")  # to be a file
         return
     table = Table("recipe", "about")
     for recipe in ready():
         table.add_row(recipe, load_experiment(recipe).about)
     console.print(table)
     console.print(
-        "[dim]speedup train RECIPE [KEY=VALUE]...   speedup recipes RECIPE   speedup train --help[/dim]"
+        "[dim]speedup train RECIPE KEY=VALUE ...   trains one\n"
+        "speedup recipes RECIPE               shows one in full\n"
+        "speedup train --help                 explains every key[/dim]"
     )
 
 
@@ -179,7 +213,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        errors.print(f"[bold red]error[/bold red] {error}", highlight=False, markup=True)
+        errors.print(f"[bold red]error[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         errors.print("interrupted")

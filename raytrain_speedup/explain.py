@@ -27,12 +27,18 @@ REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {
 
 
 def keys_table() -> Table:
-    """Key, default and meaning of everything that can be set."""
-    table = Table("key", "default", "meaning", title="keys", title_justify="left", expand=False)
+    """Key, meaning and default of everything that can be set, a paragraph for each section."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column()
+    before = None
     for key, default, meaning in keys():
-        table.add_row(escape(key), escape(default), escape(meaning))
-        if not meaning:
-            table.add_section()
+        section = key.partition(".")[0] if "." in key else ""
+        if section != before:
+            table.add_row()
+        before = section
+        told = f" [dim]({escape(default)})[/dim]" if default else ""
+        table.add_row(escape(key), escape(meaning) + told)
     return table
 
 
@@ -41,7 +47,8 @@ def keys() -> Iterator[tuple[str, str, str]]:
     for section, field in Experiment.model_fields.items():
         registry = REGISTRIES.get(section)
         if registry is not None:
-            yield f"{section}.{TAGS[section]}", "", f"one of {', '.join(registry)}: {field.description}"
+            default = "" if field.is_required() else "none" if "none" in registry else next(iter(registry))
+            yield f"{section}.{TAGS[section]}", default, f"{field.description}: {', '.join(registry)}"
             yield from _registry_keys(section, registry)
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _section_keys(section, field.annotation)
@@ -74,4 +81,6 @@ def _section_keys(section: str, settings: type[BaseModel]) -> Iterator[tuple[str
 def _default(field: Any) -> str:
     if field.default is PydanticUndefined:
         return "required" if field.default_factory is None else ""
+    if isinstance(field.default, tuple):
+        return f"[{', '.join(map(str, field.default))}]"
     return "" if field.default is None else str(field.default)

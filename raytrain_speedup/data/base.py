@@ -179,6 +179,9 @@ class DataSettings(Settings):
         gt=0,
         description="most memory the decoded images may take for `auto` to choose the device loader",
     )
+    replay_limit_gb: float = Field(
+        2.0, gt=0, description="most memory for the samples that a curriculum with replay shows again"
+    )
     num_workers: int = Field(2, ge=0, le=256, description="processes that decode images on the fly")
     max_corrupt_share: float = Field(
         0.01, ge=0, le=1, description="share of unreadable images above which the run is refused"

@@ -2,13 +2,15 @@
 
 A worker is sent one request for one batch, which names the samples, the epoch and the stage of the
 curriculum, so a new stage reaches it with the first batch of that stage. What needs single images of
-different shapes happens there: decoding, random-resized-crop straight to the stage's size and RandAugment.
-The uint8 batch goes to the device, where the operations of the device loader do the rest.
+different shapes happens there: decoding, random-resized-crop and RandAugment. With the kernel `resize` the
+crop goes straight to the size of the stage, so that a JPEG is decoded at the smallest sufficient scale; the
+Fourier kernels are exact only on the full-size crop, and reduce it on the device. The uint8 batch goes to
+the device, where the operations of the device loader do the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +27,8 @@ from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.randaugment import randaugment
 from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.settings import UserError
+
+_REBUILT = 256  # samples of the replay buffer decoded at a time when a run is resumed
 
 
 @dataclass(frozen=True)
@@ -130,20 +134,48 @@ class WorkerLoader(Loader):
         self._groups: dict[str, _Group] = {}
 
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
-        crops = self.settings.augment == "random-resized-crop"
         requests = (
-            Request(
-                step.index.numpy(),
-                step.stage.size if crops and step.stage.size else self.size,
-                step.stage.magnitude,
-                epoch,
-            )
+            Request(step.index.numpy(), self._decoded_size(step.stage), step.stage.magnitude, epoch)
             for step in steps
         )
         for step, decoded in zip(steps, self._decoded("train", requests), strict=True):
-            batch = self._batch("train", step.index, step.weight, decoded)
-            x = self._augmented(batch["inputs"], batch["index"], step.stage, epoch)
-            yield batch | {"inputs": self.finish(x, batch["index"], step.stage, epoch)}
+            fresh = self._batch("train", step.index, step.weight, decoded)
+            if step.stage.replay > 1:
+                fresh |= self._origin(len(fresh["index"]), step.stage.magnitude, epoch)
+            batch, key = self.replayed(fresh, step, epoch), self.showing(step, epoch)
+            x = self._augmented(batch["inputs"], batch["index"], step.stage, key)
+            yield batch | {"inputs": self.finish(x, batch["index"], step.stage, key)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The replay buffer without its pixels: they are decoded again, as they were."""
+        held = self.buffer.state_dict()
+        return {"replay": {name: tensor.cpu() for name, tensor in held.items() if name != "inputs"}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        held = state["replay"]
+        self.buffer.load_state_dict({})
+        if not held:
+            return
+        origins = torch.stack([held["epoch"].double(), held["magnitude"].double()], 1)
+        runs = torch.unique_consecutive(origins, dim=0, return_counts=True)[1].tolist()
+        chunks = [part for run in held["index"].split(runs) for part in run.split(_REBUILT)]
+        sizes = [len(chunk) for chunk in chunks]
+        columns = {name: tensor.split(sizes) for name, tensor in held.items()}
+        requests = (
+            Request(index.numpy(), self.size, float(magnitude[0]), int(epoch[0]))
+            for index, magnitude, epoch in zip(
+                columns["index"], columns["magnitude"], columns["epoch"], strict=True
+            )
+        )
+        for number, decoded in enumerate(self._decoded("train", requests)):
+            again = self._batch("train", columns["index"][number], columns["weight"][number], decoded)
+            magnitude, epoch = float(columns["magnitude"][number][0]), int(columns["epoch"][number][0])
+            self.buffer.push(again | self._origin(len(again["index"]), magnitude, epoch))
+
+    def _origin(self, count: int, magnitude: float | None, epoch: int) -> Batch:
+        """With the index, what it takes to decode a sample of the replay buffer again."""
+        full = {"magnitude": magnitude or 0.0, "epoch": float(epoch)}
+        return {name: torch.full((count,), value, device=self.device) for name, value in full.items()}
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
         shares = self.share(split, batch_size)
@@ -151,6 +183,15 @@ class WorkerLoader(Loader):
         for index, decoded in zip(shares, self._decoded(split, requests), strict=True):
             batch = self._batch(split, index, torch.ones(len(index)), decoded)
             yield batch | {"inputs": self.plain(batch["inputs"])}
+
+    def _decoded_size(self, stage: Stage) -> int:
+        """The side that workers are asked for: that of the stage where a resize is all that leads to it.
+
+        Samples that are shown again serve every stage, and so are decoded in full.
+        """
+        crops = self.settings.augment == "random-resized-crop"
+        straight = crops and self.kernel == "resize" and stage.replay == 1
+        return stage.size if straight and stage.size else self.size
 
     def _batch(self, split: str, index: Tensor, weight: Tensor, decoded: Decoded) -> Batch:
         """What could be read, on the device; `inputs` are still uint8 (k, H, W, C)."""
@@ -220,13 +261,19 @@ class _Group:
         self._requests.pending = requests
         try:
             yield from self._loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:  # the last two if it died while sending
+            if not self._lost_a_worker():
                 raise
             raise UserError(
-                f"data.num_workers={self._workers}: a worker process died ({str(error).splitlines()[0]}); it "
+                f"data.num_workers={self._workers}: a worker process died ({error!r:.80}); it "
                 "ran out of memory or of shared memory (/dev/shm): expected fewer workers or a smaller batch"
             ) from None
+
+    def _lost_a_worker(self) -> bool:
+        workers = getattr(self._loader._iterator, "_workers", [])
+        for worker in workers:
+            worker.join(0.2)  # its connection may close a moment before it is gone
+        return any(not worker.is_alive() for worker in workers)
 
     def close(self) -> None:
         iterator = self._loader._iterator

@@ -61,7 +61,7 @@ def _load(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or "it is empty").splitlines()[0]
         raise UserError(f"{path}: not a whole checkpoint ({reason}); expected one of this package") from error
 
 
@@ -75,8 +75,17 @@ def _save(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         partial.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise CheckpointFailed(f"{path}: checkpoint not written ({reason})") from error
+        raise CheckpointFailed(f"{path}: checkpoint not written ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The operating system's word, which may lie behind an error of torch's file format."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.strerror:
+            return behind.strerror
+        behind = behind.__context__
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def random_state() -> dict[str, Any]:

@@ -17,7 +17,7 @@ class MovingAverage:
     """Exponential moving average of a model's parameters and floating-point buffers.
 
     Args:
-        model: the model to follow, on its device; it is copied.
+        model: the model to follow; it is copied.
         decay: share of the average kept per step of a full-data run.
         full_steps: the number of steps of such a run.
     """
@@ -26,15 +26,16 @@ class MovingAverage:
         self.module = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         self.full_steps = full_steps
-        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
-        floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._averaged, self._followed = map(list, zip(*floats, strict=True))
-        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, advance: float) -> None:
-        """Follow the model after a step that advanced the progress by `advance`."""
+    def update(self, model: nn.Module, advance: float) -> None:
+        """Follow `model` after a step that advanced the progress by `advance`."""
         kept = self.decay ** (advance * self.full_steps)
-        torch._foreach_lerp_(self._averaged, self._followed, 1 - kept)
-        for averaged, count in self._counts:
-            averaged.copy_(count)
+        # gathered in every step, because a change of the input size puts other tensors in their place
+        averaged = [*self.module.parameters(), *self.module.buffers()]
+        followed = [*model.parameters(), *model.buffers()]
+        pairs = [pair for pair in zip(averaged, followed, strict=True) if pair[0].is_floating_point()]
+        torch._foreach_lerp_([pair[0] for pair in pairs], [pair[1] for pair in pairs], 1 - kept)
+        for average, count in zip(averaged, followed, strict=True):
+            if not average.is_floating_point():
+                average.copy_(count)

@@ -250,7 +250,7 @@ class Loop:
         self.pruner.observe(batch["index"], scores[: len(batch["index"])])
         self._step_optimizer()
         if self.ema is not None:
-            self.ema.update(advance)
+            self.ema.update(self.model, advance)
         self.steps_taken += 1
         self.alarm.note(self.steps_taken, step_loss)
         self._sums += torch.stack([step_loss, weight.sum()])

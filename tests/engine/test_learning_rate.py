@@ -58,7 +58,7 @@ def test_the_averages_horizon_does_not_depend_on_the_number_of_steps():
         average = MovingAverage(model, decay=0.99, full_steps=100)
         nn.init.ones_(model.weight)
         for _ in range(steps):
-            average.update(1 / steps)
+            average.update(model, 1 / steps)
         return 1 - average.module.weight.item()
 
     assert left(10) == pytest.approx(0.99**100, rel=1e-4)
@@ -70,10 +70,21 @@ def test_the_average_follows_statistics_and_counts_too():
     average = MovingAverage(model, decay=0.5, full_steps=4)
     for value in (2.0, 2.0):
         model(torch.tensor([[value], [value]]))
-        average.update(0.25)
+        average.update(model, 0.25)
     assert average.module.num_batches_tracked == 2
     assert model.running_mean.item() == pytest.approx(0.38)
     assert average.module.running_mean.item() == pytest.approx(0.5 * (0.5 * 0.2) + 0.5 * 0.38)
+
+
+def test_the_average_follows_tensors_that_were_replaced():
+    """As a position table is when the size of the inputs changes."""
+    model = nn.Linear(1, 2, bias=False)
+    average = MovingAverage(model, decay=0.5, full_steps=1)
+    for network in (model, average.module):
+        network.weight.data = torch.zeros(3, 1)
+    model.weight.data += 1
+    average.update(model, 1.0)
+    assert average.module.weight.tolist() == [[0.5]] * 3
 
 
 def test_every_optimizer_spares_vectors_and_takes_the_rate():
