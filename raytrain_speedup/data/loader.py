@@ -101,8 +101,8 @@ class Loader(ABC):
         """What keys a step's augmentation: the epoch, and the step where samples come back within one."""
         return epoch if step.stage.replay == 1 else epoch + ((step.number + 1) << 32)
 
-    def pictures(self) -> dict[str, Tensor]:
-        """What is worth looking at after an evaluation: uint8 (C, H, W) on the CPU, by name."""
+    def pictures(self) -> dict[str, bytes]:
+        """What is worth looking at after an evaluation: PNG files by name."""
         return {}
 
     def close(self) -> None:  # noqa: B027 - only worker processes need ending

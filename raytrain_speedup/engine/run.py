@@ -108,6 +108,7 @@ def _final_figures(loop: Loop, splits: Splits, passes: float) -> dict[str, Any]:
         "progress": 1.0,
         **{"test_loss" if name == "loss" else name: value for name, value in test.items()},
         **{f"val_{name}": value for name, value in val.items()},
+        **loop.evaluate_companions(),
         **costs,
         "wall_seconds": sum(loop.watch.state_dict().values()),
         "passes_saved": 1 - loop.samples_shown / passes,
