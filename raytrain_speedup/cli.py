@@ -83,6 +83,33 @@ def train(
 
 
 @app.command()
+def preflight(
+    experiment: Annotated[str, typer.Argument(help="a recipe (see `speedup recipes`) or a YAML file")],
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="timed steps of every stage")] = 4,
+) -> None:
+    """Try a few steps of every stage of a curriculum before paying for any.
+
+    Shows what each stage needs and which of them wait for images, and estimates time and speedup. What would
+    stop the run in its last stage stops the preflight in seconds.
+    """
+    from raytrain_speedup.config import load_experiment
+    from raytrain_speedup.engine.preflight import preflight as check
+    from raytrain_speedup.terminal import preflight_table
+
+    loaded = load_experiment(experiment, overrides or ())
+    with console.status("[bold]preparing") as status:
+        checked = check(
+            loaded,
+            steps=steps,
+            on_check=lambda done: status.update(
+                f"[bold]{done.size} pixels: {done.device_rate:,.0f} samples/s"
+            ),
+        )
+    console.print(preflight_table(checked, loaded))
+
+
+@app.command()
 def recipes(
     name: Annotated[
         str | None, typer.Argument(help="show this recipe in full, every default written out")

@@ -68,6 +68,9 @@ class TrainSettings(Settings):
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd and lars; beta1 of adamw and lamb")
     beta2: float = Field(0.999, gt=0, lt=1, description="beta2 of adamw and lamb")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay; normalisations and biases are spared")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="factor on the learning rate per layer below the head; for fine-tuning"
+    )
     nesterov: bool = Field(False, description="Nesterov momentum (sgd, lars)")
     schedule: Literal["cosine", "one-cycle", "constant"] = Field(
         "cosine", description="learning rate as a function of progress"

@@ -173,7 +173,7 @@ def _from_registry(section: Any, registry: Mapping[str, type[Settings]]) -> Any:
     """Read a section by the settings class that its `method` names."""
     if isinstance(section, Settings):
         return section
-    method = section.get("method") if isinstance(section, Mapping) else None
+    method = str(section.get("method")) if isinstance(section, Mapping) else "(no section)"
     if method not in registry:
         raise ValueError(f"method: {method!r} is unknown; expected one of: {', '.join(registry)}")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import (
     BarColumn,
     Progress,
@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from raytrain_speedup.config import Experiment
+from raytrain_speedup.engine.preflight import Preflight
 from raytrain_speedup.engine.reporter import Figures
 
 
@@ -109,6 +111,38 @@ def summary(figures: Figures) -> Table:
         if name in figures:
             table.add_row(label, form.format(figures[name]))
     return table
+
+
+def preflight_table(preflight: Preflight, experiment: Experiment) -> Group:
+    """What a preflight found, stage by stage, and what it comes to."""
+    table = Table(title=f"{experiment.name}: stages", title_justify="left")
+    for name in ("until", "size", "batch", "magnitude", "replay"):
+        table.add_column(name, justify="right")
+    for name in ("device, samples/s", "loader, samples/s", "peak memory", "time"):
+        table.add_column(name, justify="right")
+    table.add_column("waits for images; what would mend it")
+    for check in preflight.checks:
+        stage = check.stage
+        table.add_row(
+            f"{stage.ends_at:.0%}",
+            str(check.size),
+            str(check.batch),
+            "" if stage.magnitude is None else f"{stage.magnitude:g}",
+            str(stage.replay),
+            f"{check.device_rate:,.0f}",
+            f"{check.loader_rate:,.0f}",
+            f"{check.memory / 2**30:.2f} GiB",
+            duration(check.seconds),
+            check.remedy(experiment.data.num_workers),
+        )
+    workers = experiment.scaling.workers
+    lines = [
+        f"about {duration(preflight.seconds)} on {workers} worker{'s' if workers > 1 else ''} like this one, "
+        f"{preflight.speedup:.2f}x faster than the same number of samples at full size"
+    ]
+    if experiment.pruning.method != "none":
+        lines.append(f"what {experiment.pruning.method} saves comes on top of that")
+    return Group(table, *lines)
 
 
 def duration(seconds: float) -> str:

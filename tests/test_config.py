@@ -34,7 +34,10 @@ MISTAKES = [
         "did you mean 'infobatch'?",
     ),
     (["pruning.prune_ratio=0.4"], "pruning.method: missing; expected one of none, infobatch, random, epochs"),
-    ([INFOBATCH, "pruning.saving=.3", "pruning.prune_ratio=.3"], "pruning: prune_ratio (0.3) and saving (0.3)"),
+    (
+        [INFOBATCH, "pruning.saving=.3", "pruning.prune_ratio=.3"],
+        "pruning: prune_ratio (0.3) and saving (0.3)",
+    ),
     (["pruning=infobatch"], "pruning: 'infobatch' is not allowed; expected a section of keys and values"),
     (["train=5"], "train: 5 is not allowed; expected a section of keys and values"),
     (["data=null"], "data: None is not allowed; expected a section of keys and values"),
@@ -97,7 +100,10 @@ def test_an_override_that_is_none(override: str, message: str):
         ("a: [", r"not YAML: .* line 1"),
         ("- a\n- b", r"holds list; expected sections"),
         ("", r"holds NoneType; expected sections"),
-        ("name: x", r"data: missing; expected where the samples come from(.|\n)*model: missing; expected the net"),
+        (
+            "name: x",
+            r"data: missing; expected where the samples come from(.|\n)*model: missing; expected the net",
+        ),
         ("\0", "not YAML"),
     ],
 )
@@ -121,7 +127,18 @@ def test_a_file_or_recipe_that_is_not_there(tmp_path: Path):
 
 KEYS = st.sampled_from(
     ["name", "data", "model", "train", "pruning", "curriculum", "task", "scaling", "source", "method", "kind"]
-    + ["epochs", "lr", "options", "prune_ratio", "saving", "quantiles", "mean", "batch_size", "infobatch", "x"]
+    + [
+        "epochs",
+        "lr",
+        "options",
+        "prune_ratio",
+        "saving",
+        "quantiles",
+        "mean",
+        "batch_size",
+        "infobatch",
+        "x",
+    ]
 )
 SCALARS = (
     st.none()

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torchvision
 from pydantic import Field
 
 from raytrain_speedup.data.base import ArraySource, Dataset, DataSettings
 from raytrain_speedup.settings import UserError
 
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
+
 
 class _CifarSettings(DataSettings):
     """What both sets share."""
 
-    dataset: ClassVar[type[torchvision.datasets.CIFAR10]]
+    dataset: ClassVar[str]
 
     root: Path = Field(Path("data"), description="folder of torchvision's data sets")
     download: bool = Field(False, description="fetch the set (170 MB) into `root` if it is not there")
@@ -31,13 +33,16 @@ class _CifarSettings(DataSettings):
             class_names=tuple(train.classes),
         )
 
-    def _open(self, *, train: bool) -> torchvision.datasets.CIFAR10:
+    def _open(self, *, train: bool) -> CIFAR10:
+        from torchvision import datasets  # half of this package's import time, and only CIFAR needs it
+
+        kind: type[CIFAR10] = getattr(datasets, self.dataset)
         try:
-            return self.dataset(self.root, train=train, download=self.download)
+            return kind(self.root, train=train, download=self.download)
         except RuntimeError:  # torchvision's word for files that are missing or damaged
             raise UserError(
                 f"data.root: {self.root.absolute()} holds no whole copy of {self.source}; expected "
-                f"torchvision's folder '{self.dataset.base_folder}' in it, or data.download=true to fetch it"
+                f"torchvision's folder '{kind.base_folder}' in it, or data.download=true to fetch it"
             ) from None
         except OSError as error:
             raise UserError(f"data.download: {self.source} cannot be fetched or unpacked: {error}") from None
@@ -46,14 +51,14 @@ class _CifarSettings(DataSettings):
 class Cifar10Settings(_CifarSettings):
     """CIFAR-10: 50,000 + 10,000 colour images of 32 x 32 pixels in 10 classes."""
 
-    dataset: ClassVar = torchvision.datasets.CIFAR10
+    dataset: ClassVar = "CIFAR10"
     source: Literal["cifar10"] = "cifar10"
 
 
 class Cifar100Settings(_CifarSettings):
     """CIFAR-100: 50,000 + 10,000 colour images of 32 x 32 pixels in 100 classes."""
 
-    dataset: ClassVar = torchvision.datasets.CIFAR100
+    dataset: ClassVar = "CIFAR100"
     source: Literal["cifar100"] = "cifar100"
     mean: tuple[float, ...] = Field((0.5071, 0.4865, 0.4409), description="channel means, 0 to 1")
     std: tuple[float, ...] = Field((0.2673, 0.2564, 0.2762), description="channel deviations, 0 to 1")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torchvision.transforms import v2
 
 from raytrain_speedup.data import augment, noise
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 _OPERATIONS, _BINS, _LARGEST, _DEVIATION = 2, 31, 10.0, 0.5
 
@@ -32,4 +35,6 @@ def randaugment(image: np.ndarray, magnitude: float, *, seed: int, epoch: int, i
 
 @lru_cache(maxsize=_BINS)
 def _transform(level: int) -> v2.RandAugment:
+    from torchvision.transforms import v2  # slow to import, and few runs need it
+
     return v2.RandAugment(_OPERATIONS, magnitude=level, num_magnitude_bins=_BINS)

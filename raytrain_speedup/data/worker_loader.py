@@ -2,8 +2,10 @@
 
 A worker is sent one request for one batch, which names the samples, the epoch and the stage of the
 curriculum, so a new stage reaches it with the first batch of that stage. What needs single images of
-different shapes happens there: decoding, random-resized-crop straight to the stage's size and RandAugment.
-The uint8 batch goes to the device, where the operations of the device loader do the rest.
+different shapes happens there: decoding, random-resized-crop and RandAugment. With the kernel `resize` the
+crop goes straight to the size of the stage, so that a JPEG is decoded at the smallest sufficient scale; the
+Fourier kernels are exact only on the full-size crop, and reduce it on the device. The uint8 batch goes to
+the device, where the operations of the device loader do the rest.
 """
 
 from __future__ import annotations
@@ -130,14 +132,8 @@ class WorkerLoader(Loader):
         self._groups: dict[str, _Group] = {}
 
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
-        crops = self.settings.augment == "random-resized-crop"
         requests = (
-            Request(
-                step.index.numpy(),
-                step.stage.size if crops and step.stage.size else self.size,
-                step.stage.magnitude,
-                epoch,
-            )
+            Request(step.index.numpy(), self._decoded_size(step.stage), step.stage.magnitude, epoch)
             for step in steps
         )
         for step, decoded in zip(steps, self._decoded("train", requests), strict=True):
@@ -151,6 +147,11 @@ class WorkerLoader(Loader):
         for index, decoded in zip(shares, self._decoded(split, requests), strict=True):
             batch = self._batch(split, index, torch.ones(len(index)), decoded)
             yield batch | {"inputs": self.plain(batch["inputs"])}
+
+    def _decoded_size(self, stage: Stage) -> int:
+        """The side that workers are asked for: that of the stage where a resize is all that leads to it."""
+        straight = self.settings.augment == "random-resized-crop" and self.kernel == "resize"
+        return stage.size if straight and stage.size else self.size
 
     def _batch(self, split: str, index: Tensor, weight: Tensor, decoded: Decoded) -> Batch:
         """What could be read, on the device; `inputs` are still uint8 (k, H, W, C)."""
@@ -220,13 +221,19 @@ class _Group:
         self._requests.pending = requests
         try:
             yield from self._loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:  # the last two if it died while sending
+            if not self._lost_a_worker():
                 raise
             raise UserError(
-                f"data.num_workers={self._workers}: a worker process died ({str(error).splitlines()[0]}); it "
+                f"data.num_workers={self._workers}: a worker process died ({error!r:.80}); it "
                 "ran out of memory or of shared memory (/dev/shm): expected fewer workers or a smaller batch"
             ) from None
+
+    def _lost_a_worker(self) -> bool:
+        workers = getattr(self._loader._iterator, "_workers", [])
+        for worker in workers:
+            worker.join(0.2)  # its connection may close a moment before it is gone
+        return any(not worker.is_alive() for worker in workers)
 
     def close(self) -> None:
         iterator = self._loader._iterator

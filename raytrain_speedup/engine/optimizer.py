@@ -9,16 +9,12 @@ import torch
 from torch import nn
 
 from raytrain_speedup.config import TrainSettings
+from raytrain_speedup.settings import UserError
 
 
 def build_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.Optimizer:
     """The optimizer of an experiment; vectors (biases, normalisations) are not decayed."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    spared = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": train.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
+    groups = _groups(model, train)
     betas = (train.momentum, train.beta2)
     # The fused kernels take GradScaler's verdict on the device; the others would wait for it (fp16).
     fused = {"fused": True} if next(model.parameters()).is_cuda else {}
@@ -37,6 +33,24 @@ def build_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.Optim
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The same learning rate for every group."""
+    """The learning rate of every group, less for the lower layers where `layer_decay` asks for it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def _groups(model: nn.Module, train: TrainSettings) -> list[dict[str, Any]]:
+    if train.layer_decay is not None:
+        if not hasattr(model, "group_matcher"):
+            raise UserError(
+                f"train.layer_decay: {train.layer_decay} is not allowed for {type(model).__name__}, whose layers "
+                "have no order; expected a timm or CSWin model"
+            )
+        return timm.optim.param_groups_layer_decay(
+            model, weight_decay=train.weight_decay, layer_decay=train.layer_decay
+        )
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    spared = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    return [
+        {"params": decayed, "weight_decay": train.weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]

@@ -57,7 +57,7 @@ class PoolLoader(Loader):
         self.real, self.synthesizer, self.teacher = real, synthesizer, teacher
         self.synthesis, self.autocast, self.watch = settings, autocast, watch
         self.device, self.size, self.seed, self.rank = real.device, real.size, real.seed, real.rank
-        self.channels_last = real.channels_last
+        self._format = real._format
         self._shape = shape = (real.splits.channels, real.size, real.size)
         self.splits, self.settings = real.splits, real.settings
         self.pool = Pool(settings.pool_capacity, shape, device=self.device)
@@ -124,8 +124,7 @@ class PoolLoader(Loader):
             self.held_out.add(images[kept_back])
 
     def _batch(self, inputs: Tensor, index: Tensor, weight: Tensor) -> Batch:
-        if self.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=self._format)
         with torch.no_grad(), self.autocast:
             target = logits_of(self.teacher(inputs)).float()
         return {"inputs": inputs, "target": target, "index": index, "weight": weight.to(self.device)}

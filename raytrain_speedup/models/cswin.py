@@ -12,6 +12,7 @@ the third is half of its map and the fourth all of it. Read so, they follow any 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -178,6 +179,10 @@ class CSWin(nn.Module):
         """(b, in_channels, H, W) images, sides multiples of 32, to (b, num_classes) logits."""
         out = self.layers(x.permute(0, 2, 3, 1))
         return self.head(self.norm(out).mean((1, 2)))
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters belong to which layer, as timm's models say it: for layer-wise learning rates."""
+        return {"stem": r"^layers\.0\.", "blocks": [(r"^layers\.(\d+)\.", None), (r"^norm", (99999,))]}
 
 
 def _attention(stage: int, dim: int, num_heads: int) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
@@ -51,27 +52,33 @@ def worker_group(
     )
 
 
-def fit(trainer: TorchTrainer) -> dict[str, Any]:
-    """Run a worker group; gives what rank 0 returned.
+def fit(trainer: TorchTrainer) -> ray.train.Result:
+    """Run a worker group; the result's `return_value` is what rank 0 returned.
 
     Raises:
         UserError: the worker's own, or naming the reason why there is no result.
     """
     try:
-        return trainer.fit().return_value
+        return trainer.fit()
     except ray.train.ControllerError as error:
         cause = error.controller_failure
         if isinstance(cause, UserError):
             raise cause from None
-        scaling = trainer.scaling_config
+        scaling, have = trainer.scaling_config, ray.cluster_resources()
         raise RunFailed(
             f"scaling.workers: {scaling.num_workers} workers with {scaling.resources_per_worker} each could "
-            f"not be started: {cause}"
+            f"not be started; the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs. "
+            f"Ray says: {_last_line(cause)}"
         ) from error
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {0: error}
         rank, failure = min(failures.items())
         raise RunFailed(
             f"worker {rank} failed, and again after every restart (scaling.max_failures): "
-            f"{str(failure).strip().splitlines()[-1]}"
+            f"{_last_line(failure)}"
         ) from error
+
+
+def _last_line(error: Exception) -> str:
+    """The error's own words, without the stacks that Ray puts in front."""
+    return str(error).strip().splitlines()[-1]

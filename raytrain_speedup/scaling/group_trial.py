@@ -9,10 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray import tune
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 
 from raytrain_speedup.config import load_experiment_dict
 from raytrain_speedup.scaling.group import fit, worker_group
+
+
+class EpochsToTune(TuneReportCallback):
+    """Passes on every report but the last. `done` in it makes Tune end the trial at once, and the group's CPUs
+    would stay taken until somebody notices; the trial reports it itself when the group is gone."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if not metrics[0].get("done"):
+            super().after_report(run_context, metrics, checkpoint)
 
 
 def group_trial(config: dict[str, Any]) -> None:
@@ -27,4 +37,8 @@ def group_trial(config: dict[str, Any]) -> None:
     """
     experiment = load_experiment_dict(config["experiment"])
     folder = Path(config["storage"]) / config["run_name"]
-    fit(worker_group(experiment, folder, callbacks=(TuneReportCallback(),)))
+    result = fit(worker_group(experiment, folder, callbacks=(EpochsToTune(),)))
+    figures = dict(result.return_value)
+    if result.checkpoint is not None:
+        figures[CHECKPOINT_PATH_KEY] = result.checkpoint.path
+    tune.report(figures)

@@ -81,7 +81,7 @@ def _launch_group(experiment: Experiment, folder: Path, listener: Listener) -> d
     connect(experiment.scaling)
     board = new_board()
     with _listening(board, listener), _interrupt_as_stop():
-        return fit(worker_group(experiment, folder, board=board))
+        return fit(worker_group(experiment, folder, board=board)).return_value
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ there shows the same runs. The address is always absolute: Ray's workers run in 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # these are read at import
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # a new database is no news
 
 import mlflow
 from mlflow.entities import Run
@@ -23,6 +23,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.settings import UserError
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new database is no news
 
 PARENT = "mlflow.parentRunId"
 ROLE, STATE, SEED, METHOD, SETTINGS = (

@@ -105,7 +105,7 @@ class SweepSettings(Settings):
         None, ge=1, description="runs at a time; as many as the cluster holds if unset"
     )
     objectives: dict[str, Literal["max", "min"]] = Field(
-        default_factory=lambda: {"val_accuracy": "max", "train_flops": "min"},
+        {"val_accuracy": "max", "train_flops": "min"},
         min_length=1,
         description="figures to optimise, quality first; FLOPs rather than seconds, because what a search "
         "learns must not depend on what else the machine was doing. Seconds are what is reported",

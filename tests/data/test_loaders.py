@@ -187,9 +187,12 @@ def test_workers_persist_over_epochs_and_learn_new_stages(load, steps_of) -> Non
             os.kill(pid, 0)
 
 
-def test_random_resized_crop_reads_straight_at_the_size_of_the_stage(folder, steps_of, monkeypatch) -> None:
+@pytest.mark.parametrize(("kernel", "sizes"), [("resize", [16, 24]), ("fourier", [24, 24])])
+def test_a_resizing_crop_reads_straight_at_the_size_of_the_stage(
+    folder, steps_of, monkeypatch, kernel, sizes
+) -> None:
     settings = ImageFolderSettings(root=folder, image_size=24, loader="workers", num_workers=0, val_share=0)
-    loader = build_loader(open_data(settings, seed=0), settings, device="cpu", seed=0)
+    loader = build_loader(open_data(settings, seed=0), settings, device="cpu", seed=0, kernel=kernel)
     asked = []
     original = BatchDataset.__getitem__
     monkeypatch.setattr(
@@ -198,8 +201,9 @@ def test_random_resized_crop_reads_straight_at_the_size_of_the_stage(folder, ste
         lambda self, request: asked.append(request.size) or original(self, request),
     )
     for stage in (Stage(0.5, size=16), FULL_SIZE):
-        list(loader.train_batches(steps_of(24, 24, stage), epoch=0))
-    assert asked == [16, 24]
+        (batch,) = loader.train_batches(steps_of(24, 24, stage), epoch=0)
+        assert batch["inputs"].shape[2:] == (stage.size or 24, stage.size or 24)
+    assert asked == sizes
 
 
 class TestChoice:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from tiny_data import picture, write_parquet
+from torchvision import datasets
 
 from raytrain_speedup.data import SOURCES, DataSettings, build_loader, open_data
 from raytrain_speedup.data.base import CorruptSample
@@ -32,7 +33,7 @@ def open_parquet(**settings):
 
 def write_cifar(root: Path, settings: type[DataSettings]) -> None:
     """Files in torchvision's format, with its checksums replaced by theirs: the real ones are 170 MB."""
-    dataset = settings.dataset
+    dataset = getattr(datasets, settings.dataset)
     folder = root / dataset.base_folder
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -94,10 +95,11 @@ class TestCifar:
     @pytest.mark.parametrize("settings", [Cifar10Settings, Cifar100Settings])
     def test_reads_torchvisions_folder(self, tmp_path, monkeypatch, settings) -> None:
         write_cifar(tmp_path, settings)
-        monkeypatch.setattr(settings.dataset, "_check_integrity", lambda self: True)
+        dataset = getattr(datasets, settings.dataset)
+        monkeypatch.setattr(dataset, "_check_integrity", lambda self: True)
         monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
         splits = open_data(settings(root=tmp_path), seed=0)
-        files = len(settings.dataset.train_list)
+        files = len(dataset.train_list)
         assert len(splits.train) + len(splits.val) == 20 * files
         assert len(splits.test) == 20 and splits.image_size == 32
         assert splits.train.decode(0).shape == (32, 32, 3)

@@ -106,7 +106,9 @@ def test_no_checkpoint_is_taken_after_a_nan_loss(poisoned, tmp_path: Path):
 def test_a_finite_loss_that_ruins_the_weights_is_noticed_before_the_checkpoint(tmp_path: Path):
     """The loss of a step is that of the weights before it."""
     with pytest.raises(NonFinite, match="the weights are not finite after step 1; there is no checkpoint"):
-        run(tiny(VIT, lr=1e38, start_div=1, checkpoint_steps=1, weight_decay=1e4), Diary(tmp_path), device=CPU)
+        run(
+            tiny(VIT, lr=1e38, start_div=1, checkpoint_steps=1, weight_decay=1e4), Diary(tmp_path), device=CPU
+        )
     assert not list(tmp_path.glob("checkpoint-0*"))
 
 

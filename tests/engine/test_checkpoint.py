@@ -76,7 +76,10 @@ def test_a_full_disk_leaves_the_previous_checkpoint_intact(small_disk: Path, tmp
 def test_a_write_that_breaks_off_leaves_nothing_half_written(tmp_path: Path):
     state = {"weights": torch.zeros(1 << 20)}
     write_checkpoint(tmp_path, rank=0, own={"random": 7}, shared={"weights": torch.ones(1 << 20)})
-    with file_limit(1 << 20), pytest.raises(CheckpointFailed, match=r"run.pt: checkpoint not written \(File too large\)"):
+    with (
+        file_limit(1 << 20),
+        pytest.raises(CheckpointFailed, match=r"run.pt: checkpoint not written \(File too large\)"),
+    ):
         write_checkpoint(tmp_path, rank=0, own={"random": 7}, shared=state)
     assert torch.equal(read_shared(tmp_path, CPU)["weights"], torch.ones(1 << 20))
     assert read_own(tmp_path, rank=0) == {"random": 7}
@@ -94,7 +97,9 @@ def test_the_last_file_of_a_run_may_fail_too(tmp_path: Path, monkeypatch: pytest
 
     module_save = module.save_tensors
     monkeypatch.setattr(module, "save_tensors", limited)
-    with pytest.raises(CheckpointFailed, match=r"model.pt: checkpoint not written .*; the last good checkpoint"):
+    with pytest.raises(
+        CheckpointFailed, match=r"model.pt: checkpoint not written .*; the last good checkpoint"
+    ):
         run(tiny(epochs=1), Diary(tmp_path), device=CPU)
     monkeypatch.undo()
     assert trained(tiny(epochs=1), tmp_path)[2].steps == 0

@@ -53,7 +53,9 @@ def test_a_corrupt_jpeg_is_skipped_counted_and_named(loader: str, tmp_path: Path
     write_images(tmp_path / "train.parquet", 100, broken=(37,))
     write_images(tmp_path / "test.parquet", 20)
     with caplog.at_level(logging.WARNING):
-        figures = run(experiment(tmp_path, loader, max_corrupt_share=0.02), Diary(tmp_path / "run"), device=CPU)
+        figures = run(
+            experiment(tmp_path, loader, max_corrupt_share=0.02), Diary(tmp_path / "run"), device=CPU
+        )
     assert figures["samples_skipped"] == 1
     assert figures["epoch"] == 2
     named = [message for message in caplog.messages if "train.parquet row 37" in message]

@@ -18,6 +18,8 @@ def ray_session() -> Iterator[None]:
     # Ray's processes import the package by name, from wherever pytest was started
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # workers that yield to every other process, Ray's default, would take minutes on a busy machine
+    os.environ |= {"RAY_worker_niceness": "0"}
     start_local(num_cpus=2, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()

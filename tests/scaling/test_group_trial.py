@@ -12,7 +12,10 @@ from raytrain_speedup.config import load_experiment
 from raytrain_speedup.scaling.cluster import driver_resources
 from raytrain_speedup.scaling.group_trial import group_trial
 
-TINY = {"data.image_size": 8, "data.augment": "none", "train.epochs": 2, "scaling.workers": 2}
+TINY = {"data.image_size": 8, "data.augment": "none", "train.epochs": 2} | {
+    "scaling.workers": 2,
+    "scaling.start_timeout": 300,
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,9 @@ def test_checkpoints_are_under_the_name_of_the_run(results: tuple[Path, Any]) ->
 
 
 def test_nothing_is_left_behind(results: tuple[Path, Any]) -> None:
+    deadline = time.monotonic() + 3
+    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 2
 
 

@@ -23,7 +23,12 @@ TINY = {"data.image_size": 8, "data.augment": "crop", "pruning.method": "infobat
 def speedup_train(folder: Path, *arguments: str) -> Iterator[subprocess.Popen]:
     """`speedup train digits` in a process group of its own, as a terminal would start it."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "300",
+        "RAY_worker_niceness": "0",
+    }
     process = subprocess.Popen(
         [sys.executable, "-m", "raytrain_speedup.cli", "train", "digits", *arguments]
         + [f"{key}={value}" for key, value in TINY.items()]

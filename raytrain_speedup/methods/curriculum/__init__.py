@@ -26,6 +26,7 @@ from raytrain_speedup.methods.curriculum.efficienttrain import EfficientTrain
 from raytrain_speedup.methods.curriculum.efficienttrainpp import EfficientTrainPlusPlus
 from raytrain_speedup.methods.curriculum.none import NoCurriculum
 from raytrain_speedup.methods.curriculum.resize import ProgressiveResize
+from raytrain_speedup.methods.curriculum.simplex import SimplexCurriculum
 
 CURRICULA: dict[str, type[CurriculumSettings]] = {
     "none": NoCurriculum,
@@ -33,4 +34,5 @@ CURRICULA: dict[str, type[CurriculumSettings]] = {
     "efficienttrain": EfficientTrain,
     "efficienttrain++": EfficientTrainPlusPlus,
     "custom": CustomCurriculum,
+    "simplex": SimplexCurriculum,
 }

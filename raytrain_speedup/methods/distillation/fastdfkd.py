@@ -19,7 +19,6 @@ from torch import Tensor
 
 from raytrain_speedup.methods.distillation import losses, workers
 from raytrain_speedup.methods.distillation.base import Problem, Synthesis, SynthesisSettings, Synthesizer
-from raytrain_speedup.methods.distillation.bn_statistics import Observation
 from raytrain_speedup.methods.distillation.generator import Architecture, build_generator, initialise
 from raytrain_speedup.methods.distillation.pool import to_uint8
 from raytrain_speedup.methods.distillation.rng import INITIALISE, LATENT, RESET
@@ -86,7 +85,8 @@ class _Adapted:
 
     images: Tensor
     gradient: list[Tensor]
-    seen: Observation
+    mean: Tensor
+    var: Tensor
     metrics: Mapping[str, Tensor]
 
 
@@ -169,18 +169,25 @@ class FastDFKD(Synthesizer):
         optimizer = torch.optim.Adam(
             [{"params": weights, "lr": how.lr_g}, {"params": [z], "lr": how.lr_z}], betas=_BETAS, fused=True
         )
-        gradient: list[Tensor] = []
+        gradient: list[Tensor] = []  # stays empty where no generator is kept
+        by_difference = how.meta == "reptile" or how.reuse == "sequential"
+
+        def note(inner: Sequence[Tensor]) -> None:
+            if how.reuse == "common" and not by_difference:
+                fomaml_gradient(gradient, inner[: len(weights)], how.meta)
+
         images, last = descend(
             lambda: generator(z),
             lambda images: self.score(images, target, rng, call),
             optimizer,
             steps=how.steps,
             keep=how.keep,
-            on_gradient=lambda inner: fomaml_gradient(gradient, inner[: len(weights)], how.meta),
+            on_gradient=note,
         )
-        if how.meta == "reptile" or how.reuse == "sequential":
+        if by_difference and how.reuse != "none":
             gradient = reptile_gradient(list(self.generator.parameters()), weights)
-        return _Adapted(images, gradient, last.view.teacher, last.metrics())
+        seen = last.view.teacher
+        return _Adapted(images, gradient, seen.mean.detach(), seen.var.detach(), last.metrics())
 
     def _share(self, adapted: Sequence[_Adapted]) -> tuple[list[Tensor], Tensor, Tensor]:
         """Meta-gradient, mean and variance over all tasks of all workers: one collective.
@@ -190,8 +197,8 @@ class FastDFKD(Synthesizer):
         origin = self.problem.probe.running_mean
         rows = []
         for a in adapted:
-            offset = a.seen.mean.detach() - origin
-            rows.append([*a.gradient, offset, a.seen.var.detach() + offset.square()])
+            offset = a.mean - origin
+            rows.append([*a.gradient, offset, a.var + offset.square()])
         local = [torch.stack(column).mean(0) for column in zip(*rows, strict=True)]
         *gradient, offset, square = workers.average(local)
         return gradient, origin + offset, square - offset.square()

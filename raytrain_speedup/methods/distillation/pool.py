@@ -2,8 +2,8 @@
 
 56,320 CIFAR images are 173 MB, less than most models' activations, so nothing is written to a disk between
 two calls and nothing is decoded. A pool above `device_bytes` (ImageNet: 150 KB an image) lives in pinned host
-memory and only the sampled batch travels. The caller's generator decides what is drawn: keyed by the step, a
-resumed run sees the batches that an uninterrupted one sees.
+memory and only the sampled batch travels. What is drawn is a function of counters, so that a resumed run sees
+the batches that an uninterrupted one sees.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raytrain_speedup.methods.distillation.rng import SAMPLE, generator_for
 from raytrain_speedup.settings import UserError
 
 
@@ -63,22 +64,18 @@ class Pool:
         self._next = (self._next + len(images)) % self.capacity
         self._count = min(self._count + len(images), self.capacity)
 
-    def sample(self, batch: int, rng: torch.Generator) -> Tensor:
+    def sample(self, batch: int, *key: int) -> Tensor:
         """`batch` images drawn with replacement, uint8 (batch, C, H, W) on the training device.
 
         Args:
-            rng: a generator on `rng_device`.
+            key: what decides the draw, such as (seed, rank, step).
         """
+        rng = generator_for(self._images.device, SAMPLE, *key)
         index = torch.randint(self._count, (batch,), generator=rng, device=rng.device)
         if not self._pinned:
             return self._images.index_select(0, index)
         out = torch.empty((batch, *self._images.shape[1:]), dtype=torch.uint8, pin_memory=True)
         return torch.index_select(self._images, 0, index, out=out).to(self.device, non_blocking=True)
-
-    @property
-    def rng_device(self) -> torch.device:
-        """Where the generator given to `sample` has to live: beside the images."""
-        return self._images.device
 
     def newest(self, count: int) -> Tensor:
         """The last `count` images, oldest first, uint8 beside the pool: what a picture grid shows."""
@@ -108,4 +105,4 @@ def to_uint8(images: Tensor) -> Tensor:
     """Images in [0, 1] as uint8, rounded to the nearest level; uint8 stays as it is."""
     if images.dtype == torch.uint8:
         return images
-    return images.detach().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+    return images.detach().float().mul(255).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,8 +1,8 @@
 """What the student learns from a batch of the pool: the teacher's softened outputs, one loss per sample.
 
-    rng = generator_for(pool.rng_device, seed, SAMPLE, rank, step)
-    inputs = student_inputs(pool.sample(256, rng), problem..., rng)
-    losses = distillation_losses(student, teacher, inputs, temperature)     # (b,), a graph to the student
+    images = pool.sample(256, seed, rank, step)
+    inputs = student_inputs(images, settings.augment, mean, std, seed, rank, step)
+    losses = distillation_losses(student, teacher, inputs, settings.temperature)
     losses.mean().backward()
 
 The teacher runs without a graph and without hooks.
@@ -15,19 +15,21 @@ from torch import Tensor, nn
 
 from raytrain_speedup.methods.distillation.augment import Augment, augment
 from raytrain_speedup.methods.distillation.losses import distillation_loss
+from raytrain_speedup.methods.distillation.rng import AUGMENT, generator_for
 from raytrain_speedup.methods.distillation.teacher import logits_of
 
 
-def student_inputs(images: Tensor, how: Augment, rng: torch.Generator, mean: Tensor, std: Tensor) -> Tensor:
+def student_inputs(images: Tensor, how: Augment, mean: Tensor, std: Tensor, *key: int) -> Tensor:
     """uint8 images (b, C, H, W) of the pool, augmented and normalised.
 
     The augmentation works on 0..255, where shifts and flips are exact in any precision.
 
     Args:
-        rng: on the images' device.
         mean, std: (C, 1, 1), for images in [0, 1].
+        key: what decides the augmentation, such as (seed, rank, step).
     """
-    return (augment(images.float(), how, rng) - 255 * mean) / (255 * std)
+    varied = augment(images.float(), how, generator_for(images.device, AUGMENT, *key))
+    return (varied - 255 * mean) / (255 * std)
 
 
 def distillation_losses(student: nn.Module, teacher: nn.Module, inputs: Tensor, temperature: float) -> Tensor:

@@ -66,9 +66,10 @@ def descend(
     for step in range(steps):
         images = render()
         scored = score(images)
+        loss = scored.loss
         if keep == "best" and step > 0:
-            best = _better(best, images, scored.loss)
-        gradients = torch.autograd.grad(scored.loss, parameters)
+            best = _better(best, images, loss)
+        gradients = torch.autograd.grad(loss, parameters)
         if on_gradient is not None:
             on_gradient(gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):

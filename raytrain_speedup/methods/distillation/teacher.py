@@ -84,8 +84,8 @@ def load_teacher_weights(path: Path | str, network: nn.Module) -> nn.Module:
     for name, tensor in own.items():
         if state[name].shape != tensor.shape:
             raise UserError(
-                f"{path}: {name} has shape {tuple(state[name].shape)}; the teacher needs {tuple(tensor.shape)} "
-                "(is the number of classes the same?)"
+                f"{path}: {name} has shape {tuple(state[name].shape)}; the teacher needs "
+                f"{tuple(tensor.shape)} (is the number of classes the same?)"
             )
     network.load_state_dict(state)
     return network

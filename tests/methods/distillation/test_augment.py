@@ -77,5 +77,5 @@ def test_the_gradient_goes_back_to_the_pixels_it_came_from() -> None:
 
 
 def test_one_kind_of_crop() -> None:
-    with pytest.raises(ValidationError, match="not both|crop to 0"):
+    with pytest.raises(ValidationError, match="set crop to 0"):
         Augment(crop=4, zoom=0.5)

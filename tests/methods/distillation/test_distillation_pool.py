@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raytrain_speedup.methods.distillation.pool import Pool, to_uint8
-from raytrain_speedup.methods.distillation.rng import generator_for
 from raytrain_speedup.settings import UserError
 
 SHAPE = (1, 2, 2)
@@ -34,7 +33,7 @@ def test_it_holds_the_newest_images_in_order_and_no_more(capacity: int, batches:
     assert len(pool) == len(kept)
     assert numbers(pool.newest(capacity)) == kept
     assert numbers(pool.newest(3)) == kept[-3:]
-    assert set(numbers(pool.sample(200, generator_for("cpu", 0)))) <= set(kept)
+    assert set(numbers(pool.sample(200, 0))) <= set(kept)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 30), st.integers(1, 9))
@@ -55,14 +54,14 @@ def test_the_same_draw_after_a_restore(count: int) -> None:
     pool, restored = Pool(8, SHAPE), Pool(8, SHAPE)
     pool.add(numbered(0, count))
     restored.load_state_dict(pool.state_dict())
-    assert torch.equal(pool.sample(64, generator_for("cpu", 1)), restored.sample(64, generator_for("cpu", 1)))
-    assert not torch.equal(pool.sample(64, generator_for("cpu", 1)), pool.sample(64, generator_for("cpu", 2)))
+    assert torch.equal(pool.sample(64, 1, 2), restored.sample(64, 1, 2))
+    assert not torch.equal(pool.sample(64, 1, 2), pool.sample(64, 1, 3))
 
 
 def test_every_image_is_drawn_about_equally_often() -> None:
     pool = Pool(10, SHAPE)
     pool.add(numbered(0, 10))
-    counts = torch.bincount(pool.sample(10_000, generator_for("cpu", 0))[:, 0, 0, 0].long())
+    counts = torch.bincount(pool.sample(10_000, 0)[:, 0, 0, 0].long())
     assert counts.min() > 880 and counts.max() < 1120  # 1000 expected, 30 standard deviation
 
 

@@ -98,7 +98,7 @@ def test_the_merged_variance_is_that_of_all_images_together() -> None:
     assert isinstance(synthesizer, FastDFKD)
     adapted = [synthesizer._adapt(0, task) for task in range(2)]
     _, mean, var = synthesizer._share(adapted)
-    means = torch.stack([a.seen.mean.detach() for a in adapted])
-    variances = torch.stack([a.seen.var.detach() for a in adapted])
+    means = torch.stack([a.mean for a in adapted])
+    variances = torch.stack([a.var for a in adapted])
     torch.testing.assert_close(mean, means.mean(0))
     torch.testing.assert_close(var, variances.mean(0) + means.var(0, correction=0))

@@ -96,7 +96,7 @@ class Squared(Score):
 def naive_adaptation(
     synthesizer: FastDFKD, teacher: nn.Module, steps: int
 ) -> tuple[list[list[Tensor]], Generator, list[Tensor], list[float]]:
-    """The k steps of call 0 once more, plainly: gradients, adapted generator, images and losses after each step."""
+    """The k steps of call 0, plainly: gradients, adapted generator, images and losses after each step."""
     how, problem = synthesizer.settings, synthesizer.problem
     generator = copy.deepcopy(synthesizer.generator)
     rng = problem.rng(LATENT, 0, 0)
@@ -160,7 +160,7 @@ def test_every_stored_batch_was_rendered_after_a_step_and_is_the_best_or_the_las
 def test_the_meta_generator_learns_to_adapt_faster_than_a_fresh_one() -> None:
     after = {}
     for reuse in ("none", "common"):
-        synthesizer = fast(batch_size=32, adv=0, bn_momentum=0.0, reuse=reuse)
+        synthesizer = fast(batch_size=32, adv=0, bn_momentum=0.0, reuse=reuse, width=16, latent=32)
         after[reuse] = [synthesizer.synthesize(call).metrics["loss"].item() for call in range(20)][-5:]
     assert max(after["common"]) < 0.9 * min(after["none"])
 

@@ -104,7 +104,7 @@ def test_the_student_has_no_say_during_the_warm_up(method: str) -> None:
 
 
 class NoSynchronisation(TorchDispatchMode):
-    """Fails on what makes the host wait for the device: reading a value, or a shape that depends on values."""
+    """Fails on what makes the host wait for the device: reading a value, or shapes that depend on values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert not any(

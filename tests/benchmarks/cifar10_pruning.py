@@ -1,0 +1,64 @@
+"""InfoBatch against its controls on CIFAR-10 at equal compute, on a CPU.
+
+    python tests/benchmarks/cifar10_pruning.py [--rows 20000] [--epochs 8] [--seeds 3] [--saving 0.25]
+
+Needs cifar10-{train,test}.parquet (SPEEDUP_DATA). All variants but `none` save the same share of sample
+passes. Prints a table: accuracy, and the training time saved over the sample passes saved, which is to be at
+least .9: planning, scoring and shorter epochs must not eat what pruning saves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from side_by_side import data_folder, first_rows, middle, provenance, ratios, side_by_side, spread
+
+from raytrain_speedup.config import load_experiment
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=20_000, help="images of the training file that are used")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--saving", type=float, default=0.25)
+    asked = parser.parse_args()
+    seeds = range(asked.seeds)
+    variants = {
+        "none": {"pruning.method": "none"},
+        "random": {"pruning.method": "random", "pruning.saving": asked.saving},
+        "fewer epochs": {"pruning.method": "epochs", "pruning.saving": asked.saving},
+        "InfoBatch": {"pruning.method": "infobatch", "pruning.saving": asked.saving},
+        "InfoBatch r = .5": {"pruning.method": "infobatch"},
+    }
+    data = data_folder()
+    with tempfile.TemporaryDirectory() as folder:
+        base = load_experiment(
+            "cifar10-resnet8-cpu",
+            {
+                "data.train": str(
+                    first_rows(data / "cifar10-train.parquet", asked.rows, Path(folder) / "train.parquet")
+                ),
+                "data.test": str(data / "cifar10-test.parquet"),
+                "train.epochs": asked.epochs,
+                "train.eval_every": 0,
+            },
+        )
+        results = side_by_side(base, variants, seeds)
+    print("\n| method | test accuracy | passes saved | time saved | time saved / passes saved |")
+    print("|---|--:|--:|--:|--:|")
+    for name in variants:
+        saved = [1 - ratio for ratio in ratios(results, name, "train_seconds", "none")]
+        passes = [figures["passes_saved"] for figures in results[name]]
+        share = [a / b for a, b in zip(saved, passes, strict=True) if b > 0]
+        print(
+            f"| {name} | {spread([figures['accuracy'] for figures in results[name]])} | {spread(passes, '{:.1%}')} "
+            f"| {middle(saved, '{:.1%}') if share else '-'} | {middle(share, '{:.2f}') if share else '-'} |"
+        )
+    print(f"\nResNet-8, {asked.rows} images, {asked.epochs} epochs, batch 128. {provenance(seeds)}")
+
+
+if __name__ == "__main__":
+    main()

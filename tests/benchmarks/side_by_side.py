@@ -1,0 +1,85 @@
+"""Runs of several variants of one experiment, in turn, seed after seed, in one process: what the tables share.
+
+The machine's speed drifts, so the variants of a seed follow each other and ratios are taken seed by seed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+import raytrain_speedup
+from raytrain_speedup.config import Experiment
+from raytrain_speedup.engine.local import LocalReporter
+from raytrain_speedup.engine.run import run
+
+Figures = dict[str, Any]
+
+
+def side_by_side(
+    base: Experiment, variants: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
+) -> dict[str, list[Figures]]:
+    """The final figures of every variant (name: overrides), a list over the seeds each."""
+    results: dict[str, list[Figures]] = {name: [] for name in variants}
+    for seed in seeds:
+        for name, overrides in variants.items():
+            experiment = base.with_overrides({**overrides, "train.seed": seed, "train.checkpoint_every": 0})
+            with tempfile.TemporaryDirectory() as folder:
+                figures = run(experiment, LocalReporter(Path(folder)))
+            results[name].append(figures)
+            print(
+                f"  seed {seed} {name:24} accuracy {figures['accuracy']:6.2f} "
+                f"train {figures['train_seconds']:7.1f} s  passes saved {figures['passes_saved']:6.1%}",
+                flush=True,
+            )
+    return results
+
+
+def ratios(results: Mapping[str, list[Figures]], name: str, of: str, baseline: str) -> list[float]:
+    """A figure of a variant over the baseline's, seed by seed."""
+    return [a[of] / b[of] for a, b in zip(results[name], results[baseline], strict=True)]
+
+
+def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
+    """Mean and standard deviation."""
+    return f"{form.format(mean(values))} ± {form.format(stdev(values) if len(values) > 1 else 0.0)}"
+
+
+def middle(values: Sequence[float], form: str = "{:.3f}") -> str:
+    """Median, with the extremes."""
+    return f"{form.format(median(values))} ({form.format(min(values))}-{form.format(max(values))})"
+
+
+def first_rows(source: Path, rows: int, target: Path) -> Path:
+    """A parquet file of the first rows of another, for a smaller budget."""
+    pq.write_table(pq.read_table(source).slice(0, rows), target)
+    return target
+
+
+def data_folder() -> Path:
+    """Where the real data sets are: SPEEDUP_DATA, or beside the repository."""
+    beside = Path(__file__).parents[3] / "shared" / "data"
+    folder = Path(os.environ.get("SPEEDUP_DATA", beside))
+    if not folder.is_dir():
+        raise SystemExit(f"no data sets in {folder}; set SPEEDUP_DATA")
+    return folder
+
+
+def provenance(seeds: Sequence[int]) -> str:
+    """What ran where: a line under every table."""
+    root = Path(__file__).parents[2]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    return (
+        f"raytrain_speedup {raytrain_speedup.__version__} at {commit.stdout.strip() or 'an unknown commit'}, "
+        f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} threads, "
+        f"seeds {', '.join(map(str, seeds))}"
+    )
