@@ -47,7 +47,10 @@ def program(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     ("arguments", "expected"),
     [
         (["train", "digits", "train.epoch=5"], "train.epoch: unknown key; did you mean 'epochs'?"),
-        (["train", "digits", "pruning.method=infobatch", "pruning.prune_ratio=1.2"], "pruning.prune_ratio: 1.2"),
+        (
+            ["train", "digits", "pruning.method=infobatch", "pruning.prune_ratio=1.2"],
+            "pruning.prune_ratio: 1.2",
+        ),
         (["train", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["train", "digit"], "digit: no such recipe"),
         (["train", "digits", "train.lr"], "'train.lr': expected key=value"),
