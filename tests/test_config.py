@@ -126,19 +126,7 @@ def test_a_file_or_recipe_that_is_not_there(tmp_path: Path):
 
 
 KEYS = st.sampled_from(
-    ["name", "data", "model", "train", "pruning", "curriculum", "task", "scaling", "source", "method", "kind"]
-    + [
-        "epochs",
-        "lr",
-        "options",
-        "prune_ratio",
-        "saving",
-        "quantiles",
-        "mean",
-        "batch_size",
-        "infobatch",
-        "x",
-    ]
+    ["name", "data", "model", "train", "pruning", "curriculum", "task", "scaling", "source", "method", "kind", "epochs", "lr", "options", "prune_ratio", "saving", "quantiles", "mean", "batch_size", "infobatch", "x"]
 )
 SCALARS = (
     st.none()
