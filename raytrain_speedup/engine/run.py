@@ -110,6 +110,7 @@ def _final_figures(loop: Loop, splits: Splits, passes: float) -> dict[str, Any]:
         **{f"val_{name}": value for name, value in val.items()},
         **loop.evaluate_companions(),
         **costs,
+        **loop.loader.figures(),
         "wall_seconds": sum(loop.watch.state_dict().values()),
         "passes_saved": 1 - loop.samples_shown / passes,
         "peak_memory_bytes": peak_memory(loop.device),
