@@ -213,3 +213,11 @@ def test_overriding_leaves_the_callers_data_alone():
     content = {"model.options": {"depth": 1}}
     load_experiment("digits", content | {"model.options.width": 2})
     assert content == {"model.options": {"depth": 1}}
+
+
+def test_paths_are_absolute_where_an_experiment_is_shipped():
+    experiment = load_experiment("cifar10-resnet8-cpu", {"data.test": "/elsewhere/test.parquet"})
+    shipped = experiment.shipped()
+    assert shipped["data"]["train"] == str(Path.cwd() / "data/cifar10-train.parquet")
+    assert shipped["data"]["test"] == "/elsewhere/test.parquet"
+    assert load_experiment_dict(shipped).shipped() == shipped
