@@ -33,7 +33,7 @@ MISTAKES = [
         "pruning.method: 'infobach' is not allowed; expected one of none, infobatch, random, epochs; "
         "did you mean 'infobatch'?",
     ),
-    (["pruning.prune_ratio=0.4"], "pruning.method: missing; expected one of none, infobatch, random, epochs"),
+    (["curriculum.kernel=resize"], "curriculum.method: missing; expected one of none, resize"),
     (
         [INFOBATCH, "pruning.saving=.3", "pruning.prune_ratio=.3"],
         "pruning: prune_ratio (0.3) and saving (0.3)",

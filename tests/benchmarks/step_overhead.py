@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/step_overhead.py [rounds]
 
 ResNet-8 on random images of CIFAR's shape, batch 128, SGD, one CPU thread. The three forms take turns, step by
-step, so that a busy machine disturbs all alike; told are medians, and the fastest step, which nothing disturbed. The plain loop has
-the same batch, model and optimizer, its learning rate from the same function, and no scores, alarm or average.
+step, so that a busy machine disturbs all alike; told are medians, and the fastest step, which nothing
+disturbed. The plain loop has the same batch, model and optimizer, its learning rate from the same function,
+and no scores, alarm or average.
 """
 
 from __future__ import annotations
