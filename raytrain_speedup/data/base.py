@@ -10,8 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -179,6 +178,9 @@ class DataSettings(Settings):
         gt=0,
         description="most memory the decoded images may take for `auto` to choose the device loader",
     )
+    replay_limit_gb: float = Field(
+        2.0, gt=0, description="most memory for the samples that a curriculum with replay shows again"
+    )
     num_workers: int = Field(2, ge=0, le=256, description="processes that decode images on the fly")
     max_corrupt_share: float = Field(
         0.01, ge=0, le=1, description="share of unreadable images above which the run is refused"
@@ -199,15 +201,6 @@ class DataSettings(Settings):
             UserError: if a file, folder or column is missing or a label is out of range.
         """
         raise NotImplementedError
-
-    def located(self) -> Self:
-        """The same settings with absolute paths, to be read from another working directory."""
-        paths = {
-            name: value.absolute()
-            for name in type(self).model_fields
-            if isinstance(value := getattr(self, name), Path)
-        }
-        return self.model_copy(update=paths)
 
 
 @dataclass(frozen=True)

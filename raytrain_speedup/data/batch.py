@@ -27,9 +27,10 @@ class Step:
 
     Attributes:
         number: position in the epoch, from 0; the same on every rank.
-        index: (b,) int64, the samples this rank shows.
+        index: (b,) int64, the samples this rank reads.
         weight: (b,) float32, their weights.
-        count: samples of this step on all ranks together: the divisor of the step's mean loss.
+        count: samples shown in this step on all ranks together, replayed ones included: the divisor of the
+            step's mean loss.
         progress: share of the budget spent when the step begins, in [0, 1).
         stage: the curriculum stage the step belongs to.
     """

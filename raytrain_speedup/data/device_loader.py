@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, Literal
@@ -44,14 +44,21 @@ class DeviceLoader(Loader):
         index_E, weight_E, ends = self._epoch(steps, data)
         self._warn_of_magnitude(steps)
         for step, (start, end) in zip(steps, pairwise(ends), strict=True):
-            index = index_E[start:end]
-            x = self._augmented(data.images, index, step.stage, epoch)
-            yield {
-                "inputs": self.finish(x, index, step.stage, epoch),
+            fresh = {"index": index_E[start:end], "weight": weight_E[start:end]}
+            shown = self.replayed(fresh, step, epoch)
+            index, key = shown["index"], self.showing(step, epoch)
+            x = self._augmented(data.images, index, step.stage, key)
+            yield shown | {
+                "inputs": self.finish(x, index, step.stage, key),
                 "target": data.targets[index],
-                "index": index,
-                "weight": weight_E[start:end],
             }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"replay": self.buffer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        held = {name: tensor.to(self.device) for name, tensor in state["replay"].items()}
+        self.buffer.load_state_dict(held)
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
         data = self._load(split)

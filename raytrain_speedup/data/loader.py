@@ -9,19 +9,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from raytrain_speedup.data import augment
+from raytrain_speedup.data import augment, noise
 from raytrain_speedup.data.base import DataSettings, Source, Splits
-from raytrain_speedup.data.batch import Batch, Step
+from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
 from raytrain_speedup.data.skipped import Skipped
 from raytrain_speedup.methods.curriculum.base import Kernel, Stage
 from raytrain_speedup.methods.curriculum.crop import crop_batch, low_frequency_crop
+from raytrain_speedup.methods.curriculum.replay import ReplayBuffer
 
 
 class Loader(ABC):
     """Turns steps into batches on the training device.
 
     What a sample looks like is a function of (seed, epoch, sample) and the stage alone: not of the batch, the
-    number of workers, or where the run was resumed.
+    number of workers, or where the run was resumed. Where a stage shows samples again (`Stage.replay`), they
+    come from a buffer of what this rank has read, and the step takes part in that function.
 
     Args:
         device: where batches are wanted.
@@ -49,6 +51,8 @@ class Loader(ABC):
         self.device = torch.device(device)
         self.size = splits.image_size
         self.padding = self.size // 8 if settings.padding is None else settings.padding
+        draws = noise.key(seed, 0, rank) % 2**63  # each rank replays what it has read itself
+        self.buffer = ReplayBuffer(int(settings.replay_limit_gb * 1e9), seed=draws)
         self._skipped = {
             name: Skipped(name, len(self.source(name)), settings.max_corrupt_share)
             for name in ("train", "val", "test")
@@ -79,10 +83,26 @@ class Loader(ABC):
 
     def figures(self) -> dict[str, float]:
         """What is worth reporting after an epoch."""
-        return {}
+        if not len(self.buffer):
+            return {}
+        return {"replay_samples": len(self.buffer), "replay_bytes": self.buffer.nbytes}
 
-    def pictures(self) -> dict[str, Tensor]:
-        """What is worth looking at after an evaluation: uint8 (C, H, W) on the CPU, by name."""
+    def replayed(self, fresh: Batch, step: Step, epoch: int) -> Batch:
+        """What was read for a step and, in a stage that replays, (replay - 1) times as many earlier samples."""
+        times = step.stage.replay
+        if times == 1:
+            return fresh
+        if step.number == REHEARSAL:
+            return {name: torch.cat([tensor] * times) for name, tensor in fresh.items()}
+        return self.buffer.extend(fresh, times, epoch=epoch, step=step.number)
+
+    @staticmethod
+    def showing(step: Step, epoch: int) -> int:
+        """What keys a step's augmentation: the epoch, and the step where samples come back within one."""
+        return epoch if step.stage.replay == 1 else epoch + ((step.number + 1) << 32)
+
+    def pictures(self) -> dict[str, bytes]:
+        """What is worth looking at after an evaluation: PNG files by name."""
         return {}
 
     def close(self) -> None:  # noqa: B027 - only worker processes need ending

@@ -10,7 +10,7 @@ the device, where the operations of the device loader do the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.randaugment import randaugment
 from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.settings import UserError
+
+_REBUILT = 256  # samples of the replay buffer decoded at a time when a run is resumed
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,43 @@ class WorkerLoader(Loader):
             for step in steps
         )
         for step, decoded in zip(steps, self._decoded("train", requests), strict=True):
-            batch = self._batch("train", step.index, step.weight, decoded)
-            x = self._augmented(batch["inputs"], batch["index"], step.stage, epoch)
-            yield batch | {"inputs": self.finish(x, batch["index"], step.stage, epoch)}
+            fresh = self._batch("train", step.index, step.weight, decoded)
+            if step.stage.replay > 1:
+                fresh |= self._origin(len(fresh["index"]), step.stage.magnitude, epoch)
+            batch, key = self.replayed(fresh, step, epoch), self.showing(step, epoch)
+            x = self._augmented(batch["inputs"], batch["index"], step.stage, key)
+            yield batch | {"inputs": self.finish(x, batch["index"], step.stage, key)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The replay buffer without its pixels: they are decoded again, as they were."""
+        held = self.buffer.state_dict()
+        return {"replay": {name: tensor.cpu() for name, tensor in held.items() if name != "inputs"}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        held = state["replay"]
+        self.buffer.load_state_dict({})
+        if not held:
+            return
+        origins = torch.stack([held["epoch"].double(), held["magnitude"].double()], 1)
+        runs = torch.unique_consecutive(origins, dim=0, return_counts=True)[1].tolist()
+        chunks = [part for run in held["index"].split(runs) for part in run.split(_REBUILT)]
+        sizes = [len(chunk) for chunk in chunks]
+        columns = {name: tensor.split(sizes) for name, tensor in held.items()}
+        requests = (
+            Request(index.numpy(), self.size, float(magnitude[0]), int(epoch[0]))
+            for index, magnitude, epoch in zip(
+                columns["index"], columns["magnitude"], columns["epoch"], strict=True
+            )
+        )
+        for number, decoded in enumerate(self._decoded("train", requests)):
+            again = self._batch("train", columns["index"][number], columns["weight"][number], decoded)
+            magnitude, epoch = float(columns["magnitude"][number][0]), int(columns["epoch"][number][0])
+            self.buffer.push(again | self._origin(len(again["index"]), magnitude, epoch))
+
+    def _origin(self, count: int, magnitude: float | None, epoch: int) -> Batch:
+        """With the index, what it takes to decode a sample of the replay buffer again."""
+        full = {"magnitude": magnitude or 0.0, "epoch": float(epoch)}
+        return {name: torch.full((count,), value, device=self.device) for name, value in full.items()}
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
         shares = self.share(split, batch_size)
@@ -149,8 +185,12 @@ class WorkerLoader(Loader):
             yield batch | {"inputs": self.plain(batch["inputs"])}
 
     def _decoded_size(self, stage: Stage) -> int:
-        """The side that workers are asked for: that of the stage where a resize is all that leads to it."""
-        straight = self.settings.augment == "random-resized-crop" and self.kernel == "resize"
+        """The side that workers are asked for: that of the stage where a resize is all that leads to it.
+
+        Samples that are shown again serve every stage, and so are decoded in full.
+        """
+        crops = self.settings.augment == "random-resized-crop"
+        straight = crops and self.kernel == "resize" and stage.replay == 1
         return stage.size if straight and stage.size else self.size
 
     def _batch(self, split: str, index: Tensor, weight: Tensor, decoded: Decoded) -> Batch:

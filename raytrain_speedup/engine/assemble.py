@@ -62,7 +62,7 @@ def _with_data(
         reporter=reporter,
         watch=watch,
     )
-    return loop, budget.num_epochs * num_samples / factor
+    return loop, sum(budget.samples_shown()) / factor
 
 
 def _without_data(

@@ -21,7 +21,8 @@ def epoch_steps(
         plan: what the epoch shows.
         budget: says at which progress, and so in which stage, each step begins. The last epoch may be cut
             short where the budget ends.
-        batch_size: samples of a step over all ranks; a stage's `batch_factor` multiplies it.
+        batch_size: samples of a step over all ranks; a stage's `batch_factor` multiplies it. Where a stage
+            replays, a step reads only one in `replay` of them.
     """
     share = budget.last_epoch_share if epoch == len(budget.epoch_ends()) - 1 else 1.0
     shown = min(max(world, round(share * plan.kept)), plan.kept)
@@ -30,12 +31,19 @@ def epoch_steps(
     while start < shown:
         progress = budget.progress(epoch, start / plan.kept)
         stage = budget.stage_at(progress)
-        stop = min(start + batch_size * stage.batch_factor, shown)
+        stop = min(start + max(world, batch_size * stage.batch_factor // stage.replay), shown)
         if shown - stop < world:  # too few left to give every rank one: they join this step
             stop = shown
         mine = slice(start + (stop - start) * rank // world, start + (stop - start) * (rank + 1) // world)
         steps.append(
-            Step(len(steps), plan.indices[mine], plan.weights[mine], stop - start, float(progress), stage)
+            Step(
+                len(steps),
+                plan.indices[mine],
+                plan.weights[mine],
+                (stop - start) * stage.replay,
+                float(progress),
+                stage,
+            )
         )
         start = stop
     return steps

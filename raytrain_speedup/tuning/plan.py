@@ -39,7 +39,7 @@ class PlannedRun:
             "run_name": self.name,
             "role": self.role,
             "params": self.params,
-            "experiment": self.experiment.to_dict(),
+            "experiment": self.experiment.shipped(),
         }
 
 

@@ -66,7 +66,7 @@ def stages(name: str, base: Experiment, steps: int) -> None:
     model = build_model(base.model, num_classes=10, image_size=full.size)
     most = training_flops(model, (3, full.size, full.size))
     print(
-        f"\n{name}\n\n| size | samples/s | times the full size's | FLOP ratio | share reached |\n|--:|--:|--:|--:|--:|"
+        f"\n{name}\n\n| size | samples/s | times full's | FLOP ratio | share reached |\n|--:|--:|--:|--:|--:|"
     )
     for size, check in sorted(checks.items()):
         faster = check.device_rate / full.device_rate
