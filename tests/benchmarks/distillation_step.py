@@ -241,7 +241,7 @@ class Naive:
 
 
 class Cost(NamedTuple):
-    """What a piece of work took: wall seconds, and CPU seconds of this process and the loaders it waited for."""
+    """What a piece of work took: wall seconds, and CPU seconds of this process and its loaders."""
 
     wall: float
     cpu: float
