@@ -103,7 +103,8 @@ def preflight(
             loaded,
             steps=steps,
             on_check=lambda done: status.update(
-                f"[bold]{done.size} pixels: {done.device_rate:,.0f} samples/s"
+                f"[bold]checked until {done.stage.ends_at:.0%}[/]: {done.size} pixels, "
+                f"{done.device_rate:,.0f} samples/s"
             ),
         )
     console.print(preflight_table(checked, loaded))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+from rich import box
 from rich.console import Console, Group
 from rich.progress import (
     BarColumn,
@@ -118,35 +119,42 @@ def summary(figures: Figures) -> Table:
 
 
 def preflight_table(preflight: Preflight, experiment: Experiment) -> Group:
-    """What a preflight found, stage by stage, and what it comes to."""
-    table = Table(title=f"{experiment.name}: stages", title_justify="left")
-    for name in ("until", "size", "batch", "magnitude", "replay"):
-        table.add_column(name, justify="right")
-    for name in ("device, samples/s", "loader, samples/s", "peak memory", "time"):
-        table.add_column(name, justify="right")
-    table.add_column("waits for images; what would mend it")
+    """What a preflight found, stage by stage, what would mend those that wait, and what it comes to."""
+    table = Table(title=f"{experiment.name}, stage by stage", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("until", "side", "batch", "m", "replay", "device/s", "loader/s", "memory", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
     for check in preflight.checks:
-        stage = check.stage
         table.add_row(
-            f"{stage.ends_at:.0%}",
+            f"{check.stage.ends_at:.0%}",
             str(check.size),
             str(check.batch),
-            "" if stage.magnitude is None else f"{stage.magnitude:g}",
-            str(stage.replay),
+            _span(check.magnitudes),
+            str(check.stage.replay),
             f"{check.device_rate:,.0f}",
-            f"{check.loader_rate:,.0f}",
+            f"[yellow]{check.loader_rate:,.0f}[/]" if check.decode_bound else f"{check.loader_rate:,.0f}",
             f"{check.memory / 2**30:.2f} GiB",
             duration(check.seconds),
-            check.remedy(experiment.data.num_workers),
         )
+    waiting = [
+        f"[yellow]until {check.stage.ends_at:.0%} the device waits for images[/]: {check.remedy}"
+        for check in preflight.checks
+        if check.decode_bound
+    ]
     workers = experiment.scaling.workers
     lines = [
         f"about {duration(preflight.seconds)} on {workers} worker{'s' if workers > 1 else ''} like this one, "
-        f"{preflight.speedup:.2f}x faster than the same number of samples at full size"
+        f"{preflight.speedup:.2f}x faster than as many samples at full size",
     ]
     if experiment.pruning.method != "none":
         lines.append(f"what {experiment.pruning.method} saves comes on top of that")
-    return Group(table, *lines)
+    note = "[dim]samples/s of the device and of the loader; m: RandAugment magnitude[/dim]"
+    return Group(table, note, *waiting, *lines)
+
+
+def _span(magnitudes: tuple[float | None, float | None]) -> str:
+    """One magnitude, or the first and the last of several."""
+    first, last = ("" if value is None else f"{value:g}" for value in magnitudes)
+    return first if first == last else f"{first}-{last}"
 
 
 def duration(seconds: float) -> str:

@@ -57,8 +57,8 @@ class DeviceLoader(Loader):
         return {"replay": self.buffer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        held = {name: tensor.to(self.device) for name, tensor in state["replay"].items()}
-        self.buffer.load_state_dict(held)
+        held = self.of_this_loader(state["replay"], {"index", "weight"})
+        self.buffer.load_state_dict({name: tensor.to(self.device) for name, tensor in held.items()})
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
         data = self._load(split)

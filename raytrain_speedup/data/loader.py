@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from raytrain_speedup.data.skipped import Skipped
 from raytrain_speedup.methods.curriculum.base import Kernel, Stage
 from raytrain_speedup.methods.curriculum.crop import crop_batch, low_frequency_crop
 from raytrain_speedup.methods.curriculum.replay import ReplayBuffer
+from raytrain_speedup.settings import UserError
 
 
 class Loader(ABC):
@@ -52,7 +53,8 @@ class Loader(ABC):
         self.size = splits.image_size
         self.padding = self.size // 8 if settings.padding is None else settings.padding
         draws = noise.key(seed, 0, rank) % 2**63  # each rank replays what it has read itself
-        self.buffer = ReplayBuffer(int(settings.replay_limit_gb * 1e9), seed=draws)
+        limit = int(settings.replay_limit_gb * 1e9)
+        self.buffer = ReplayBuffer(limit, seed=draws, max_samples=len(splits.train))
         self._skipped = {
             name: Skipped(name, len(self.source(name)), settings.max_corrupt_share)
             for name in ("train", "val", "test")
@@ -100,6 +102,20 @@ class Loader(ABC):
     def showing(step: Step, epoch: int) -> int:
         """What keys a step's augmentation: the epoch, and the step where samples come back within one."""
         return epoch if step.stage.replay == 1 else epoch + ((step.number + 1) << 32)
+
+    @staticmethod
+    def of_this_loader(held: Mapping[str, Tensor], names: Set[str]) -> Mapping[str, Tensor]:
+        """The saved tensors of a replay buffer, if they are `names`.
+
+        Raises:
+            UserError: if another kind of loader wrote them: what it shows again would be something else.
+        """
+        if held and held.keys() != names:
+            raise UserError(
+                "data.loader: the checkpoint's replay buffer is of the other kind of loader; expected the "
+                "one (device or workers) that the run began with"
+            )
+        return held
 
     def pictures(self) -> dict[str, bytes]:
         """What is worth looking at after an evaluation: PNG files by name."""

@@ -148,15 +148,15 @@ class WorkerLoader(Loader):
 
     def state_dict(self) -> dict[str, Any]:
         """The replay buffer without its pixels: they are decoded again, as they were."""
-        held = self.buffer.state_dict()
-        return {"replay": {name: tensor.cpu() for name, tensor in held.items() if name != "inputs"}}
+        held = self.buffer.state_dict(without=("inputs", "target"))
+        return {"replay": {name: tensor.cpu() for name, tensor in held.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        held = state["replay"]
+        held = self.of_this_loader(state["replay"], {"index", "weight", "magnitude", "epoch"})
         self.buffer.load_state_dict({})
         if not held:
             return
-        origins = torch.stack([held["epoch"].double(), held["magnitude"].double()], 1)
+        origins = torch.stack([held["epoch"], held["magnitude"]], 1)
         runs = torch.unique_consecutive(origins, dim=0, return_counts=True)[1].tolist()
         chunks = [part for run in held["index"].split(runs) for part in run.split(_REBUILT)]
         sizes = [len(chunk) for chunk in chunks]
@@ -175,7 +175,8 @@ class WorkerLoader(Loader):
     def _origin(self, count: int, magnitude: float | None, epoch: int) -> Batch:
         """With the index, what it takes to decode a sample of the replay buffer again."""
         full = {"magnitude": magnitude or 0.0, "epoch": float(epoch)}
-        return {name: torch.full((count,), value, device=self.device) for name, value in full.items()}
+        options: dict[str, Any] = {"dtype": torch.float64, "device": self.device}  # they come back exactly
+        return {name: torch.full((count,), value, **options) for name, value in full.items()}
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
         shares = self.share(split, batch_size)

@@ -167,5 +167,5 @@ def _real_loader(experiment: Experiment, splits: Splits, reporter: Reporter, dev
 
 
 def _distinct(stages: Sequence[Stage]) -> list[Stage]:
-    """One stage of each input size."""
-    return list({stage.size: stage for stage in stages}.values())
+    """One stage of each input shape, the last and hardest."""
+    return list({(stage.size, stage.batch_factor): stage for stage in stages}.values())

@@ -34,7 +34,7 @@ from raytrain_speedup.engine.ema import MovingAverage
 from raytrain_speedup.engine.evaluate import evaluate
 from raytrain_speedup.engine.identity import differences, identity
 from raytrain_speedup.engine.learning_rate import learning_rate
-from raytrain_speedup.engine.measure import Stopwatch
+from raytrain_speedup.engine.measure import Stopwatch, within_memory
 from raytrain_speedup.engine.mixing import mix_batch
 from raytrain_speedup.engine.optimizer import build_optimizer, set_learning_rate
 from raytrain_speedup.engine.reporter import Reporter
@@ -137,16 +137,13 @@ class Loop:
         """
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         random = random_state()
-        samples = max(1, self.train.batch_size // self.reporter.world // self.train.accumulate)
-        index = torch.arange(samples) % self.budget.num_samples
-        weight = torch.ones(samples)
-        steps = [Step(REHEARSAL, index, weight, samples, 0.0, stage) for stage in stages]
+        steps = [self.rehearsal(stage, parts=self.train.accumulate) for stage in stages]
         self.model.train()
         for step, batch in zip(steps, self.loader.train_batches(steps, epoch=0), strict=True):
             size = step.stage.size or self.full_size
             if self.parallel is not None and size_of(self.model) not in (None, size):
                 continue
-            with at_size(self.model, size):
+            with at_size(self.model, size), within_memory(len(batch["inputs"]), size):
                 with self.autocast:
                     output = self.forward(batch["inputs"])
                 self.task.losses(output, batch["target"]).sum().backward()
@@ -154,6 +151,13 @@ class Loop:
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])
         restore_random_state(random)
+
+    def rehearsal(self, stage: Stage, *, number: int = REHEARSAL, parts: int = 1) -> Step:
+        """A step of a stage, on this worker, whose samples mean nothing; or one of `parts` of it."""
+        wished = self.train.batch_size * stage.batch_factor // self.reporter.world // parts
+        fresh = max(1, min(wished, self.budget.num_samples) // stage.replay)
+        index = (torch.arange(fresh) + max(number, 0) * fresh) % self.budget.num_samples
+        return Step(number, index, torch.ones(fresh), fresh * stage.replay, 0.0, stage)
 
     @property
     def averaged(self) -> nn.Module | None:
@@ -247,7 +251,8 @@ class Loop:
         scores = torch.cat(own_losses)
         if mix is not None:
             scores = mix.scores(scores, torch.cat(partner_losses))
-        self.pruner.observe(batch["index"], scores[: len(batch["index"])])
+        read = len(batch["index"]) // step.stage.replay  # shown again, a sample has its score already
+        self.pruner.observe(batch["index"][:read], scores[:read])
         self._step_optimizer()
         if self.ema is not None:
             self.ema.update(self.model, advance)

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from raytrain_speedup.models.resize import change_size
+from raytrain_speedup.settings import UserError
 
 PHASES = ("setup", "warmup", "train", "synthesis", "eval", "checkpoint")
 
@@ -99,6 +100,26 @@ def _flops(model: nn.Module, shape: tuple[int, ...], *, backward: bool) -> float
         if backward:
             output.sum().backward()
     return counter.get_total_flops() / 2
+
+
+@contextmanager
+def within_memory(samples: int, size: int) -> Iterator[None]:
+    """Tell a batch that does not fit the device's memory as the user's mistake it is.
+
+    Raises:
+        UserError: naming the batch.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # on a CPU torch raises a plain RuntimeError
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "t allocate memory" not in str(
+            error
+        ):
+            raise
+        raise UserError(
+            f"train.batch_size: {samples} samples of {size} x {size} pixels at a time do not fit the memory of "
+            "the device; expected a smaller batch, a smaller batch factor of the curriculum or train.accumulate"
+        ) from error
 
 
 def peak_memory(device: torch.device) -> int:

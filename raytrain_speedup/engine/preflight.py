@@ -10,68 +10,73 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
-import torch
-
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data import open_data
+from raytrain_speedup.data import WorkerLoader, open_data
 from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.measure import Stopwatch, peak_memory, synchronize
+from raytrain_speedup.engine.measure import Stopwatch, peak_memory, synchronize, within_memory
 from raytrain_speedup.engine.reporter import Figures, Reporter
 from raytrain_speedup.engine.run import pick_device
 from raytrain_speedup.methods.curriculum.base import Stage
-from raytrain_speedup.settings import UserError
+
+DECODE_BOUND = 0.9
+"""Share of the device's rate below which a loader holds it up, by more than the noise of a few steps."""
 
 
 @dataclass(frozen=True)
 class StageCheck:
-    """What one stage costs.
+    """What one stage costs, or several in a row that differ in their magnitude alone.
 
     Attributes:
-        stage: the stage.
+        stage: the stage, the last and hardest of them; it was measured.
+        magnitudes: of the first and the last of them.
         size: side of its inputs in pixels.
         batch: samples of a step on this worker.
-        samples: how many the stage shows in the whole run, before pruning.
+        samples: how many it shows a worker in the whole run, before pruning.
         device_rate: samples a second that the device can train on.
         loader_rate: samples a second that the loader delivers, replayed ones included.
+        workers: processes that decode; None where the decoded images live on the device.
         memory: peak bytes so far.
     """
 
     stage: Stage
+    magnitudes: tuple[float | None, float | None]
     size: int
     batch: int
     samples: float
     device_rate: float
     loader_rate: float
+    workers: int | None
     memory: int
 
     @property
     def seconds(self) -> float:
-        """Estimated time of the stage: loader and device work side by side, the slower one decides."""
-        return self.samples / min(self.device_rate, self.loader_rate)
+        """Estimated time of the stage: where processes decode, the slower side decides, else both add up."""
+        if self.workers:
+            return self.samples / min(self.device_rate, self.loader_rate)
+        return self.samples / self.device_rate + self.samples / self.loader_rate
 
     @property
     def decode_bound(self) -> bool:
-        """Whether the device waits for images, by more than the noise of a few steps."""
-        return self.loader_rate < 0.9 * self.device_rate
+        """Whether the device waits for images to be decoded."""
+        return self.workers is not None and self.loader_rate < DECODE_BOUND * self.device_rate
 
-    def remedy(self, workers: int) -> str:
-        """What would mend a stage that waits for images."""
+    @property
+    def remedy(self) -> str:
+        """What would mend a stage that waits for images; nothing where it does not."""
         if not self.decode_bound:
             return ""
         times = self.device_rate / self.loader_rate
-        wanted = math.ceil(max(1, workers) * times)
-        cores = os.cpu_count() or 1
-        more = (
-            f"data.num_workers={wanted}"
-            if wanted <= cores
-            else f"{wanted} loader workers ({cores} cores here)"
-        )
+        wanted, cores = math.ceil(max(1, self.workers or 0) * times), os.cpu_count() or 1
+        more = f"data.num_workers={wanted}"
+        if wanted > cores:
+            more = f"{wanted} processes that decode (data.num_workers; {cores} cores here)"
         return f"{more}, or replay {math.ceil(self.stage.replay * times)}"
 
 
@@ -106,63 +111,87 @@ def preflight(
     Args:
         experiment: what will be run; its batch is this worker's share.
         steps: timed steps of a stage.
-        on_check: gets every stage's result as it comes.
+        on_check: gets every result as it comes.
 
     Raises:
         UserError: for what would stop the run.
     """
+    world = experiment.scaling.workers
+    share = experiment.with_overrides({"train.batch_size": max(1, experiment.train.batch_size // world)})
     device = pick_device(experiment.train.device)
     splits = open_data(experiment.data, seed=experiment.train.seed)
-    loop, _ = assemble(experiment, splits, _Nowhere(), Stopwatch(device))
-    world = experiment.scaling.workers
+    loop, _ = assemble(share, splits, _Nowhere(), Stopwatch(device))
     checks = []
     with contextlib.closing(loop.loader):
-        for stage, samples in zip(loop.budget.stages, loop.budget.samples_shown(), strict=True):
-            check = _check(loop, stage, samples / world, experiment.train.batch_size // world, steps)
+        for stages, samples in _alike(loop.budget.stages, loop.budget.samples_shown()):
+            check = _check(loop, stages, samples / world, steps)
             checks.append(check)
             if on_check is not None:
                 on_check(check)
     return Preflight(checks)
 
 
-def _check(loop: Loop, stage: Stage, samples: float, batch_size: int, steps: int) -> StageCheck:
-    batch_size = min(batch_size * stage.batch_factor, loop.budget.num_samples)
+def _alike(stages: Sequence[Stage], samples: Sequence[float]) -> Iterator[tuple[list[Stage], float]]:
+    """Stages in a row that cost the same, and what they show together: one measurement serves them all."""
+
+    def kind(pair: tuple[Stage, float]) -> tuple[int | None, int, int]:
+        return pair[0].size, pair[0].batch_factor, pair[0].replay
+
+    for _, group in groupby(zip(stages, samples, strict=True), kind):
+        pairs = list(group)
+        yield [stage for stage, _ in pairs], sum(shown for _, shown in pairs)
+
+
+def _check(loop: Loop, stages: Sequence[Stage], samples: float, steps: int) -> StageCheck:
+    stage = max(stages, key=lambda stage: stage.magnitude or 0.0)
     size = stage.size or loop.full_size
-    plan = [_step(number, batch_size, loop.budget.num_samples, stage) for number in range(steps + 1)]
-    try:
+    plan = [loop.rehearsal(stage, number=number) for number in range(steps + 1)]
+    batch = plan[0].count
+    with within_memory(batch, size):
         batches, loader_seconds = _timed_batches(loop, plan)
         device_seconds = _timed_steps(loop, plan, batches)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"train.batch_size: {batch_size} samples of {size} x {size} pixels do not fit the device's memory "
-            "in the stage that ends at progress "
-            f"{stage.ends_at:.2f}; expected a smaller batch, or train.accumulate"
-        ) from error
-    shown = steps * batch_size
     return StageCheck(
-        stage=stage,
+        stage=stages[-1],
+        magnitudes=(stages[0].magnitude, stages[-1].magnitude),
         size=size,
-        batch=batch_size,
+        batch=batch,
         samples=samples,
-        device_rate=shown / device_seconds,
-        loader_rate=shown / loader_seconds,
+        device_rate=batch / device_seconds,
+        loader_rate=batch / loader_seconds,
+        workers=_workers(loop),
         memory=peak_memory(loop.device),
     )
 
 
 def _timed_batches(loop: Loop, plan: Sequence[Step]) -> tuple[list[Batch], float]:
-    """The batches of the steps, and the seconds from the first one's arrival to the last one's."""
-    batches = iter(loop.loader.train_batches(plan, epoch=0))
-    kept = [next(batches)]
+    """The batches of the steps, and the seconds that the loader takes for one.
+
+    Processes that decode work on as many batches at once and are ahead of whoever asks, so the batches of a
+    first round are not timed, and after it whole rounds are.
+    """
+    abreast = max(1, _workers(loop) or 0)
+    timed = abreast * math.ceil((len(plan) - 1) / abreast)
+    more = range(len(plan), abreast + timed)
+    steps = [*plan, *(loop.rehearsal(plan[0].stage, number=number) for number in more)]
+    kept: list[Batch] = []
+    start = 0.0
+    for number, batch in enumerate(loop.loader.train_batches(steps, epoch=0)):
+        if number < len(plan):
+            kept.append(batch)
+        if number == abreast - 1:
+            synchronize(loop.device)
+            start = time.perf_counter()
     synchronize(loop.device)
-    start = time.perf_counter()
-    kept += list(batches)
-    synchronize(loop.device)
-    return kept, time.perf_counter() - start
+    return kept, (time.perf_counter() - start) / timed
+
+
+def _workers(loop: Loop) -> int | None:
+    """Processes that decode; None where nothing is decoded during the run."""
+    return loop.loader.settings.num_workers if isinstance(loop.loader, WorkerLoader) else None
 
 
 def _timed_steps(loop: Loop, plan: Sequence[Step], batches: Sequence[Batch]) -> float:
-    """Seconds of the steps after the first, which meets the stage's size and compiles."""
+    """Seconds of a step, after the first one, which meets the stage's size and compiles."""
     loop.model.train()
     loop.train_step(plan[0], batches[0], advance=0.0)
     synchronize(loop.device)
@@ -170,12 +199,7 @@ def _timed_steps(loop: Loop, plan: Sequence[Step], batches: Sequence[Batch]) -> 
     for step, batch in zip(plan[1:], batches[1:], strict=True):
         loop.train_step(step, batch, advance=0.0)
     synchronize(loop.device)
-    return time.perf_counter() - start
-
-
-def _step(number: int, batch_size: int, num_samples: int, stage: Stage) -> Step:
-    index = (torch.arange(batch_size) + number * batch_size) % num_samples
-    return Step(number, index, torch.ones(batch_size), batch_size, 0.0, stage)
+    return (time.perf_counter() - start) / (len(plan) - 1)
 
 
 class _Nowhere(Reporter):

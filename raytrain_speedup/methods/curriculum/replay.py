@@ -10,7 +10,7 @@ size, so that they take half the memory, are augmented anew each time, and serve
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 import torch
@@ -30,10 +30,12 @@ class ReplayBuffer:
     Args:
         max_bytes: bound on the memory of the buffer.
         seed: of the draws; give each rank its own.
+        max_samples: bound on their number: holding a whole data set more than once serves nothing.
     """
 
-    def __init__(self, max_bytes: int, *, seed: int) -> None:
+    def __init__(self, max_bytes: int, *, seed: int, max_samples: int | None = None) -> None:
         self.max_bytes = max_bytes
+        self.max_samples = max_samples
         self.seed = seed
         self.capacity = 0  # samples; known with the first batch
         self._slots: dict[str, Tensor] = {}
@@ -72,10 +74,11 @@ class ReplayBuffer:
             slots[: kept - until_wrap] = newest[until_wrap:]
         self._pushed += size
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The samples held, from the oldest to the newest."""
+    def state_dict(self, *, without: Container[str] = ()) -> dict[str, Tensor]:
+        """The samples held, from the oldest to the newest; `without` names tensors not to copy."""
         slots = torch.from_numpy(self._slots_by_age()[::-1].copy())
-        return {name: held[slots.to(held.device)] for name, held in self._slots.items()}
+        kept = {name: held for name, held in self._slots.items() if name not in without}
+        return {name: held[slots.to(held.device)] for name, held in kept.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Hold the samples of `state_dict` and no others, on the device they are on."""
@@ -91,6 +94,8 @@ class ReplayBuffer:
                 f"a replay buffer of {self.max_bytes} bytes cannot hold one sample of {sample_bytes}; "
                 "expected room for several batches"
             )
+        if self.max_samples is not None:
+            self.capacity = min(self.capacity, self.max_samples)
         self._slots = {
             name: torch.empty((self.capacity, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
             for name, tensor in fresh.items()
