@@ -203,9 +203,19 @@ class Experiment(Settings):
         """Plain data, as in YAML."""
         return self.model_dump(mode="json")
 
+    def shipped(self) -> dict[str, Any]:
+        """Plain data for another process: with absolute paths, since it may work in another directory."""
+        return _absolute(self.model_dump())
+
     def to_yaml(self) -> str:
         """The experiment file that gives this experiment, with every default written out."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _absolute(inner) for key, inner in value.items()}
+    return str(value.absolute()) if isinstance(value, Path) else value
 
 
 def load_experiment(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Experiment:

@@ -47,13 +47,20 @@ def keys() -> Iterator[tuple[str, str, str]]:
     for section, field in Experiment.model_fields.items():
         registry = REGISTRIES.get(section)
         if registry is not None:
-            default = "" if field.is_required() else "none" if "none" in registry else next(iter(registry))
+            chosen = "none" if "none" in registry else next(iter(registry))
+            default = chosen if field.default_factory is not None else ""
             yield f"{section}.{TAGS[section]}", default, f"{field.description}: {', '.join(registry)}"
             yield from _registry_keys(section, registry)
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _section_keys(section, field.annotation)
+        elif (settings := _settings_class(field.annotation)) is not None:
+            yield from _section_keys(section, settings)
         else:
             yield section, _default(field), field.description or ""
+
+
+def _settings_class(annotation: Any) -> type[BaseModel] | None:
+    """The class of a section that has one, also where the section may be absent."""
+    parts = (annotation, *get_args(annotation))
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
 
 
 def _registry_keys(section: str, registry: Mapping[str, type[BaseModel]]) -> Iterator[tuple[str, str, str]]:

@@ -97,8 +97,12 @@ def summary(figures: Figures) -> Table:
     table = Table(title="result", show_header=False, title_justify="left")
     rows = {
         "test accuracy": ("accuracy", "{:.2f} %"),
+        "teacher's test accuracy": ("teacher_accuracy", "{:.2f} %"),
+        "agreement with the teacher": ("val_agreement", "{:.2f} %"),
         "validation accuracy": ("val_accuracy", "{:.2f} %"),
         "training time": ("train_seconds", "{:.1f} s"),
+        "of it, synthesis": ("synthesis_seconds", "{:.1f} s"),
+        "synthetic images": ("pool_images", "{:,.0f}"),
         "evaluation": ("eval_seconds", "{:.1f} s"),
         "warm-up": ("warmup_seconds", "{:.1f} s"),
         "samples shown": ("samples_shown", "{:,.0f}"),
@@ -109,7 +113,7 @@ def summary(figures: Figures) -> Table:
         "hardware": ("hardware", "{}"),
     }
     for label, (name, form) in rows.items():
-        if name in figures:
+        if figures.get(name):
             table.add_row(label, form.format(figures[name]))
     return table
 

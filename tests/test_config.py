@@ -33,7 +33,7 @@ MISTAKES = [
         "pruning.method: 'infobach' is not allowed; expected one of none, infobatch, random, epochs; "
         "did you mean 'infobatch'?",
     ),
-    (["pruning.prune_ratio=0.4"], "pruning.method: missing; expected one of none, infobatch, random, epochs"),
+    (["curriculum.kernel=resize"], "curriculum.method: missing; expected one of none, resize"),
     (
         [INFOBATCH, "pruning.saving=.3", "pruning.prune_ratio=.3"],
         "pruning: prune_ratio (0.3) and saving (0.3)",
@@ -125,21 +125,20 @@ def test_a_file_or_recipe_that_is_not_there(tmp_path: Path):
         load_experiment(tmp_path / "binary.yaml")
 
 
-KEYS = st.sampled_from(
-    ["name", "data", "model", "train", "pruning", "curriculum", "task", "scaling", "source", "method", "kind"]
-    + [
-        "epochs",
-        "lr",
-        "options",
-        "prune_ratio",
-        "saving",
-        "quantiles",
-        "mean",
-        "batch_size",
-        "infobatch",
-        "x",
-    ]
-)
+SECTION_NAMES = ["name", "data", "model", "train", "pruning", "curriculum", "task", "scaling", "x"]
+KEY_NAMES = [
+    "source",
+    "method",
+    "kind",
+    "epochs",
+    "lr",
+    "options",
+    "saving",
+    "quantiles",
+    "mean",
+    "infobatch",
+]
+KEYS = st.sampled_from([*SECTION_NAMES, *KEY_NAMES])
 SCALARS = (
     st.none()
     | st.booleans()
@@ -214,3 +213,11 @@ def test_overriding_leaves_the_callers_data_alone():
     content = {"model.options": {"depth": 1}}
     load_experiment("digits", content | {"model.options.width": 2})
     assert content == {"model.options": {"depth": 1}}
+
+
+def test_paths_are_absolute_where_an_experiment_is_shipped():
+    experiment = load_experiment("cifar10-resnet8-cpu", {"data.test": "/elsewhere/test.parquet"})
+    shipped = experiment.shipped()
+    assert shipped["data"]["train"] == str(Path.cwd() / "data/cifar10-train.parquet")
+    assert shipped["data"]["test"] == "/elsewhere/test.parquet"
+    assert load_experiment_dict(shipped).shipped() == shipped

@@ -10,8 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -202,15 +201,6 @@ class DataSettings(Settings):
             UserError: if a file, folder or column is missing or a label is out of range.
         """
         raise NotImplementedError
-
-    def located(self) -> Self:
-        """The same settings with absolute paths, to be read from another working directory."""
-        paths = {
-            name: value.absolute()
-            for name in type(self).model_fields
-            if isinstance(value := getattr(self, name), Path)
-        }
-        return self.model_copy(update=paths)
 
 
 @dataclass(frozen=True)

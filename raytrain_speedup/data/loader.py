@@ -123,8 +123,8 @@ class Loader(ABC):
             )
         return held
 
-    def pictures(self) -> dict[str, Tensor]:
-        """What is worth looking at after an evaluation: uint8 (C, H, W) on the CPU, by name."""
+    def pictures(self) -> dict[str, bytes]:
+        """What is worth looking at after an evaluation: PNG files by name."""
         return {}
 
     def close(self) -> None:  # noqa: B027 - only worker processes need ending

@@ -22,7 +22,7 @@ Verdict = Literal["lossless", "lossy", "not yet known"]
 
 SEEDS_NEEDED = 3
 FULL_BUDGET = 1 - 1e-6
-SAME = {"baseline_key": "task, data, model and budget", "hardware": "hardware"}
+SAME = {"baseline_key": "task, data and model", "hardware": "hardware"}
 
 
 class NotComparable(Exception):

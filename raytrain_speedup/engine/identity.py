@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,26 @@ def identity(experiment: Experiment, fingerprint: str) -> dict[str, Any]:
             if f"{name}.{key}" not in FREE and not isinstance(getattr(section, key), Path):
                 keys[f"{name}.{key}"] = value
     return keys
+
+
+def comparison_keys(identity: Mapping[str, Any], workers: int) -> dict[str, str]:
+    """Short hashes that tell which runs may be compared.
+
+    `baseline_key` is equal for runs of one task, data set and model on as many workers; `train_key` for runs
+    that are also trained alike but for the seed, so that the one without a method is the other's baseline.
+    """
+    train = {key: value for key, value in identity.items() if key.startswith("train.")}
+    del train["train.seed"]
+    problem = {
+        key: value
+        for key, value in identity.items()
+        if not key.startswith(("train.", "pruning.", "curriculum.", "distillation."))
+    }
+    return {"baseline_key": _short_hash({**problem, "workers": workers}), "train_key": _short_hash(train)}
+
+
+def _short_hash(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

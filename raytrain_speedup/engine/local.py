@@ -5,18 +5,16 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-from PIL import Image
-from torch import Tensor
+from typing import Any
 
 from raytrain_speedup.engine.checkpoint import CheckpointFailed
 from raytrain_speedup.engine.reporter import Figures, Reporter
 
-Listener = Callable[[str, Figures], None]
-"""Called with ("report" or "progress", figures)."""
+Listener = Callable[[str, Mapping[str, Any]], None]
+"""Called with ("report" or "progress", figures), or ("picture", {"name": ..., "png": ...})."""
 
 KEPT = 2
 """Checkpoints kept: the last, and the one before in case the last turns out bad."""
@@ -45,10 +43,12 @@ class LocalReporter(Reporter):
         if self._listener is not None:
             self._listener("report", figures)
 
-    def picture(self, name: str, epoch: int, picture: Tensor) -> None:
-        folder = self.folder / "pictures"
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{name}-{epoch:04d}.png")
+    def picture(self, name: str, epoch: int, png: bytes) -> None:
+        file = self.folder / "pictures" / f"{name}-{epoch:04d}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(png)
+        if self._listener is not None:
+            self._listener("picture", {"name": file.name, "png": png})
 
     def progress(self, figures: Figures) -> None:
         now = time.monotonic()

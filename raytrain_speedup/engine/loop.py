@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,7 +45,7 @@ from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning.base import EpochPlan, Pruner
 from raytrain_speedup.models.resize import at_size, change_size, size_of
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tasks import Task
+from raytrain_speedup.tasks import Split, Task
 
 COUNTERS = ("epoch", "next_step", "steps_taken", "samples_shown", "compute_spent", "flops_spent")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -341,9 +341,20 @@ class Loop:
             "train_flops": self.flops_spent,
         }
 
-    def evaluate(self, split: Literal["val", "test"]) -> dict[str, float]:
+    def evaluate(self, split: Split) -> dict[str, float]:
         """The task's figures of the averaged weights, or of the weights where no average is kept."""
-        with self.watch.phase("eval"), at_size(self.averaged or self.model, self.full_size) as model:
+        return self._evaluate(self.averaged or self.model, split)
+
+    def evaluate_companions(self) -> dict[str, float]:
+        """The test metric of every network that takes part without being trained."""
+        metric = self.task.metric
+        return {
+            f"{name}_{metric}": self._evaluate(network, "test")[metric]
+            for name, network in self.companions.items()
+        }
+
+    def _evaluate(self, network: nn.Module, split: Split) -> dict[str, float]:
+        with self.watch.phase("eval"), at_size(network, self.full_size) as model:
             if self.parallel is not None:
                 for buffer in model.buffers():  # each rank has its own batch statistics; rank 0's are saved
                     dist.broadcast(buffer, 0)

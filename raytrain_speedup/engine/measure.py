@@ -8,14 +8,11 @@ stand apart. How runs are compared is `compare.py`.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import platform
 import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -139,11 +136,6 @@ def hardware(device: torch.device, *, world: int, precision: str) -> str:
     else:
         name = f"{_processor()}, {torch.get_num_threads()} threads"
     return f"{world} x {name}, {precision}"
-
-
-def baseline_key(identity: Mapping[str, Any]) -> str:
-    """A short hash of everything that must be equal for two runs to be compared, seeds and methods aside."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _processor() -> str:

@@ -7,11 +7,13 @@ with the batch. The real data are read for the final test alone.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
@@ -21,7 +23,6 @@ from raytrain_speedup.data.skipped import Skipped
 from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.methods.distillation.base import SynthesisSettings, Synthesizer
 from raytrain_speedup.methods.distillation.pool import Pool
-from raytrain_speedup.methods.distillation.rng import SAMPLE, generator_for
 from raytrain_speedup.methods.distillation.student import student_inputs
 from raytrain_speedup.methods.distillation.teacher import logits_of
 
@@ -73,12 +74,12 @@ class PoolLoader(Loader):
             for call in range(warmup + 1) if epoch == 0 else [warmup + epoch]:
                 self._synthesize(call)
         for step in steps:
-            rng = generator_for(self.device, self.seed, SAMPLE, self.rank, epoch, step.number)
+            key = (self.seed, self.rank, epoch, step.number)
             if step.number == REHEARSAL:
                 images = torch.zeros((len(step.index), *self._shape), device=self.device)
             else:
-                images = self.pool.sample(len(step.index), rng)
-            inputs = student_inputs(images, self.synthesis.augment, rng, self._mean, self._std)
+                images = self.pool.sample(len(step.index), *key)
+            inputs = student_inputs(images, self.synthesis.augment, self._mean, self._std, *key)
             yield self._batch(inputs, step.index, step.weight)
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
@@ -111,10 +112,11 @@ class PoolLoader(Loader):
     def figures(self) -> dict[str, float]:
         return {"pool_images": len(self.pool)}
 
-    def pictures(self) -> dict[str, Tensor]:
-        return {
-            "synthetic": make_grid(self.pool.newest(PICTURED).cpu(), nrow=math.isqrt(PICTURED), padding=1)
-        }
+    def pictures(self) -> dict[str, bytes]:
+        grid = make_grid(self.pool.newest(PICTURED).cpu(), nrow=math.isqrt(PICTURED), padding=1)
+        file = io.BytesIO()
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file, format="PNG")
+        return {"synthetic": file.getvalue()}
 
     def _synthesize(self, call: int) -> None:
         with self.watch.phase("synthesis"):

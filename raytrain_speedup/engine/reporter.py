@@ -9,8 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 Figures = Mapping[str, float | int | str | bool]
 
 
@@ -40,8 +38,8 @@ class Reporter(ABC):
         """True when the user asked the run to stop; it then checkpoints and raises `Stopped`."""
         return False
 
-    def picture(self, name: str, epoch: int, picture: Tensor) -> None:  # noqa: B027
-        """A picture to keep beside the figures of an epoch: uint8 (C, H, W) on the CPU, from rank 0."""
+    def picture(self, name: str, epoch: int, png: bytes) -> None:  # noqa: B027
+        """A picture to keep beside the figures of an epoch, as a PNG file; from rank 0."""
 
     def progress(self, figures: Figures) -> None:  # noqa: B027 - most places have no terminal
         """Figures for a progress bar, a few times a second at most; may be dropped."""

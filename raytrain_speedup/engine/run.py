@@ -14,11 +14,10 @@ from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Splits, open_data
 from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.checkpoint import random_state, restore_random_state, save_json, save_tensors
-from raytrain_speedup.engine.identity import differences, identity
+from raytrain_speedup.engine.identity import comparison_keys, differences, identity
 from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.measure import (
     Stopwatch,
-    baseline_key,
     hardware,
     peak_memory,
 )
@@ -61,7 +60,7 @@ def run(experiment: Experiment, reporter: Reporter, *, device: torch.device | No
             if latest is not None:
                 loop.resume(latest)
             loop.fit()
-            figures = _final_figures(loop, splits, passes)
+            figures = _final_figures(loop, passes)
             with loop.naming_last_checkpoint():
                 reporter.report(figures, _save_result(loop, figures))
     return figures
@@ -91,16 +90,11 @@ def _numerics(experiment: Experiment) -> Iterator[None]:
         restore_random_state(random)
 
 
-def _final_figures(loop: Loop, splits: Splits, passes: float) -> dict[str, Any]:
+def _final_figures(loop: Loop, passes: float) -> dict[str, Any]:
     experiment, reporter = loop.experiment, loop.reporter
     test, val = loop.evaluate("test"), loop.last_val
     if not val and loop.has_val:  # resumed after the last epoch
         val = loop.evaluate("val")
-    identity = experiment.to_dict()
-    identity["train"] = {
-        key: value for key, value in identity["train"].items() if key not in ("seed", "epochs")
-    }
-    compared = {key: identity[key] for key in ("task", "data", "model", "train")}
     costs = loop.costs()
     return {
         "done": True,
@@ -108,13 +102,15 @@ def _final_figures(loop: Loop, splits: Splits, passes: float) -> dict[str, Any]:
         "progress": 1.0,
         **{"test_loss" if name == "loss" else name: value for name, value in test.items()},
         **{f"val_{name}": value for name, value in val.items()},
+        **loop.evaluate_companions(),
         **costs,
+        **loop.loader.figures(),
         "wall_seconds": sum(loop.watch.state_dict().values()),
         "passes_saved": 1 - loop.samples_shown / passes,
         "peak_memory_bytes": peak_memory(loop.device),
         "samples_skipped": sum(skipped.count for skipped in loop.loader.skipped.values()),
         "seed": experiment.train.seed,
-        "baseline_key": baseline_key({**compared, "samples": splits.fingerprint, "workers": reporter.world}),
+        **comparison_keys(loop.identity, reporter.world),
         "hardware": hardware(loop.device, world=reporter.world, precision=experiment.train.precision),
     }
 

@@ -35,7 +35,7 @@ def worker_group(
         resources["GPU"] = scaling.gpus_per_worker
     return TorchTrainer(
         train_worker,
-        train_loop_config={"experiment": experiment.to_dict(), "board": board},
+        train_loop_config={"experiment": experiment.shipped(), "board": board},
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
         ),

@@ -46,6 +46,10 @@ class TrainReporter(Reporter):
             self._last_progress = now
             self._board.put.remote("progress", dict(figures))
 
+    def picture(self, name: str, epoch: int, png: bytes) -> None:
+        if self._board is not None:
+            self._board.put.remote("picture", {"name": f"{name}-{epoch:04d}.png", "png": png})
+
     def latest(self) -> Path | None:
         checkpoint = ray.train.get_checkpoint()
         return folder_of(checkpoint) if checkpoint is not None else None

@@ -121,6 +121,13 @@ def _scope(record: Record) -> tuple[Any, ...]:
     return record.experiment, record.figures.get("baseline_key"), record.figures.get("hardware")
 
 
+def _is_baseline_of(baseline: Record, run: Record) -> bool:
+    """A sweep has its own baseline, whatever it varies; single runs are compared if they are trained alike."""
+    if _scope(baseline) != _scope(run) or baseline.parent != run.parent:
+        return False
+    return run.parent is not None or baseline.figures.get("train_key") == run.figures.get("train_key")
+
+
 def _evidence(group: Sequence[Record]) -> list[Record]:
     return [record for record in group if record.role != "trial"] or list(group)
 
@@ -128,8 +135,7 @@ def _evidence(group: Sequence[Record]) -> list[Record]:
 def _row(group: Sequence[Record], finished: Sequence[Record]) -> Row:
     group = sorted(group, key=lambda record: record.seed)
     first = group[0]
-    baselines = [run for run in finished if run.role == "baseline" and _scope(run) == _scope(first)]
-    own = [run for run in baselines if run.parent == first.parent]
+    baselines = [run for run in finished if run.role == "baseline" and _is_baseline_of(run, first)]
     accuracies = [run.figures["accuracy"] for run in group]
     row = Row(
         experiment=first.experiment,
@@ -153,7 +159,7 @@ def _row(group: Sequence[Record], finished: Sequence[Record]) -> Row:
     try:
         return _compared(
             row,
-            compare([run.run() for run in group], [run.run() for run in own or baselines], margin=row.margin),
+            compare([run.run() for run in group], [run.run() for run in baselines], margin=row.margin),
         )
     except NotComparable as reason:
         return replace(row, note=str(reason))

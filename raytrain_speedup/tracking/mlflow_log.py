@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, Param, RunTag
@@ -25,7 +27,7 @@ ENDINGS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "int
 """Our states and MLflow's; a trial that was stopped early is no finished run."""
 
 LONGEST_PARAM = 500
-SECTIONS_OF_METHODS = ("pruning", "curriculum")
+SECTIONS_OF_METHODS = ("pruning", "curriculum", "distillation")
 BESIDE_THE_QUESTION = ("name", "about", "tracking", "scaling")
 
 
@@ -97,9 +99,18 @@ class RunLog:
         return cls(client, run_id, int(last))
 
     def __call__(self, kind: str, figures: Mapping[str, Any]) -> None:
-        """Listen to a run in this process: a report of an epoch, or of the end."""
-        if kind != "progress":
+        """Listen to a run in this process: a report of an epoch or of the end, or a picture."""
+        if kind == "report":
             (self.finish if is_final(figures) else self.epoch)(figures)
+        elif kind == "picture":
+            self.picture(figures["name"], figures["png"])
+
+    def picture(self, name: str, png: bytes) -> None:
+        """Keep a PNG file among the run's artifacts."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / name
+            file.write_bytes(png)
+            self.client.log_artifact(self.run_id, str(file), "pictures")
 
     def epoch(self, figures: Mapping[str, Any]) -> None:
         """Log the figures of an epoch, once however often it is reported."""
@@ -158,16 +169,22 @@ def log_run(experiment: Experiment, *, tracking_uri: str | None = None) -> Itera
 
 def method_of(experiment: Experiment) -> str:
     """The methods of a run, such as `infobatch + efficienttrain`; `none` for a plain one."""
-    used = [getattr(experiment, section).method for section in SECTIONS_OF_METHODS]
+    used = [section.method for section in _sections(experiment)]
     return " + ".join(name for name in used if name != "none") or "none"
+
+
+def _sections(experiment: Experiment) -> list[Any]:
+    """The sections of methods that an experiment has."""
+    sections = [getattr(experiment, name) for name in SECTIONS_OF_METHODS]
+    return [section for section in sections if section is not None]
 
 
 def settings_of(experiment: Experiment, params: Mapping[str, Any]) -> str:
     """The settings worth a column: those of the methods that are not the default, and those searched."""
     changed = {
         key: value
-        for section in SECTIONS_OF_METHODS
-        for key, value in getattr(experiment, section).model_dump(mode="json", exclude_defaults=True).items()
+        for section in _sections(experiment)
+        for key, value in section.model_dump(mode="json", exclude_defaults=True).items()
     }
     searched = {key.rpartition(".")[2]: value for key, value in params.items()}
     shown = {

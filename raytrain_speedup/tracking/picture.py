@@ -131,7 +131,7 @@ def _winners(axes: Axes, rows: Sequence[Row]) -> None:
         assert row.speedup is not None and row.accuracy is not None
         axes.annotate(
             f"{row.speedup:.2f}x, {row.verdict}\n{row.settings}", (row.speedup, row.accuracy),
-            xytext=(9, 9), textcoords="offset points", fontsize=8, color=INK, zorder=6,
+            xytext=(9, 9), textcoords="offset points", fontsize=8, color=INK, zorder=2.5,
             bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"},
         )  # fmt: skip
 

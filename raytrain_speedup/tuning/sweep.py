@@ -28,7 +28,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from rich.console import Console
 
 from raytrain_speedup.config import ScalingSettings
-from raytrain_speedup.scaling.cluster import connect
+from raytrain_speedup.scaling.cluster import connect, driver_resources
+from raytrain_speedup.scaling.group_trial import group_trial
+from raytrain_speedup.scaling.tune_trial import trial
 from raytrain_speedup.settings import RunFailed, UserError
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.export import export
@@ -43,17 +45,11 @@ Trainable = Callable[[dict[str, Any]], None]
 """Runs one experiment in a Tune trial and reports by `tune.report`. `config["experiment"]` is the experiment
 as plain data, `config["run_name"]` the same when a sweep is resumed, `config["storage"]` for checkpoints."""
 
-DRIVERS = 64
-"""Driver functions of trials of several workers that a head node may hold at a time."""
-
 QUIET = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in an experiment are relative to where the user stands
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the figures go to MLflow
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # an epoch without evaluation has no val_accuracy
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # and the screen shows one table, ours
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_V2_ENABLED": "1",
 }
 
 
@@ -165,7 +161,7 @@ def _fit(sweep: Sweep, plan: SweepPlan, callback: SweepCallback, trainable: Trai
         tune_config=tune.TuneConfig(
             search_alg=plan,
             scheduler=_scheduler(settings.scheduler, next(iter(settings.objectives.items()))),
-            num_samples=plan.total,
+            num_samples=-1,  # the plan says when it is over
             max_concurrent_trials=settings.concurrency,
             reuse_actors=True,
             trial_name_creator=_trial_name,
@@ -188,14 +184,14 @@ def guarded(trainable: Trainable) -> Trainable:
     Only the loss of the process is left for Tune to retry; a NaN would come again.
     """
 
-    def trial(config: dict[str, Any]) -> None:
+    def run(config: dict[str, Any]) -> None:
         try:
             trainable(config)
         except Exception as error:
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             tune.report({"error": reason, "traceback": traceback.format_exc(), "done": True})
 
-    return trial
+    return run
 
 
 def _trial_name(trial: Trial) -> str:
@@ -203,19 +199,13 @@ def _trial_name(trial: Trial) -> str:
 
 
 def _trainable(scaling: ScalingSettings) -> Trainable:
-    if scaling.workers == 1:
-        from raytrain_speedup.scaling.tune_trial import trial
-
-        return trial
-    from raytrain_speedup.scaling.launch import driver
-
-    return driver
+    return trial if scaling.workers == 1 else group_trial
 
 
 def _resources(scaling: ScalingSettings) -> dict[str, float]:
     if scaling.workers == 1:
         return {"cpu": scaling.cpus_per_worker, "gpu": scaling.gpus_per_worker}
-    return {"tune_driver": 1}
+    return driver_resources()
 
 
 class SearchOnlyASHA(ASHAScheduler):
@@ -283,26 +273,13 @@ def _settled(client: MlflowClient, run: store.Record) -> store.Record:
 @contextmanager
 def _ray(scaling: ScalingSettings) -> Iterator[None]:
     """A Ray session: the one there is, the cluster of RAY_ADDRESS (a `ray job`), or a local one."""
-    if ray.is_initialized():
-        connect(scaling)
-        yield
-        return
-    if not os.environ.get("RAY_ADDRESS"):
-        # The dashboard's state API removes the placement groups of stopped worker groups; without worker
-        # groups it is only slow to start.
-        ray.init(
-            address="local",
-            include_dashboard=scaling.workers > 1,
-            dashboard_host="127.0.0.1",
-            resources={"tune_driver": DRIVERS},
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+    ours = not ray.is_initialized()
     try:
         connect(scaling)
         yield
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
 
 
 @contextmanager

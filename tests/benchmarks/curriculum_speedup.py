@@ -65,8 +65,9 @@ def stages(name: str, base: Experiment, steps: int) -> None:
     full = checks[max(checks)]
     model = build_model(base.model, num_classes=10, image_size=full.size)
     most = training_flops(model, (3, full.size, full.size))
-    print(f"\n{name}\n\n| size | samples/s | times the full size's | FLOP ratio | share reached |")
-    print("|--:|--:|--:|--:|--:|")
+    print(
+        f"\n{name}\n\n| size | samples/s | times full's | FLOP ratio | share reached |\n|--:|--:|--:|--:|--:|"
+    )
     for size, check in sorted(checks.items()):
         faster = check.device_rate / full.device_rate
         fewer = most / training_flops(model, (3, size, size))

@@ -13,19 +13,21 @@ public implementations do:
 - every step reads its loss with `.item()`.
 
 Its distillation forwards run without a graph, as the public code's do. Prints a Markdown table; the figures
-are medians over interleaved repeats.
+are medians over interleaved repeats. Wall seconds are the figure; CPU seconds tell the same on a machine that
+others use too.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,7 @@ from raytrain_speedup.methods.distillation.pool import Pool
 from raytrain_speedup.methods.distillation.rng import generator_for
 from raytrain_speedup.methods.distillation.student import distillation_losses, student_inputs
 
+WHO = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
 CLASSES, MEAN, STD = 10, [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]
 
 
@@ -237,15 +240,25 @@ class Naive:
             loss.item()
 
 
-def seconds(work: Any, *arguments: int) -> float:
-    """Synchronised wall time of a call."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
+class Cost(NamedTuple):
+    """What a piece of work took: wall seconds, and CPU seconds of this process and its loaders."""
+
+    wall: float
+    cpu: float
+
+
+def cost(work: Callable[..., None], *arguments: int) -> Cost:
+    """Measure one call, synchronised."""
+
+    def clock() -> Cost:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return Cost(time.perf_counter(), sum(sum(resource.getrusage(who)[:2]) for who in WHO))
+
+    start = clock()
     work(*arguments)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    end = clock()
+    return Cost(end.wall - start.wall, end.cpu - start.cpu)
 
 
 def main() -> None:
@@ -275,18 +288,16 @@ def main() -> None:
         for call in range(options.pool):  # the pool of earlier calls; the last one warms everything up
             for form in forms.values():
                 form.synthesise(call)
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
+        costs: dict[str, list[tuple[Cost, Cost]]] = {name: [] for name in forms}
         for form in forms.values():
             form.distill(0, 2)
         for call in range(options.pool, options.pool + options.repeats):
             for name, form in forms.items():
-                times[name].append(
-                    (seconds(form.synthesise, call), seconds(form.distill, call, options.steps))
-                )
-    report(times, options)
+                costs[name].append((cost(form.synthesise, call), cost(form.distill, call, options.steps)))
+    report(costs, options)
 
 
-def report(times: dict[str, list[tuple[float, float]]], options: argparse.Namespace) -> None:
+def report(costs: dict[str, list[tuple[Cost, Cost]]], options: argparse.Namespace) -> None:
     """Print medians and ratios as a Markdown table."""
     where = (
         torch.cuda.get_device_name()
@@ -297,14 +308,21 @@ def report(times: dict[str, list[tuple[float, float]]], options: argparse.Namesp
         f"{where}, torch {torch.__version__}: k = 10, batch {options.batch}, {options.steps} student steps, "
         f"WRN-16-1 -> WRN-16-1 at {options.size} x {options.size}, median of {options.repeats}\n"
     )
-    print("| form | synthesis call (s) | student steps (s) | ms per student step | together (s) | speedup |")
-    print("|---|---|---|---|---|---|")
-    totals = {name: statistics.median(sum(pair) for pair in pairs) for name, pairs in times.items()}
-    for name, pairs in times.items():
-        synthesis, steps = (statistics.median(column) for column in zip(*pairs, strict=True))
+    print(
+        "| form | synthesis call (s) | student step (ms) | together (s) | speedup | CPU seconds | fewer by |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    wall, cpu = (
+        {name: statistics.median(pair[0][i] + pair[1][i] for pair in pairs) for name, pairs in costs.items()}
+        for i in range(2)
+    )
+    for name, pairs in costs.items():
+        synthesis, steps = (
+            statistics.median(part.wall for part in column) for column in zip(*pairs, strict=True)
+        )
         print(
-            f"| {name} | {synthesis:.2f} | {steps:.2f} | {1000 * steps / options.steps:.1f} "
-            f"| {totals[name]:.2f} | {totals['naive'] / totals[name]:.2f}x |"
+            f"| {name} | {synthesis:.2f} | {1000 * steps / options.steps:.1f} | {wall[name]:.2f} "
+            f"| {wall['naive'] / wall[name]:.2f}x | {cpu[name]:.2f} | {cpu['naive'] / cpu[name]:.2f}x |"
         )
 
 

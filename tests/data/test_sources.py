@@ -59,12 +59,6 @@ class TestEverySource:
         with pytest.raises(UserError, match=r"data\.mean: .* has 3 values; expected 1"):
             open_data(DigitsSettings(mean=(0.1, 0.2, 0.3)), seed=0)
 
-    def test_relative_paths_can_be_made_absolute(self) -> None:
-        located = ParquetSettings(train="a.parquet", test="/b.parquet").located()
-        assert located.train == Path.cwd() / "a.parquet"
-        assert located.test == Path("/b.parquet")
-        assert located.val is None
-
 
 class TestDigits:
     def test_splits(self) -> None:

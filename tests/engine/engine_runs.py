@@ -25,6 +25,7 @@ VIT = {  # no batch norm, so its numbers do not depend on how a batch is cut; dr
 def tiny(overrides: Mapping[str, Any] | None = None, **train: Any) -> Experiment:
     """230 digits of 8 x 8 pixels on ResNet-8, 3 epochs of 4 steps; keywords are keys of `train`."""
     keys = {
+        "pruning.method": "none",
         "data.image_size": 8,
         "data.val_share": 0.84,
         "train.epochs": 3,

@@ -1,5 +1,6 @@
 """`ray job submit` on a running head with token authentication: what `docs/cluster.md` tells, on one machine."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -28,7 +29,7 @@ search:
   pruning.prune_ratio: {type: float, low: 0.2, high: 0.6}
 trials: 1
 seeds: [0]
-confirm: 0
+confirm: 1
 """
 
 
@@ -64,12 +65,17 @@ def head() -> Iterator[Head]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    port, dashboard, client = _free_ports(3)
+    port, client, dashboard, agent = _free_ports(4)
     process = subprocess.Popen(
         [
             *(RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
             *("--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client}"),
-            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={home / 'ray'}"),
+            *(
+                "--dashboard-host=127.0.0.1",
+                f"--dashboard-port={dashboard}",
+                f"--dashboard-agent-listen-port={agent}",
+            ),
+            f"--temp-dir={home / 'ray'}",
         ],
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -82,11 +88,12 @@ def head() -> Iterator[Head]:
         yield head
     finally:
         process.terminate()  # with --block, `ray start` takes its own processes with it, and nobody else's
-        try:
-            process.wait(timeout=30)
-        finally:
-            _kill_group(process)
-            shutil.rmtree(home, ignore_errors=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def _free_ports(number: int) -> list[int]:
@@ -113,13 +120,6 @@ def _wait_for_jobs(head: Head, process: subprocess.Popen) -> None:
             return
         time.sleep(1)
     raise TimeoutError("the head takes no jobs")
-
-
-def _kill_group(process: subprocess.Popen) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def test_nobody_without_the_token_gets_in(head: Head, tmp_path: Path) -> None:
@@ -150,4 +150,4 @@ def test_a_job_sweeps(head: Head, tmp_path: Path) -> None:
     )
     written = job.stdout + job.stderr
     assert job.returncode == 0 and "succeeded" in written, written
-    assert (tmp_path / "out" / "tiny.png").is_file()
+    assert {"leaderboard.png", "schedule.yaml"} <= {path.name for path in (tmp_path / "out").iterdir()}

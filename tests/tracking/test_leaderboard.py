@@ -49,8 +49,8 @@ def test_without_a_baseline_there_is_no_speedup(
     assert row.speedup is None and row.verdict is None and row.note == "no baseline run"
 
 
-@pytest.mark.parametrize("key", ["baseline_key", "hardware"])
-def test_another_budget_or_machine_is_no_baseline(
+@pytest.mark.parametrize("key", ["baseline_key", "train_key", "hardware"])
+def test_another_problem_training_or_machine_is_no_baseline(
     key: str, client: MlflowClient, experiment_name: str, write: Callable[..., str]
 ) -> None:
     write("baseline", 0, accuracy=97.0)
@@ -106,7 +106,7 @@ def test_an_unknown_experiment_names_those_there_are(client: MlflowClient, write
 
 
 def test_log_run_ends_as_the_run_ended(client: MlflowClient, experiment_name: str) -> None:
-    experiment = load_experiment("digits", {"tracking.experiment": experiment_name})
+    experiment = load_experiment("digits", {"tracking.experiment": experiment_name, "pruning.method": "none"})
     with log_run(experiment, tracking_uri=client.tracking_uri) as log:
         for epoch in (1, 2, 2, 1, 3):  # 2 and 1 are replayed after a fault
             log("report", {"epoch": epoch, "train_loss": 1 / epoch, "progress": epoch / 3})

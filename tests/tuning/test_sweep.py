@@ -118,6 +118,15 @@ def test_a_baseline_that_fails_ends_the_sweep(tmp_path: Path, uri: str) -> None:
     assert len(runs_of(uri, "nothing")) <= 2
 
 
+def test_a_sweep_without_confirmation(tmp_path: Path, uri: str) -> None:
+    """The best of a single seed is exported, and says that it is not yet known."""
+    file = space(tmp_path, [0.4, 0.5])
+    file.write_text(file.read_text().replace("name: tiny", "name: quick").replace("confirm: 1", "confirm: 0"))
+    result, _ = go(file, uri, trainable=tiny)
+    assert len(runs_of(uri, "quick")) == 3 + 2
+    assert result.best is not None and result.best.verdict == "not yet known"
+
+
 def test_nothing_to_resume(tmp_path: Path, uri: str) -> None:
     with pytest.raises(UserError, match="--resume"):
         go(space(tmp_path, [0.5]), uri, trainable=tiny, resume=True)
@@ -125,7 +134,7 @@ def test_nothing_to_resume(tmp_path: Path, uri: str) -> None:
 
 def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None:
     """SIGKILL to the driver; resumed and sent Ctrl-C; resumed again: nothing runs twice, nothing is lost."""
-    file = space(tmp_path, [0.2, 0.3, 0.4], pause=0.15, trials=4)
+    file = space(tmp_path, [0.2, 0.3, 0.4], pause=0.3, trials=4)
     file.write_text(file.read_text().replace("name: tiny", "name: resumed"))
 
     def finished() -> set[str]:
@@ -133,6 +142,9 @@ def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None
         if client.get_experiment_by_name("resumed") is None:
             return set()
         return {run.run_id for run in store.records(client, "resumed") if run.finished}
+
+    def running() -> bool:
+        return any(run.state == "running" for run in runs_of(uri, "resumed"))
 
     def driver(*arguments: str, until: int, send: signal.Signals) -> int:
         script = Path(__file__).parent / "tiny_runs.py"
@@ -143,8 +155,8 @@ def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None
             stderr=subprocess.STDOUT,
             text=True,
         )
-        while len(finished()) < until and process.poll() is None:
-            time.sleep(0.2)
+        while not (len(finished()) >= until and running()) and process.poll() is None:
+            time.sleep(0.1)
         process.send_signal(send)
         out, _ = process.communicate(timeout=60)
         print(out)

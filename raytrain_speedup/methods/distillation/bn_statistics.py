@@ -1,10 +1,10 @@
 """A teacher's batch-norm statistics as outputs of one forward pass.
 
 The statistics that BN layers *would* compute on their inputs are read by hooks that exist only inside
-`BatchNormProbe.observe`; any other forward of the teacher runs untouched. The time of forward and backward on
-a CPU, relative to `torch.var_mean(x, (0, 2, 3))` with autograd's backward: the mean of squared differences 1.8
-to 3.3, the function below 0.35 to 1.0. Its backward is a single multiply-add over the input, which autograd
-keeps for the layer anyway.
+`BatchNormProbe.observe`; any other forward of the teacher runs untouched. Time of forward and backward on a
+CPU, relative to `torch.var_mean(x, (0, 2, 3))` with autograd's backward: the mean of squared differences
+1.8 to 3.3, the function below 0.35 to 1.0. Its backward is a single multiply-add over the input, which
+autograd keeps for the layer anyway.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from raytrain_speedup.methods.distillation import SYNTHESIZERS, losses
 from raytrain_speedup.methods.distillation.augment import Augment
+from raytrain_speedup.methods.distillation.generator import initialise
 from raytrain_speedup.methods.distillation.pool import Pool
 from raytrain_speedup.methods.distillation.rng import generator_for
 from raytrain_speedup.methods.distillation.student import distillation_losses, student_inputs
@@ -33,10 +34,26 @@ def test_inputs_are_normalised_images() -> None:
     torch.testing.assert_close(inputs, (images / 255 - mean) / std)
 
 
+def digits_network(width: int, seed: int) -> nn.Sequential:
+    """Four convolutions for 8 x 8 digits."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in (
+        (1, width, 1),
+        (width, width, 2),
+        (width, 2 * width, 1),
+        (2 * width,) * 2 + (2,),
+    ):
+        conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 10))
+    initialise(network, generator_for("cpu", seed))
+    return network
+
+
 def train(network: nn.Module, images: Tensor, target: Tensor) -> None:
-    """Eight epochs of SGD on real digits."""
+    """Twelve epochs of SGD on real digits."""
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
-    for epoch in range(8):
+    for epoch in range(12):
         for batch in torch.randperm(len(images), generator=generator_for("cpu", epoch)).split(64):
             loss = nn.functional.cross_entropy(network(images[batch]), target[batch])
             optimizer.zero_grad()
@@ -48,14 +65,14 @@ def test_a_student_learns_digits_that_it_has_never_seen() -> None:
     digits = load_digits()
     images = torch.tensor(digits.images / 16, dtype=torch.float32).unsqueeze(1)
     images, target = (images - 0.3) / 0.35, torch.tensor(digits.target)
-    teacher, student = classifier(12, classes=10), classifier(8, classes=10, seed=1)
+    teacher, student = digits_network(16, seed=0), digits_network(16, seed=1)
     train(teacher, images[:1400], target[:1400])
 
     how = SYNTHESIZERS["fastdfkd"](
         batch_size=64,
         warmup=2,
-        steps=5,
-        width=16,
+        steps=10,
+        width=64,
         augment={"crop": 1, "flip": False},  # type: ignore[call-arg]
     )
     synthesizer = how.build(
@@ -70,7 +87,8 @@ def test_a_student_learns_digits_that_it_has_never_seen() -> None:
     )
     pool, mean, std = Pool(how.pool_capacity, (1, 8, 8)), torch.tensor([[[0.3]]]), torch.tensor([[[0.35]]])
     optimizer = torch.optim.SGD(student.parameters(), 0.1, momentum=0.9)
-    for call in range(15):
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=18)
+    for call in range(20):
         pool.add(synthesizer.synthesize(call).images)
         for step in range(30 if call >= how.warmup else 0):
             inputs = student_inputs(pool.sample(64, 0, call, step), how.augment, mean, std, 0, call, step)
@@ -78,9 +96,11 @@ def test_a_student_learns_digits_that_it_has_never_seen() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        if call >= how.warmup:
+            decay.step()
 
     with torch.no_grad():
         taught, learnt = teacher(images[1400:]), student.eval()(images[1400:])
     accuracy = [(logits.argmax(1) == target[1400:]).float().mean().item() for logits in (taught, learnt)]
-    assert accuracy[0] > 0.85
-    assert accuracy[1] > accuracy[0] - 0.15
+    assert accuracy[0] > 0.9
+    assert accuracy[1] > accuracy[0] - 0.1
