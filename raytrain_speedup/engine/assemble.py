@@ -71,12 +71,13 @@ def _without_data(
     """An epoch is one call of the synthesizer and the student's steps after it."""
     train, settings, device = experiment.train, experiment.distillation, watch.device
     assert settings is not None
-    model = _student(experiment, splits)
+    model = _placed(_student(experiment, splits), experiment, device)
+    with watch.phase("teacher"):
+        teacher = _placed(prepare_teacher(experiment, splits, reporter, device), experiment, device)
     real = _real_loader(experiment, splits, reporter, device)
-    teacher = prepare_teacher(experiment, splits, real, reporter, device)
     synthesizer = settings.build(
         teacher,
-        _placed(model, experiment, device),
+        model,
         num_classes=splits.num_classes,
         image_size=splits.image_size,
         channels=splits.channels,

@@ -102,6 +102,15 @@ class PoolLoader(Loader):
         self.pool.load_state_dict(state["pool"])
         self.held_out.load_state_dict(state["held_out"])
 
+    def join(self, state: Mapping[str, Any]) -> None:
+        """A rank that comes later begins with the synthesizer, and with the pool, of rank 0."""
+        self.load_state_dict(state)
+
+    @property
+    def has_val(self) -> bool:
+        """Always: images are kept back, whatever the data set has."""
+        return True
+
     @property
     def skipped(self) -> Mapping[str, Skipped]:
         return self.real.skipped
