@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from raytrain_speedup.config import Experiment, TeacherSettings
@@ -21,19 +21,28 @@ from raytrain_speedup.engine.reporter import Figures, Reporter
 from raytrain_speedup.methods.curriculum.base import FULL
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.distillation.teacher import load_teacher_weights
+from raytrain_speedup.methods.distillation.workers import share_buffers
 from raytrain_speedup.methods.pruning import FullData
 from raytrain_speedup.models import ModelSettings, build_model, published_classes, without_weights
 from raytrain_speedup.settings import UserError
 
 
 def prepare_teacher(
-    experiment: Experiment, splits: Splits, reporter: Reporter, device: torch.device
+    experiment: Experiment,
+    splits: Splits,
+    reporter: Reporter,
+    device: torch.device,
+    *,
+    refuse: Callable[[nn.Module], object],
 ) -> nn.Module:
     """The teacher with its knowledge, on the device.
 
     A teacher that has to be trained is trained by all workers together, with its own seed: it depends on the
     data and on the section `teacher` alone. A checkpoint of the distillation holds it, wherever it came from,
     so that it is trained once and its file may go. Its own training is not checkpointed.
+
+    Args:
+        refuse: raises for a network that cannot teach here; tried on a copy of one that is to be trained first.
 
     Raises:
         UserError: if it is no network for these classes and images, or its file is not of this network.
@@ -49,6 +58,7 @@ def prepare_teacher(
         with _naming("teacher."):
             network = _build(settings.model, splits).to(device)
         if settings.train is not None:
+            refuse(copy.deepcopy(network))
             network = _train(network, experiment, splits, reporter)
     return network
 
@@ -120,9 +130,7 @@ def _train(network: nn.Module, experiment: Experiment, splits: Splits, reporter:
         except NonFinite as error:
             raise NonFinite(f"teacher: {error}") from error
     taught = loop.averaged or loop.model
-    if reporter.world > 1:
-        for buffer in taught.buffers():  # each rank has its own batch statistics, and a teacher has one mind
-            dist.broadcast(buffer, 0)
+    share_buffers(taught)
     return taught
 
 

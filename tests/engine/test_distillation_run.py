@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import CPU, Diary, same, trained, weights
+from engine_runs import CALLS, CPU, STEPS, WARMUP, Diary, distilled, same, trained, weights
 from PIL import Image
 from torch import Tensor, nn
 
-from raytrain_speedup.config import Experiment, load_experiment
+from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.alarm import NonFinite
 from raytrain_speedup.engine.checkpoint import read_own, read_shared
 from raytrain_speedup.engine.loop import Loop, Stopped
@@ -22,39 +22,6 @@ from raytrain_speedup.methods.distillation import SYNTHESIZERS
 from raytrain_speedup.settings import UserError
 
 TEACHER_STEPS = 4
-CALLS, WARMUP, STEPS = 3, 2, 4
-SIZES = {
-    "distillation.batch_size": 32,
-    "distillation.warmup": WARMUP,
-    "distillation.student_steps": STEPS,
-    "distillation.pool_images": 128,
-}
-FASTDFKD = SIZES | {"distillation.steps": 2, "distillation.width": 8, "distillation.latent": 16}
-SHORT = {
-    "deepinversion": {"distillation.steps": 2},
-    "cmi": {"distillation.steps": 2, "distillation.width": 8, "distillation.latent": 16},
-    "noise": {},
-}
-"""What keeps a method's call short; the generative ones need a small generator alone."""
-
-
-def distilled(overrides: Mapping[str, Any] | None = None, method: str = "fastdfkd") -> Experiment:
-    """Digits of 8 x 8 pixels: one epoch for a ResNet-8 as teacher, three calls for another as student."""
-    own = FASTDFKD if method == "fastdfkd" else SIZES | SHORT.get(method, {"distillation.width": 8})
-    keys = {
-        "data.image_size": 8,
-        "data.val_share": 0.84,
-        "teacher.model.name": "resnet8",
-        "teacher.train.epochs": 1,
-        "model.name": "resnet8",
-        "train.epochs": CALLS,
-        "train.batch_size": 16,
-        "train.eval_every": 2,
-        "train.checkpoint_every": 1,
-        "train.threads": 1,
-        "distillation.method": method,
-    }
-    return load_experiment("digits-dfkd", keys | own | dict(overrides or {}))
 
 
 class Watched(Diary):
@@ -134,7 +101,7 @@ def test_pictures_are_kept_at_every_evaluation(whole: tuple[dict[str, Any], Watc
 @pytest.mark.parametrize(
     "after",
     [(1,), (STEPS,), (STEPS + 2,), (STEPS, STEPS + 1, 1)],
-    ids=["just after the warm-up", "at an epoch's end", "in an epoch", "again and again"],
+    ids=["just after the warm-up", "at an epoch's end", "in an epoch", "again, the pool full"],
 )
 def test_resumed_equals_uninterrupted(
     after: tuple[int, ...], whole: tuple[dict[str, Any], Watched], tmp_path: Path
@@ -294,7 +261,9 @@ def test_a_file_that_is_no_teacher_is_refused(file: Path, tmp_path: Path):
 
 def test_a_teacher_of_other_classes_is_refused(file: Path, tmp_path: Path):
     weights = torch.load(file, weights_only=True)
-    (last,) = [name for name, tensor in weights.items() if name.endswith("weight") and tensor.shape == (10, 64)]
+    (last,) = [
+        name for name, tensor in weights.items() if name.endswith("weight") and tensor.shape == (10, 64)
+    ]
     weights[last] = torch.zeros(7, 64)
     weights[last.replace("weight", "bias")] = torch.zeros(7)
     torch.save(weights, file)
