@@ -186,13 +186,15 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
-    def _batch_splits_evenly(self) -> Experiment:
-        parts = self.scaling.workers * self.train.accumulate
-        if self.train.batch_size % parts:
-            raise ValueError(
-                f"train.batch_size: {self.train.batch_size} does not split into {self.scaling.workers} "
-                f"workers x {self.train.accumulate} accumulated parts; expected a multiple of {parts}"
-            )
+    def _batches_split_evenly(self) -> Experiment:
+        taught = self.teacher.train if self.teacher is not None else None
+        for section, train in (("train", self.train), ("teacher.train", taught)):
+            parts = self.scaling.workers * (train.accumulate if train is not None else 1)
+            if train is not None and train.batch_size % parts:
+                raise ValueError(
+                    f"{section}.batch_size: {train.batch_size} does not split into {self.scaling.workers} "
+                    f"workers x {train.accumulate} accumulated parts; expected a multiple of {parts}"
+                )
         return self
 
     def with_overrides(self, overrides: Iterable[str] | Mapping[str, Any]) -> Experiment:

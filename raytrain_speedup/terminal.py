@@ -45,6 +45,7 @@ class TrainProgress:
         )
         self._task = self._bar.add_task(title, total=1.0, figures="preparing")
         self._kept_share = 1.0
+        self._of = ""  # whose training is shown, where it is not the run's own
         self._first: tuple[float, float, float] | None = None  # time, progress, samples at the first sign
 
     def __enter__(self) -> TrainProgress:
@@ -64,14 +65,17 @@ class TrainProgress:
             self.console.print(epoch_line(figures), highlight=False)
 
     def _move(self, progress: float, samples: float, figures: Figures) -> None:
-        now = time.monotonic()
+        now, of = time.monotonic(), str(figures.get("of", ""))
+        if of != self._of:  # the student's rate is not the teacher's
+            self._of, self._first = of, None
         self._first = self._first or (now, progress, samples)
         seconds, advanced, shown = now - self._first[0], progress - self._first[1], samples - self._first[2]
-        text = f"epoch {figures['epoch']}/{figures['epochs']}"
+        text = f"{of} epoch {figures['epoch']}/{figures['epochs']}".lstrip()
         if seconds > 0 and advanced > 0:
             left = seconds * (1 - progress) / advanced
             text += f" · {shown / seconds:,.0f} samples/s · {duration(left)} left"
-        text += f" · {self._kept_share:.0%} kept"
+        if not of:
+            text += f" · {self._kept_share:.0%} kept"
         self._bar.update(self._task, completed=progress, figures=text)
 
 
@@ -100,6 +104,7 @@ def summary(figures: Figures) -> Table:
         "teacher's test accuracy": ("teacher_accuracy", "{:.2f} %"),
         "agreement with the teacher": ("val_agreement", "{:.2f} %"),
         "validation accuracy": ("val_accuracy", "{:.2f} %"),
+        "preparing the teacher": ("teacher_seconds", "{:.1f} s"),
         "training time": ("train_seconds", "{:.1f} s"),
         "of it, synthesis": ("synthesis_seconds", "{:.1f} s"),
         "synthetic images": ("pool_images", "{:,.0f}"),

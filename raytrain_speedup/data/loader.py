@@ -83,6 +83,14 @@ class Loader(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Take up the state of `state_dict`."""
 
+    def join(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take up what is common to all ranks from the state of rank 0: this rank was not there before."""
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there is anything to validate on."""
+        return len(self.splits.val) > 0
+
     def figures(self) -> dict[str, float]:
         """What is worth reporting after an epoch."""
         if not len(self.buffer):

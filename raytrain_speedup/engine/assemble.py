@@ -16,6 +16,7 @@ from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.teacher import prepare_teacher
 from raytrain_speedup.methods.curriculum.base import FULL, Stage
 from raytrain_speedup.methods.curriculum.budget import Budget
+from raytrain_speedup.methods.distillation import Synthesizer
 from raytrain_speedup.methods.pruning import FullData
 from raytrain_speedup.models import build_model, check_sizes, stride_of
 from raytrain_speedup.tasks.distillation import Distillation
@@ -71,23 +72,29 @@ def _without_data(
     """An epoch is one call of the synthesizer and the student's steps after it."""
     train, settings, device = experiment.train, experiment.distillation, watch.device
     assert settings is not None
-    model = _student(experiment, splits)
+    model = _placed(_student(experiment, splits), experiment, device)
+
+    def synthesizer_for(teacher: nn.Module) -> Synthesizer:
+        return settings.build(
+            teacher,
+            model,
+            num_classes=splits.num_classes,
+            image_size=splits.image_size,
+            channels=splits.channels,
+            seed=train.seed,
+            device=device,
+            normalise=(experiment.data.mean, experiment.data.std),
+        )
+
+    with watch.phase("teacher"):
+        teacher = prepare_teacher(experiment, splits, reporter, device, refuse=synthesizer_for)
+    teacher = _placed(teacher, experiment, device)
     real = _real_loader(experiment, splits, reporter, device)
-    teacher = prepare_teacher(experiment, splits, real, reporter, device)
-    synthesizer = settings.build(
-        teacher,
-        _placed(model, experiment, device),
-        num_classes=splits.num_classes,
-        image_size=splits.image_size,
-        channels=splits.channels,
-        seed=train.seed,
-        device=device,
-        normalise=(experiment.data.mean, experiment.data.std),
-    )
     loader = PoolLoader(
         real,
-        synthesizer=synthesizer,
+        synthesizer=synthesizer_for(teacher),
         teacher=teacher,
+        student=model,
         settings=settings,
         autocast=torch.autocast(device.type, DTYPES[train.precision], enabled=train.precision != "fp32"),
         watch=watch,

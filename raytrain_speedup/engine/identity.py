@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from raytrain_speedup.config import Experiment
+from raytrain_speedup.settings import UserError
 
 SECTIONS = ("task", "data", "model", "train", "pruning", "curriculum", "teacher", "distillation")
 FREE = {
@@ -29,12 +32,38 @@ def identity(experiment: Experiment, fingerprint: str) -> dict[str, Any]:
     keys: dict[str, Any] = {"data": fingerprint}
     for name in SECTIONS:
         section = getattr(experiment, name)
-        if section is None:
-            continue
-        for key, value in section.model_dump(mode="json").items():
-            if f"{name}.{key}" not in FREE and not isinstance(getattr(section, key), Path):
-                keys[f"{name}.{key}"] = value
+        if section is not None:
+            keys |= {
+                key: value
+                for key, value in _decisive(section, f"{name}.").items()
+                if key.removeprefix("teacher.") not in FREE
+            }
     return keys
+
+
+def _decisive(section: BaseModel, above: str) -> dict[str, Any]:
+    """Dotted keys and plain values of a section and those inside it, without paths."""
+    keys: dict[str, Any] = {}
+    for key, value in section.model_dump(mode="json").items():
+        field = getattr(section, key)
+        if isinstance(field, BaseModel):
+            keys |= _decisive(field, f"{above}{key}.")
+        elif not isinstance(field, Path):
+            keys[above + key] = value
+    return keys
+
+
+def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
+    """Refuse what another experiment left.
+
+    Args:
+        what: the folder and what it holds, for the message.
+
+    Raises:
+        UserError: naming every key that differs.
+    """
+    if other := differences(found, expected):
+        raise UserError(f"{what} of another experiment: {'; '.join(other)}")
 
 
 def comparison_keys(identity: Mapping[str, Any], workers: int) -> dict[str, str]:

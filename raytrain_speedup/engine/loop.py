@@ -32,7 +32,7 @@ from raytrain_speedup.engine.checkpoint import (
 )
 from raytrain_speedup.engine.ema import MovingAverage
 from raytrain_speedup.engine.evaluate import evaluate
-from raytrain_speedup.engine.identity import differences, identity
+from raytrain_speedup.engine.identity import check_same, identity
 from raytrain_speedup.engine.learning_rate import learning_rate
 from raytrain_speedup.engine.measure import Stopwatch, within_memory
 from raytrain_speedup.engine.mixing import mix_batch
@@ -111,7 +111,7 @@ class Loop:
         self.compute_spent = 0.0  # in epoch equivalents
         self.flops_spent = 0.0
         self.last_val: dict[str, float] = {}
-        self.has_val = len(loader.splits.val) > 0
+        self.has_val = loader.has_val
         self.identity = identity(experiment, loader.splits.fingerprint)
         self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # weighted losses, weights
 
@@ -398,13 +398,13 @@ class Loop:
             UserError: if it is damaged, or of another experiment.
         """
         shared, own = read_shared(folder, self.device), read_own(folder, self.reporter.rank)
-        other = differences(shared["identity"], self.identity)
-        if other:
-            raise UserError(f"{folder} is a checkpoint of another experiment: {'; '.join(other)}")
+        check_same(shared["identity"], self.identity, f"{folder} is a checkpoint")
         self.load_state_dict(shared)
         if own is not None:
             restore_random_state(own["random"])
             self.loader.load_state_dict(own["loader"])
+        elif (first := read_own(folder, 0)) is not None:
+            self.loader.join(first["loader"])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything all ranks share; called on all of them."""

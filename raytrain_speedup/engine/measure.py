@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raytrain_speedup.models.resize import change_size
 from raytrain_speedup.settings import UserError
 
-PHASES = ("setup", "warmup", "train", "synthesis", "eval", "checkpoint")
+PHASES = ("setup", "teacher", "warmup", "train", "synthesis", "eval", "checkpoint")
 
 
 class Stopwatch:

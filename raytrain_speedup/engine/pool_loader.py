@@ -25,6 +25,7 @@ from raytrain_speedup.methods.distillation.base import SynthesisSettings, Synthe
 from raytrain_speedup.methods.distillation.pool import Pool
 from raytrain_speedup.methods.distillation.student import student_inputs
 from raytrain_speedup.methods.distillation.teacher import logits_of
+from raytrain_speedup.methods.distillation.workers import share_buffers
 
 HELD_OUT = 16
 """One synthetic image in so many is never trained on: the student's agreement with its teacher is judged there."""
@@ -40,6 +41,7 @@ class PoolLoader(Loader):
         real: the loader of the data set; its test split judges the student at the end.
         synthesizer: makes a batch of images a call.
         teacher: frozen, on the device.
+        student: the network in training; in synthesis it is a judge, and the same one on all workers.
         settings: of the synthesis.
         autocast: the arithmetic of the teacher's forward passes.
         watch: synthesis is counted apart.
@@ -51,11 +53,13 @@ class PoolLoader(Loader):
         *,
         synthesizer: Synthesizer,
         teacher: nn.Module,
+        student: nn.Module,
         settings: SynthesisSettings,
         autocast: torch.autocast,
         watch: Stopwatch,
     ) -> None:
-        self.real, self.synthesizer, self.teacher = real, synthesizer, teacher
+        self.real, self.synthesizer = real, synthesizer
+        self.teacher, self.student = teacher, student
         self.synthesis, self.autocast, self.watch = settings, autocast, watch
         self.device, self.size, self.seed, self.rank = real.device, real.size, real.seed, real.rank
         self._format = real._format
@@ -102,6 +106,15 @@ class PoolLoader(Loader):
         self.pool.load_state_dict(state["pool"])
         self.held_out.load_state_dict(state["held_out"])
 
+    def join(self, state: Mapping[str, Any]) -> None:
+        """A rank that comes later begins with the synthesizer, and with the pool, of rank 0."""
+        self.load_state_dict(state)
+
+    @property
+    def has_val(self) -> bool:
+        """Always: images are kept back, whatever the data set has."""
+        return True
+
     @property
     def skipped(self) -> Mapping[str, Skipped]:
         return self.real.skipped
@@ -120,6 +133,7 @@ class PoolLoader(Loader):
 
     def _synthesize(self, call: int) -> None:
         with self.watch.phase("synthesis"):
+            share_buffers(self.student)
             images = self.synthesizer.synthesize(call).images
             kept_back = torch.arange(len(images), device=images.device) % HELD_OUT == 0
             self.pool.add(images[~kept_back])

@@ -14,7 +14,7 @@ from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Splits, open_data
 from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.checkpoint import random_state, restore_random_state, save_json, save_tensors
-from raytrain_speedup.engine.identity import comparison_keys, differences, identity
+from raytrain_speedup.engine.identity import check_same, comparison_keys, identity
 from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.measure import (
     Stopwatch,
@@ -129,9 +129,7 @@ def _save_result(loop: Loop, figures: dict[str, Any]) -> Path | None:
 def _read_figures(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
     """The figures of a complete run."""
     content = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
-    other = differences(content["identity"], expected)
-    if other:
-        raise UserError(f"{folder} is a finished run of another experiment: {'; '.join(other)}")
+    check_same(content["identity"], expected, f"{folder} is a finished run")
     return content["figures"]
 
 

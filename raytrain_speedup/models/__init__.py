@@ -140,7 +140,7 @@ def stride_of(settings: ModelSettings, *, image_size: int) -> int:
     stride = None
     if not settings.name.startswith("torchvision/"):  # those take any size or are refused
         with torch.device("meta"):
-            stride = _needed_stride(_construct(_fresh(settings), 10, 3, image_size))
+            stride = _needed_stride(_construct(without_weights(settings), 10, 3, image_size))
     return stride or (32 if image_size >= 128 else 4)
 
 
@@ -153,7 +153,7 @@ def check_sizes(
         UserError: naming the network, the size and the reason.
     """
     with torch.random.fork_rng(devices=[]):
-        model = _construct(_fresh(settings), num_classes, in_channels, image_size)
+        model = _construct(without_weights(settings), num_classes, in_channels, image_size)
     for size in sizes:
         reason = _refusal_of_change(model, (in_channels, size, size), num_classes)
         if reason is not None:
@@ -172,8 +172,20 @@ def _refusal_of_change(model: nn.Module, image_shape: tuple[int, int, int], num_
     return _refusal(model, image_shape, num_classes)
 
 
-def _fresh(settings: ModelSettings) -> ModelSettings:
-    """The same network without the weights it starts from."""
+def published_classes(settings: ModelSettings) -> int:
+    """How many classes the published weights of a network know, without fetching them.
+
+    Raises:
+        UserError: if there are no such weights.
+    """
+    family, _, name = settings.name.rpartition("/")
+    if settings.weights is None or family not in ("torchvision", "timm"):
+        raise UserError(f"model.weights: none are published for {settings.name}")
+    return library.published_classes(family, name, settings.weights)
+
+
+def without_weights(settings: ModelSettings) -> ModelSettings:
+    """The same network, freshly drawn."""
     return settings.model_copy(update={"pretrained": None, "weights": None})
 
 

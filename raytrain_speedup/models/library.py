@@ -85,19 +85,38 @@ def build_timm(
     return _call(f"timm/{name}", timm.create_model, name, arguments | dict(options))
 
 
+def published_classes(family: str, name: str, weights: str) -> int:
+    """How many classes published weights know; nothing is fetched."""
+    if family == "torchvision":
+        return len(_torchvision_weights(name, weights).meta["categories"])
+    import timm
+
+    try:
+        return timm.get_pretrained_cfg(f"{name}.{weights}").num_classes
+    except (RuntimeError, AttributeError) as error:
+        raise UserError(f"model.weights: timm/{name} has no {weights!r}") from error
+
+
 def torchvision_weights(name: str, weights: str) -> Mapping[str, Any]:
     """The state dict of torchvision's pretrained weights `weights`, such as IMAGENET1K_V2."""
+    try:
+        return _torchvision_weights(name, weights).get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise UserError(f"model.weights: cannot fetch {weights} of torchvision/{name}: {error}") from error
+
+
+def _torchvision_weights(name: str, weights: str) -> Any:
     from torchvision import models
 
-    known = models.get_model_weights(name)
+    try:
+        known = models.get_model_weights(name)
+    except ValueError as error:
+        raise UserError(f"model.name: there is no model 'torchvision/{name}'") from error
     if weights not in known.__members__:
         raise UserError(
             f"model.weights: torchvision/{name} has no {weights!r}, but {', '.join(known.__members__)}"
         )
-    try:
-        return known[weights].get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        raise UserError(f"model.weights: cannot fetch {weights} of torchvision/{name}: {error}") from error
+    return known[weights]
 
 
 def _call(shown: str, function: Any, name: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from raytrain_speedup.config import Experiment, load_experiment
@@ -20,6 +22,21 @@ VIT = {  # no batch norm, so its numbers do not depend on how a batch is cut; dr
     "model.name": "timm/vit_tiny_patch16_224",
     "model.options": {"patch_size": 4, "depth": 1, "embed_dim": 16, "num_heads": 2},
 }
+
+CALLS, WARMUP, STEPS = 3, 2, 4
+SIZES = {
+    "distillation.batch_size": 32,
+    "distillation.warmup": WARMUP,
+    "distillation.student_steps": STEPS,
+    "distillation.pool_images": 128,
+}
+FASTDFKD = SIZES | {"distillation.steps": 2, "distillation.width": 8, "distillation.latent": 16}
+SHORT = {
+    "deepinversion": {"distillation.steps": 2},
+    "cmi": {"distillation.steps": 2, "distillation.width": 8, "distillation.latent": 16},
+    "noise": {},
+}
+"""What keeps a method's call short; the generative ones need a small generator alone."""
 
 
 def tiny(overrides: Mapping[str, Any] | None = None, **train: Any) -> Experiment:
@@ -61,6 +78,32 @@ class Diary(LocalReporter):
         return [figures for figures in self.reports if "train_loss" in figures]
 
 
+class WorkerDiary(Diary):
+    """A diary that two processes write together."""
+
+    def __init__(self, folder: Path, rank: int, **options: Any) -> None:
+        super().__init__(folder, **options)
+        self.rank, self.world = rank, 2
+
+    def new_folder(self) -> Path:
+        if self.rank == 0:
+            super().new_folder()
+        dist.barrier()
+        return self.folder / "checkpoint.partial"
+
+    def report(self, figures: Any, checkpoint: Path | None = None) -> None:
+        dist.barrier()
+        super().report(figures, checkpoint if self.rank == 0 else None)
+        dist.barrier()
+
+
+def free_port() -> int:
+    """A port for the rendezvous of two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def trained(experiment: Experiment, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Diary]:
     """Final figures, evaluated weights and reports of a run in `folder`."""
     diary = Diary(folder)
@@ -73,6 +116,25 @@ def weights(reporter: LocalReporter) -> dict[str, Tensor]:
     latest = reporter.latest()
     assert latest is not None
     return torch.load(latest / "model.pt", weights_only=True)
+
+
+def distilled(overrides: Mapping[str, Any] | None = None, method: str = "fastdfkd") -> Experiment:
+    """Digits of 8 x 8 pixels without data: an epoch for a ResNet-8 as teacher, `CALLS` calls for another."""
+    own = FASTDFKD if method == "fastdfkd" else SIZES | SHORT.get(method, {"distillation.width": 8})
+    keys = {
+        "data.image_size": 8,
+        "data.val_share": 0.84,
+        "teacher.model.name": "resnet8",
+        "teacher.train.epochs": 1,
+        "model.name": "resnet8",
+        "train.epochs": CALLS,
+        "train.batch_size": 16,
+        "train.eval_every": 2,
+        "train.checkpoint_every": 1,
+        "train.threads": 1,
+        "distillation.method": method,
+    }
+    return load_experiment("digits-dfkd", keys | own | dict(overrides or {}))
 
 
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

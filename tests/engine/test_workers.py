@@ -4,7 +4,6 @@ Two gloo processes are started once, run every scenario and leave what they saw 
 """
 
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from engine_runs import CPU, VIT, Diary, same, tiny, trained
+from engine_runs import CPU, VIT, WorkerDiary, free_port, same, tiny, trained
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,25 +33,6 @@ SCENARIOS = {
 }
 
 ALL_REDUCE = dist.all_reduce
-
-
-class WorkerDiary(Diary):
-    """A diary that two processes write together."""
-
-    def __init__(self, folder: Path, rank: int, **options: Any) -> None:
-        super().__init__(folder, **options)
-        self.rank, self.world = rank, 2
-
-    def new_folder(self) -> Path:
-        if self.rank == 0:
-            super().new_folder()
-        dist.barrier()
-        return self.folder / "checkpoint.partial"
-
-    def report(self, figures: Any, checkpoint: Path | None = None) -> None:
-        dist.barrier()
-        super().report(figures, checkpoint if self.rank == 0 else None)
-        dist.barrier()
 
 
 class Counted(DistributedDataParallel):
@@ -122,10 +102,7 @@ def worker(rank: int, port: int, folder: Path) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two workers ran every scenario."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, folder), nprocs=2)
+    torch.multiprocessing.spawn(worker, (free_port(), folder), nprocs=2)
     return folder
 
 

@@ -71,7 +71,9 @@ class Pool:
             key: what decides the draw, such as (seed, rank, step).
         """
         rng = generator_for(self._images.device, SAMPLE, *key)
-        index = torch.randint(self._count, (batch,), generator=rng, device=rng.device)
+        age = torch.randint(self._count, (batch,), generator=rng, device=rng.device)
+        # Counted from the oldest image: where the ring stands is another place after a resume.
+        index = (age + self._next - self._count) % self.capacity
         if not self._pinned:
             return self._images.index_select(0, index)
         out = torch.empty((batch, *self._images.shape[1:]), dtype=torch.uint8, pin_memory=True)

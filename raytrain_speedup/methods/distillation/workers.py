@@ -1,4 +1,5 @@
-"""What the workers of a run share in a synthesis call: averages, taken in one all-reduce of one buffer.
+"""What the workers of a run share in a synthesis call: averages, taken in one all-reduce of one buffer, and
+the networks' batch statistics.
 
 Without a process group, or in a group of one, everything here leaves its arguments as they are.
 """
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def rank() -> int:
@@ -26,6 +27,13 @@ def average(tensors: Sequence[Tensor]) -> list[Tensor]:
     flat /= dist.get_world_size()
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give all workers the buffers of rank 0: each has its own batch statistics after a step of training."""
+    if _grouped():
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def _grouped() -> bool:

@@ -51,8 +51,10 @@ def test_a_restored_pool_goes_on_as_the_saved_one(capacity: int, other: int, cou
 
 @pytest.mark.parametrize("count", [3, 8, 11])
 def test_the_same_draw_after_a_restore(count: int) -> None:
+    """Also where the ring has come round, and stands elsewhere than the restored one."""
     pool, restored = Pool(8, SHAPE), Pool(8, SHAPE)
     pool.add(numbered(0, count))
+    pool.add(numbered(count, 3))
     restored.load_state_dict(pool.state_dict())
     assert torch.equal(pool.sample(64, 1, 2), restored.sample(64, 1, 2))
     assert not torch.equal(pool.sample(64, 1, 2), pool.sample(64, 1, 3))

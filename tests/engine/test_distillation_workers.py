@@ -1,0 +1,93 @@
+"""Two workers without data: each makes its own images, and both have one teacher, one generator, one student.
+
+Two gloo processes are started once, run every scenario and leave what they hold in files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from engine_runs import CPU, STEPS, Diary, WorkerDiary, distilled, free_port, same
+
+from raytrain_speedup.engine import run as engine
+from raytrain_speedup.engine.checkpoint import read_own
+from raytrain_speedup.engine.loop import Loop, Stopped
+
+EXPERIMENT = distilled({"data.val_share": 0.0, "teacher.train.epochs": 0.2})
+"""Without a validation split nothing but the end of its training makes the ranks' teachers one."""
+
+
+def worker(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    final_figures = engine._final_figures
+
+    def kept(loop: Loop, passes: float) -> dict[str, Any]:
+        figures = final_figures(loop, passes)
+        networks = {"student": loop.model.state_dict(), "teacher": loop.companions["teacher"].state_dict()}
+        torch.save({"figures": figures, **networks}, folder / f"{name}-{rank}.pt")
+        return figures
+
+    engine._final_figures = kept
+    with pytest.raises(Stopped):
+        engine.run(EXPERIMENT, WorkerDiary(folder / "stopped", rank, stop_after=2 * STEPS + 1), device=CPU)
+    for name in ("whole", "stopped", "joined"):
+        engine.run(EXPERIMENT, WorkerDiary(folder / name, rank), device=CPU)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two workers ran every scenario; one worker had begun with `joined`."""
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.raises(Stopped):
+        engine.run(EXPERIMENT, Diary(folder / "joined", stop_after=STEPS + 1), device=CPU)
+    torch.multiprocessing.spawn(worker, (free_port(), folder), nprocs=2)
+    return folder
+
+
+def held(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Figures and networks of both ranks."""
+    return [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def loaders(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What both ranks' loaders left in the last checkpoint."""
+    (last,) = sorted((folder / name).glob("checkpoint-0*"))[-1:]
+    found = [read_own(last, rank) for rank in (0, 1)]
+    return [own["loader"] for own in found if own is not None]
+
+
+@pytest.mark.parametrize("name", ["whole", "stopped", "joined"])
+def test_both_ranks_hold_the_same_networks(name: str, two: Path):
+    first, second = held(two, name)
+    assert same(first["teacher"], second["teacher"])
+    assert same(first["student"], second["student"])
+    generators = [loader["synthesizer"]["generator"] for loader in loaders(two, name)]
+    assert same(*generators)
+    memories = [loader["synthesizer"]["memory"] for loader in loaders(two, name)]
+    assert all(torch.equal(a, b) for a, b in zip(*memories, strict=True))
+
+
+def test_each_rank_makes_images_of_its_own(two: Path):
+    first, second = (loader["pool"]["images"] for loader in loaders(two, "whole"))
+    assert first.shape == second.shape == (128, 1, 8, 8)
+    assert not torch.equal(first, second)
+
+
+def test_both_ranks_report_the_same(two: Path):
+    first, second = (rank["figures"] for rank in held(two, "whole"))
+    for key in ("accuracy", "teacher_accuracy", "val_agreement", "val_loss", "pool_images", "samples_shown"):
+        assert first[key] == second[key]
+    assert first["samples_shown"] == 3 * STEPS * 16
+
+
+def test_two_workers_resume_bit_for_bit(two: Path):
+    for resumed, whole in zip(held(two, "stopped"), held(two, "whole"), strict=True):
+        assert same(resumed["student"], whole["student"])
+        assert same(resumed["teacher"], whole["teacher"])
+        assert resumed["figures"]["val_agreement"] == whole["figures"]["val_agreement"]
