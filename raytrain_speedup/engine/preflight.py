@@ -25,6 +25,7 @@ from raytrain_speedup.engine.measure import Stopwatch, peak_memory, synchronize,
 from raytrain_speedup.engine.reporter import Figures, Reporter
 from raytrain_speedup.engine.run import pick_device
 from raytrain_speedup.methods.curriculum.base import Stage
+from raytrain_speedup.settings import UserError
 
 DECODE_BOUND = 0.9
 """Share of the device's rate below which a loader holds it up, by more than the noise of a few steps."""
@@ -117,6 +118,11 @@ def preflight(
     Raises:
         UserError: for what would stop the run.
     """
+    if experiment.distillation is not None:
+        raise UserError(
+            "distillation: a preflight tries the stages of a curriculum, which needs data; expected an "
+            "experiment without this section"
+        )
     world = experiment.scaling.workers
     batch_size = max(1, experiment.train.batch_size // world)
     share = experiment.with_overrides({"scaling.workers": 1, "train.batch_size": batch_size})
