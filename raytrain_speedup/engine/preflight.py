@@ -24,6 +24,7 @@ from raytrain_speedup.engine.measure import Stopwatch, peak_memory, synchronize,
 from raytrain_speedup.engine.reporter import Figures, Reporter
 from raytrain_speedup.engine.run import pick_device
 from raytrain_speedup.methods.curriculum.base import Stage
+from raytrain_speedup.settings import UserError
 
 DECODE_BOUND = 0.9
 """Share of the device's rate below which a loader holds it up, by more than the noise of a few steps."""
@@ -116,6 +117,10 @@ def preflight(
     Raises:
         UserError: for what would stop the run.
     """
+    if experiment.distillation is not None:
+        raise UserError(
+            "distillation: a preflight tries the stages of a curriculum; there is none without data"
+        )
     world = experiment.scaling.workers
     share = experiment.with_overrides({"train.batch_size": max(1, experiment.train.batch_size // world)})
     device = pick_device(experiment.train.device)
