@@ -11,6 +11,20 @@
             (losses * weight).mean().backward()
             ...
 
+Where the schedule has a curriculum, the budget says how many epochs there are and what each step shows:
+
+    budget = schedule.budget(200, len(dataset), 224, stride=32)       # 200 epochs' compute
+    pruner = schedule.pruner(len(dataset), budget)
+    for epoch in range(len(budget.epoch_ends())):
+        plan = pruner.plan(epoch)
+        for number, (index, weight) in enumerate(plan.batches(128)):
+            progress = budget.progress(epoch, number * 128 / plan.kept)
+            if progress >= 1:                                         # within the last epoch
+                break
+            size = budget.stage_at(progress).size or 224
+            x = crop_batch(images[index], size, mean=mean, std=std, kernel=schedule.curriculum.kernel)
+            ...
+
 The file is data: reading it runs no code, and needs neither Ray nor MLflow. Its settings are functions of
 progress, so they carry over to another number of epochs. A checksum guards the evidence: figures that were
 changed by hand are no evidence.
@@ -32,6 +46,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from raytrain_speedup.methods.curriculum import CURRICULA, CurriculumSettings
 from raytrain_speedup.methods.curriculum.base import Stage
+from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning import PRUNERS, Pruner, PrunerSettings, equal_epochs
 from raytrain_speedup.settings import Settings, UserError, explain
 
@@ -88,14 +103,22 @@ class Schedule(Settings):
         return _from_registry(section, CURRICULA)
 
     def pruner(
-        self, num_samples: int, epochs: int, *, seed: int = 0, device: torch.device | str = "cpu"
+        self, num_samples: int, epochs: int | Budget, *, seed: int = 0, device: torch.device | str = "cpu"
     ) -> Pruner:
-        """A pruner for a plain loop of `epochs` epochs over `num_samples` samples.
+        """A pruner for a plain loop of `epochs` epochs, or those of a budget, over `num_samples` samples.
 
         Raises:
             UserError: if the schedule's saving is out of reach in so few epochs.
         """
-        return self.pruning.build(num_samples, equal_epochs(epochs), seed=seed, device=device)
+        if isinstance(epochs, int):
+            return self.pruning.build(num_samples, equal_epochs(epochs), seed=seed, device=device)
+        share = epochs.last_epoch_share
+        ends = epochs.epoch_ends()
+        return self.pruning.build(num_samples, ends, last_epoch_share=share, seed=seed, device=device)
+
+    def budget(self, epochs: float, num_samples: int, image_size: int, *, stride: int = 4) -> Budget:
+        """What the compute of `epochs` full passes buys under the curriculum; see `stages`."""
+        return Budget(epochs, num_samples, self.stages(image_size, stride=stride))
 
     def stages(self, image_size: int, *, stride: int = 4) -> Sequence[Stage]:
         """The curriculum's stages for images of side `image_size`; sizes are multiples of `stride`."""

@@ -125,7 +125,10 @@ def summary(figures: Figures) -> Table:
 
 def preflight_table(preflight: Preflight, experiment: Experiment) -> Group:
     """What a preflight found, stage by stage, what would mend those that wait, and what it comes to."""
-    table = Table(title=f"{experiment.name}, stage by stage", title_justify="left", box=box.SIMPLE_HEAD)
+    title = f"{experiment.name}, stage by stage"
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for name in ("until", "side", "batch", "m", "replay", "device/s", "loader/s", "memory", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for check in preflight.checks:
@@ -137,7 +140,7 @@ def preflight_table(preflight: Preflight, experiment: Experiment) -> Group:
             str(check.stage.replay),
             f"{check.device_rate:,.0f}",
             f"[yellow]{check.loader_rate:,.0f}[/]" if check.decode_bound else f"{check.loader_rate:,.0f}",
-            f"{check.memory / 2**30:.2f} GiB",
+            f"{check.memory / 2**30:.1f} GiB",
             duration(check.seconds),
         )
     waiting = [

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from raytrain_speedup.methods.curriculum import CURRICULA
+from raytrain_speedup.methods.curriculum.crop import crop_batch
 from raytrain_speedup.methods.pruning import PRUNERS
 from raytrain_speedup.schedule import Evidence, Schedule, TunedOn, checksum, load_schedule, save_schedule
 from raytrain_speedup.settings import UserError
@@ -84,6 +85,33 @@ def test_a_plain_loop_uses_it(file: Path) -> None:
             optimizer.zero_grad()
             shown += len(index)
     assert shown < 10 * 512
+
+
+def test_a_plain_loop_uses_its_curriculum(tmp_path: Path) -> None:
+    """What the module's docstring shows: sizes rise, and both methods save."""
+    made = make({"method": "infobatch", "prune_ratio": 0.5}, {"method": "efficienttrain++"})
+    schedule = load_schedule(save_schedule(made, tmp_path / "s.yaml"))
+    images, target = torch.randint(256, (256, 3, 32, 32), dtype=torch.uint8), torch.randint(2, (256,))
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
+    budget = schedule.budget(6, len(images), 32)
+    pruner = schedule.pruner(len(images), budget)
+    sizes, spent = [], 0.0
+    for epoch in range(len(budget.epoch_ends())):
+        plan = pruner.plan(epoch)
+        for number, (index, weight) in enumerate(plan.batches(32)):
+            progress = budget.progress(epoch, number * 32 / plan.kept)
+            if progress >= 1:
+                break
+            size = budget.stage_at(progress).size or 32
+            kernel = schedule.curriculum.kernel
+            x = crop_batch(images[index], size, mean=[0.5] * 3, std=[0.25] * 3, kernel=kernel)
+            losses = torch.nn.functional.cross_entropy(model(x), target[index], reduction="none")
+            pruner.observe(index, losses.detach())
+            (losses * weight).mean().backward()
+            sizes.append(x.shape[-1])
+            spent += len(index) * (size / 32) ** 2
+    assert sizes == sorted(sizes) and set(sizes) == {16, 24, 32}
+    assert 0.5 < spent / (6 * 256) < 0.95
 
 
 def test_it_says_what_it_is(file: Path) -> None:

@@ -46,10 +46,10 @@ class DeviceLoader(Loader):
         for step, (start, end) in zip(steps, pairwise(ends), strict=True):
             fresh = {"index": index_E[start:end], "weight": weight_E[start:end]}
             shown = self.replayed(fresh, step, epoch)
-            index, key = shown["index"], self.showing(step, epoch)
-            x = self._augmented(data.images, index, step.stage, key)
+            index, view = shown["index"], self.views(shown["index"], step)
+            x = self._augmented(data.images, index, view, step.stage, epoch)
             yield shown | {
-                "inputs": self.finish(x, index, step.stage, key),
+                "inputs": self.finish(x, view, step.stage, epoch),
                 "target": data.targets[index],
             }
 
@@ -71,19 +71,19 @@ class DeviceLoader(Loader):
                 "weight": torch.ones(len(index), device=self.device),
             }
 
-    def _augmented(self, images: Tensor, index: Tensor, stage: Stage, epoch: int) -> Tensor:
+    def _augmented(self, images: Tensor, index: Tensor, view: Tensor, stage: Stage, epoch: int) -> Tensor:
         """(b, C, H, W) normalised; shifted images come at the size of the stage, crops at full size."""
         kind, key = self.settings.augment, {"seed": self.seed, "epoch": epoch}
         if kind == "random-resized-crop":
             side = torch.full_like(index, self.size)
-            boxes = augment.random_boxes(index, side, side, **key, min_scale=self.settings.min_scale)
+            boxes = augment.random_boxes(view, side, side, **key, min_scale=self.settings.min_scale)
             x = augment.crop_and_resize(self.normalised(images[index]), boxes)
-            return augment.mirror(x, index, **key)
+            return augment.mirror(x, view, **key)
         if kind == "none":
             taken = images[index]
         else:
             mirror = kind == "crop-flip"
-            taken = augment.shift_and_mirror(images, index, index, **key, padding=self.padding, mirror=mirror)
+            taken = augment.shift_and_mirror(images, index, view, **key, padding=self.padding, mirror=mirror)
         return self.normalised(taken, stage.size)
 
     def _epoch(self, steps: Sequence[Step], data: Resident) -> tuple[Tensor, Tensor, list[int]]:

@@ -106,10 +106,16 @@ class Loader(ABC):
             return {name: torch.cat([tensor] * times) for name, tensor in fresh.items()}
         return self.buffer.extend(fresh, times, epoch=epoch, step=step.number)
 
-    @staticmethod
-    def showing(step: Step, epoch: int) -> int:
-        """What keys a step's augmentation: the epoch, and the step where samples come back within one."""
-        return epoch if step.stage.replay == 1 else epoch + ((step.number + 1) << 32)
+    def views(self, index: Tensor, step: Step) -> Tensor:
+        """What keys the augmentation of each sample (b,), beside the epoch: its index.
+
+        Where samples come back within an epoch, or even within a step, another number for each time.
+        """
+        times = step.stage.replay
+        if times == 1:
+            return index
+        part = torch.arange(len(index), device=index.device) // max(1, len(index) // times)
+        return index + len(self.splits.train) * (1 + step.number * times + part)
 
     @staticmethod
     def of_this_loader(held: Mapping[str, Tensor], names: Set[str]) -> Mapping[str, Tensor]:

@@ -142,9 +142,10 @@ class WorkerLoader(Loader):
             fresh = self._batch("train", step.index, step.weight, decoded)
             if step.stage.replay > 1:
                 fresh |= self._origin(len(fresh["index"]), step.stage.magnitude, epoch)
-            batch, key = self.replayed(fresh, step, epoch), self.showing(step, epoch)
-            x = self._augmented(batch["inputs"], batch["index"], step.stage, key)
-            yield batch | {"inputs": self.finish(x, batch["index"], step.stage, key)}
+            batch = self.replayed(fresh, step, epoch)
+            view = self.views(batch["index"], step)
+            x = self._augmented(batch["inputs"], view, step.stage, epoch)
+            yield batch | {"inputs": self.finish(x, view, step.stage, epoch)}
 
     def state_dict(self) -> dict[str, Any]:
         """The replay buffer without its pixels: they are decoded again, as they were."""
@@ -210,19 +211,17 @@ class WorkerLoader(Loader):
             group.close()
         self._groups.clear()
 
-    def _augmented(self, images: Tensor, index: Tensor, stage: Stage, epoch: int) -> Tensor:
+    def _augmented(self, images: Tensor, view: Tensor, stage: Stage, epoch: int) -> Tensor:
         """What is left for the device to do, up to normalised (b, C, H, W)."""
-        kind = self.settings.augment
+        kind, key = self.settings.augment, {"seed": self.seed, "epoch": epoch}
         if kind in ("crop", "crop-flip"):
-            position = torch.arange(len(index), device=self.device)
+            position = torch.arange(len(view), device=self.device)
             mirror = kind == "crop-flip"
             images = augment.shift_and_mirror(
-                images, position, index, seed=self.seed, epoch=epoch, padding=self.padding, mirror=mirror
+                images, position, view, **key, padding=self.padding, mirror=mirror
             )
         x = self.normalised(images, stage.size)
-        if kind == "random-resized-crop":
-            x = augment.mirror(x, index, seed=self.seed, epoch=epoch)
-        return x
+        return augment.mirror(x, view, **key) if kind == "random-resized-crop" else x
 
     def _decoded(self, split: str, requests: Iterator[Request]) -> Iterator[Decoded]:
         """The answers to the requests, in order, with what was skipped noted."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import WorkerLoader, open_data
@@ -122,7 +123,8 @@ def preflight(
             "distillation: a preflight tries the stages of a curriculum; there is none without data"
         )
     world = experiment.scaling.workers
-    share = experiment.with_overrides({"train.batch_size": max(1, experiment.train.batch_size // world)})
+    batch_size = max(1, experiment.train.batch_size // world)
+    share = experiment.with_overrides({"scaling.workers": 1, "train.batch_size": batch_size})
     device = pick_device(experiment.train.device)
     splits = open_data(experiment.data, seed=experiment.train.seed)
     loop, _ = assemble(share, splits, _Nowhere(), Stopwatch(device))
@@ -196,15 +198,15 @@ def _workers(loop: Loop) -> int | None:
 
 
 def _timed_steps(loop: Loop, plan: Sequence[Step], batches: Sequence[Batch]) -> float:
-    """Seconds of a step, after the first one, which meets the stage's size and compiles."""
+    """Median seconds of a step, but for the first one, which meets the stage's size and compiles."""
     loop.model.train()
-    loop.train_step(plan[0], batches[0], advance=0.0)
-    synchronize(loop.device)
-    start = time.perf_counter()
-    for step, batch in zip(plan[1:], batches[1:], strict=True):
+    seconds = []
+    for step, batch in zip(plan, batches, strict=True):
+        start = time.perf_counter()
         loop.train_step(step, batch, advance=0.0)
-    synchronize(loop.device)
-    return (time.perf_counter() - start) / (len(plan) - 1)
+        synchronize(loop.device)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])
 
 
 class _Nowhere(Reporter):

@@ -7,9 +7,12 @@ equally many steps.
 
 from __future__ import annotations
 
+import torch
+
 from raytrain_speedup.data.batch import Step
+from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.methods.curriculum.budget import Budget
-from raytrain_speedup.methods.pruning.base import EpochPlan
+from raytrain_speedup.methods.pruning import EpochPlan, rank_bounds
 
 
 def epoch_steps(
@@ -26,24 +29,24 @@ def epoch_steps(
     """
     share = budget.last_epoch_share if epoch == len(budget.epoch_ends()) - 1 else 1.0
     shown = min(max(world, round(share * plan.kept)), plan.kept)
-    steps: list[Step] = []
-    start = 0
-    while start < shown:
-        progress = budget.progress(epoch, start / plan.kept)
+    begins: list[tuple[float, Stage]] = []
+    offsets = [0]
+    while offsets[-1] < shown:
+        progress = budget.progress(epoch, offsets[-1] / plan.kept)
         stage = budget.stage_at(progress)
-        stop = min(start + max(world, batch_size * stage.batch_factor // stage.replay), shown)
-        if shown - stop < world:  # too few left to give every rank one: they join this step
-            stop = shown
-        mine = slice(start + (stop - start) * rank // world, start + (stop - start) * (rank + 1) // world)
-        steps.append(
-            Step(
-                len(steps),
-                plan.indices[mine],
-                plan.weights[mine],
-                (stop - start) * stage.replay,
-                float(progress),
-                stage,
-            )
+        stop = min(offsets[-1] + max(world, batch_size * stage.batch_factor // stage.replay), shown)
+        # Too few left to give every rank one join this step.
+        offsets.append(shown if shown - stop < world else stop)
+        begins.append((float(progress), stage))
+    starts, stops = (bound.tolist() for bound in rank_bounds(torch.tensor(offsets), rank, world))
+    return [
+        Step(
+            number,
+            plan.indices[starts[number] : stops[number]],
+            plan.weights[starts[number] : stops[number]],
+            (offsets[number + 1] - offsets[number]) * stage.replay,
+            progress,
+            stage,
         )
-        start = stop
-    return steps
+        for number, (progress, stage) in enumerate(begins)
+    ]

@@ -84,7 +84,10 @@ class SweepPlan(Searcher):
     @property
     def done(self) -> bool:
         """Whether everything was handed out and came back."""
-        return self._confirmed and not self._fixed and not self._running
+        settings = self.sweep.settings
+        # Where nothing is to be confirmed, nobody asks for more after the last trial.
+        confirmed = self._confirmed or (settings.confirm == 0 and self._told >= settings.trials)
+        return confirmed and not self._fixed and not self._running
 
     def suggest(self, trial_id: str) -> Any:
         run = self._next(trial_id)

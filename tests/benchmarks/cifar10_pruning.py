@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--saving", type=float, default=0.25)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     asked = parser.parse_args()
     seeds = range(asked.seeds)
     variants = {
@@ -44,6 +45,7 @@ def main() -> None:
                 "data.test": str(data / "cifar10-test.parquet"),
                 "train.epochs": asked.epochs,
                 "train.eval_every": 0,
+                "train.threads": asked.threads,
             },
         )
         results = side_by_side(base, variants, seeds)

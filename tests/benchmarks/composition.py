@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--epochs", type=float, default=6, help="sample passes of every variant")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     asked = parser.parse_args()
     seeds = range(asked.seeds)
     stages = CURRICULA["efficienttrain++"]().stages(32)
@@ -45,6 +46,7 @@ def main() -> None:
                 "data.test": str(data / "cifar10-test.parquet"),
                 "train.epochs": asked.epochs,
                 "train.eval_every": 0,
+                "train.threads": asked.threads,
             },
         )
         results = side_by_side(base, variants, seeds)

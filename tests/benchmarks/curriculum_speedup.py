@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2_000)
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a stage")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     asked = parser.parse_args()
     data = data_folder()
     with tempfile.TemporaryDirectory() as folder:
@@ -51,6 +52,7 @@ def main() -> None:
                     "data.image_size": 64,
                     "train.epochs": asked.epochs,
                     "train.eval_every": 0,
+                    "train.threads": asked.threads,
                     **overrides,
                 },
             )

@@ -80,6 +80,6 @@ def provenance(seeds: Sequence[int]) -> str:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
     return (
         f"raytrain_speedup {raytrain_speedup.__version__} at {commit.stdout.strip() or 'an unknown commit'}, "
-        f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, Python {platform.python_version()}, "
         f"seeds {', '.join(map(str, seeds))}"
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import FAMILIES, SWIN, VIT
 from torch import Tensor, nn
 
 from raytrain_speedup.models import ModelSettings, build_model, check_sizes, stride_of
@@ -18,27 +18,6 @@ from raytrain_speedup.models.cswin import CSWin
 from raytrain_speedup.models.resize import at_size, change_size, position_tables, resize_rows, size_of
 from raytrain_speedup.settings import UserError
 
-VIT = {"depth": 2, "embed_dim": 48, "num_heads": 3}
-SWIN = {"depths": (2, 2, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 4)}
-CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
-RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}
-PVT = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32), "num_heads": (1, 1, 2, 2)}
-FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "timm/deit_tiny_patch16_224": (VIT, (96, 160, 192, 224)),
-    "timm/deit_small_patch16_224": (VIT, (96, 160, 192, 224)),
-    "timm/swin_tiny_patch4_window7_224": (SWIN, (96, 160, 224)),
-    "timm/swin_small_patch4_window7_224": (SWIN, (96, 160, 224)),
-    "timm/swin_base_patch4_window7_224": (SWIN, (96, 160, 224)),
-    "timm/convnext_tiny": (CONVNEXT, (160, 224)),
-    "timm/convnext_small": (CONVNEXT, (160, 224)),
-    "timm/convnext_base": (CONVNEXT, (160, 224)),
-    "timm/resnet50": (RESNET, (96, 160, 224)),
-    "timm/pvt_v2_b0": (PVT, (96, 160, 224)),
-    # These two can't be made tiny, so their images are.
-    "timm/caformer_s18": ({}, (32, 64, 96)),
-    "torchvision/resnet50": ({}, (32, 64, 96)),
-}
-"""Options that make each network tiny, and the bandwidths of its family's curriculum."""
 DEIT = ModelSettings(name="timm/deit_tiny_patch16_224", options=VIT)
 SWIN_T = ModelSettings(name="timm/swin_tiny_patch4_window7_224", options=SWIN)
 

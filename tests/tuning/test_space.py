@@ -38,7 +38,7 @@ def test_defaults_and_replacements(tmp_path: Path) -> None:
     assert sweep.search_seed not in sweep.settings.seeds
     chosen = sweep.trial({"pruning.prune_ratio": 0.3}, seed=5)
     assert chosen.pruning.method == "infobatch" and chosen.train.seed == 5 and chosen.train.epochs == 7
-    assert sweep.base.pruning.method == "none"
+    assert sweep.base.pruning.method == "infobatch"  # as the recipe says
 
 
 def test_an_experiment_beside_the_file(tmp_path: Path) -> None:

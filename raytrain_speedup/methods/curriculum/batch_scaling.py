@@ -1,4 +1,5 @@
-"""What has to follow when the batch grows: the learning rate and the decay of an averaged model."""
+"""What has to follow when the batch grows: the learning rate. An average of the weights whose decay follows
+progress, as the engine's does, needs no rescaling."""
 
 from __future__ import annotations
 
@@ -13,12 +14,3 @@ def scaled_lr(factor: float, rule: Literal["constant", "sqrt", "linear"]) -> flo
     kin (Malladi et al., 2022, https://arxiv.org/abs/2205.10287).
     """
     return {"constant": 1.0, "sqrt": math.sqrt(factor), "linear": float(factor)}[rule]
-
-
-def rescaled_ema_decay(decay: float, factor: float) -> float:
-    """The decay per step that forgets as much per sample when a batch is `factor` times the base batch.
-
-    One step with the result replaces `factor` steps with `decay` (Busbridge et al., 2023,
-    https://arxiv.org/abs/2307.13813).
-    """
-    return decay**factor

@@ -69,15 +69,6 @@ class Budget:
         position = bisect_right(self._ends, progress) - 1
         return self.stages[min(position, len(self.stages) - 1)]
 
-    def segments(self, epoch: int) -> list[tuple[float, float, Stage]]:
-        """The stages of an epoch: (start, end, stage), from and to which share of a full pass each one lasts.
-
-        They cover [0, 1] without a gap, or [0, `last_epoch_share`] in the last epoch.
-        """
-        shares = (self._passes - epoch).clip(0, 1).tolist()
-        spans = zip(shares, shares[1:], self.stages, strict=False)
-        return [(start, end, stage) for start, end, stage in spans if start < end]
-
     def samples_shown(self) -> list[float]:
         """How many samples each stage shows, replayed and pruned ones included."""
         replay = np.array([stage.replay for stage in self.stages])

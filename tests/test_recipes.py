@@ -1,0 +1,51 @@
+"""Every recipe is one that can run: its network takes every size of its curriculum, without any data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from raytrain_speedup.config import load_experiment, recipes
+from raytrain_speedup.methods.curriculum.budget import Budget
+from raytrain_speedup.models import build_model, check_sizes, stride_of
+
+IMAGENET = {
+    "imagenet1k-resnet50": [96, 160, 224],
+    "imagenet1k-deit_s": [96, 160, 192, 224],
+    "imagenet1k-swin_t": [96, 160, 224],
+    "imagenet1k-convnext_t": [160, 224],
+    "imagenet22k-swin_b": [96, 160, 224],
+    "imagenet22k-convnext_b": [160, 224],
+    "imagenet22k-cswin_b": [96, 160, 224],
+    "imagenet22k-finetune": [],
+}
+
+
+def test_all_of_the_papers_recipes_are_there():
+    assert {name for name in recipes() if name.startswith("imagenet")} == set(IMAGENET)
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_its_network_takes_every_size_of_its_curriculum(name: str):
+    experiment = load_experiment(name)
+    size = experiment.data.image_size or 32
+    model = experiment.model.model_copy(update={"pretrained": None, "weights": None})
+    stages = experiment.curriculum.stages(
+        size, stride=stride_of(model, image_size=size), model=model.name.rpartition("/")[2]
+    )
+    sizes = [stage.size for stage in stages if stage.size is not None]
+    if name in IMAGENET:
+        assert sorted(set(sizes)) == IMAGENET[name]
+        assert len(stages) == (10 if sizes else 1)
+    if not sizes:
+        with torch.device("meta"):
+            build_model(model, num_classes=1000, image_size=size)
+    check_sizes(model, sizes, num_classes=1000, image_size=size)
+
+
+def test_the_budget_shows_as_many_epochs_as_in_the_paper():
+    """454 of them at the compute of 200; replayed samples count as shown."""
+    experiment = load_experiment("imagenet1k-swin_t")
+    stages = experiment.curriculum.stages(224, stride=32)
+    shown = sum(Budget(experiment.train.epochs, 1000, stages).samples_shown()) / 1000
+    assert shown == pytest.approx(454, abs=1)
