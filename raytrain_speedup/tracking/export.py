@@ -33,11 +33,16 @@ def export(run_id: str, out: str | Path, tracking_uri: str | None = None) -> Sch
         out: the file to write.
 
     Raises:
-        UserError: if there is no such run, or if it did not finish.
+        UserError: if there is no such run, if it did not finish, or if it was trained without data.
     """
     client = store.connect(tracking_uri)
     record = find(client, run_id)
     experiment = _experiment(client, record)
+    if experiment.distillation is not None:
+        raise UserError(
+            f"run {record.run_id[:8]}: trained without data; expected a run whose pruning and curriculum make "
+            "a schedule"
+        )
     row = next(row for row in rows(store.records(client, record.experiment)) if _holds(row, record))
     schedule = Schedule(
         version=VERSION,

@@ -34,10 +34,13 @@ class SweepTable:
         title: the sweep's name.
         total: how many runs it has, at most.
         done: how many of them an earlier sitting has finished.
-        settings: run name to the text of its settings.
+        quality: the figure to show beside the cost.
     """
 
-    def __init__(self, console: Console, title: str, *, total: int, done: int = 0) -> None:
+    def __init__(
+        self, console: Console, title: str, *, total: int, done: int = 0, quality: str = "val_accuracy"
+    ) -> None:
+        self.quality = quality
         self.console, self.title, self.total, self.done_before = console, title, total, done
         self.rows: dict[str, _Row] = {}
         self.started = time.monotonic()
@@ -69,7 +72,7 @@ class SweepTable:
         return self.done_before + sum(row.state != "running" for row in self.rows.values())
 
     def _line(self, name: str, row: _Row) -> Text:
-        cells = [f"{self.ended:>3}/{self.total}", f"{name:<20}", row.settings, *_figures(row)]
+        cells = [f"{self.ended:>3}/{self.total}", f"{name:<20}", row.settings, *self._figures(row)]
         text = Text("  ".join(cell for cell in cells if cell))
         text.append(f"  {row.state}", style=COLOURS[row.state])
         return text.append(f": {row.reason}") if row.reason else text
@@ -78,12 +81,19 @@ class SweepTable:
         table = Table(
             title=self._heading(), title_justify="left", title_style="bold", box=None, padding=(0, 2)
         )
-        for column in ("run", "settings", "progress", "val accuracy", "train s", "passes saved"):
+        for column in (
+            "run",
+            "settings",
+            "progress",
+            self.quality.replace("_", " "),
+            "train s",
+            "passes saved",
+        ):
             table.add_column(column, justify="left" if column in ("run", "settings") else "right")
         running = {name: row for name, row in self.rows.items() if row.state == "running"}
         for name, row in list(running.items())[-ROWS_SHOWN:]:
             bar = ProgressBar(total=1.0, completed=row.figures.get("progress", 0.0), width=16)
-            table.add_row(name, row.settings, bar, *_figures(row, units=False))
+            table.add_row(name, row.settings, bar, *self._figures(row, units=False))
         return table
 
     def _heading(self) -> str:
@@ -92,14 +102,13 @@ class SweepTable:
         text = f"{self.title}: {self.ended} of {self.total} runs in {minutes}:{seconds:02d}"
         return text + (f", {failed} failed" if failed else "")
 
-
-def _figures(row: _Row, *, units: bool = True) -> list[str]:
-    shown = {
-        "val_accuracy": ("{:.2f}", " %"),
-        "train_seconds": ("{:.1f}", " s"),
-        "passes_saved": ("{:.0%}", " saved"),
-    }
-    return [
-        form.format(row.figures[key]) + (unit if units else "") if key in row.figures else ""
-        for key, (form, unit) in shown.items()
-    ]
+    def _figures(self, row: _Row, *, units: bool = True) -> list[str]:
+        shown = {
+            self.quality: ("{:.2f}", " %"),
+            "train_seconds": ("{:.1f}", " s"),
+            "passes_saved": ("{:.0%}", " saved"),
+        }
+        return [
+            form.format(row.figures[key]) + (unit if units else "") if key in row.figures else ""
+            for key, (form, unit) in shown.items()
+        ]

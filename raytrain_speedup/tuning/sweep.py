@@ -104,7 +104,13 @@ def sweep(
     into = store.experiment_id(client, name)
     parent, past = _parent(client, loaded, into, name, resume=resume)
     plan = SweepPlan(loaded, past)
-    table = SweepTable(console, loaded.settings.name, total=plan.total, done=len(plan.finished))
+    table = SweepTable(
+        console,
+        loaded.settings.name,
+        total=plan.total,
+        done=len(plan.finished),
+        quality=next(iter(loaded.settings.objectives)),
+    )
     callback = SweepCallback(
         client,
         into=into,
@@ -142,7 +148,7 @@ def _conclude(
     client.log_artifact(parent, str(picture))
     console.print(f"picture      {picture}", highlight=False, soft_wrap=True)
     chosen, schedule = best(rows), None
-    if chosen is not None:
+    if chosen is not None and plan.sweep.base.distillation is None:
         schedule = out / "schedule.yaml"
         exported = export(chosen.run_id, schedule, tracking_uri=client.tracking_uri)
         console.print(f"schedule     {schedule}: {exported.headline()}", highlight=False, soft_wrap=True)
