@@ -26,13 +26,17 @@ Figures = dict[str, Any]
 
 
 def side_by_side(
-    base: Experiment, variants: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
+    base: Experiment,
+    variants: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    seed_keys: Sequence[str] = ("train.seed",),
 ) -> dict[str, list[Figures]]:
     """The final figures of every variant (name: overrides), a list over the seeds each."""
     results: dict[str, list[Figures]] = {name: [] for name in variants}
     for seed in seeds:
         for name, overrides in variants.items():
-            experiment = base.with_overrides({**overrides, "train.seed": seed, "train.checkpoint_every": 0})
+            seeded = dict.fromkeys(seed_keys, seed)
+            experiment = base.with_overrides({**overrides, **seeded, "train.checkpoint_every": 0})
             with tempfile.TemporaryDirectory() as folder:
                 figures = run(experiment, LocalReporter(Path(folder)))
             results[name].append(figures)
