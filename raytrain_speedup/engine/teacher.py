@@ -109,7 +109,7 @@ def _train(network: nn.Module, experiment: Experiment, splits: Splits, reporter:
         channels_last=how.channels_last,
     )
     if how.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     budget = Budget(how.epochs, len(splits.train), [FULL])
     loop = Loop(
         experiment.model_copy(
