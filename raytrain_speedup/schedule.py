@@ -35,6 +35,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
@@ -116,9 +117,19 @@ class Schedule(Settings):
         ends = epochs.epoch_ends()
         return self.pruning.build(num_samples, ends, last_epoch_share=share, seed=seed, device=device)
 
-    def budget(self, epochs: float, num_samples: int, image_size: int, *, stride: int = 4) -> Budget:
-        """What the compute of `epochs` full passes buys under the curriculum; see `stages`."""
-        return Budget(epochs, num_samples, self.stages(image_size, stride=stride))
+    def budget(
+        self, epochs: float, num_samples: int, image_size: int, *, stride: int = 4, replay: bool = False
+    ) -> Budget:
+        """What the compute of `epochs` full passes buys under the curriculum; see `stages`.
+
+        Args:
+            replay: whether the loop shows samples again where a stage says so (`ReplayBuffer`); else every
+                sample is read when it is shown, and the same compute makes more passes.
+        """
+        stages = self.stages(image_size, stride=stride)
+        if not replay:
+            stages = [replace(stage, replay=1) for stage in stages]
+        return Budget(epochs, num_samples, stages)
 
     def stages(self, image_size: int, *, stride: int = 4) -> Sequence[Stage]:
         """The curriculum's stages for images of side `image_size`; sizes are multiples of `stride`."""

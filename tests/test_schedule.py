@@ -89,11 +89,12 @@ def test_a_plain_loop_uses_it(file: Path) -> None:
 
 def test_a_plain_loop_uses_its_curriculum(tmp_path: Path) -> None:
     """What the module's docstring shows: sizes rise, and both methods save."""
-    made = make({"method": "infobatch", "prune_ratio": 0.5}, {"method": "efficienttrain++"})
+    made = make({"method": "infobatch", "prune_ratio": 0.5}, {"method": "efficienttrain++", "max_replay": 4})
     schedule = load_schedule(save_schedule(made, tmp_path / "s.yaml"))
     images, target = torch.randint(256, (256, 3, 32, 32), dtype=torch.uint8), torch.randint(2, (256,))
     model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
     budget = schedule.budget(6, len(images), 32)
+    assert budget.num_epochs > schedule.budget(6, len(images), 32, replay=True).num_epochs
     pruner = schedule.pruner(len(images), budget)
     sizes, spent = [], 0.0
     for epoch in range(len(budget.epoch_ends())):

@@ -120,7 +120,8 @@ def preflight(
     """
     if experiment.distillation is not None:
         raise UserError(
-            "distillation: a preflight tries the stages of a curriculum; there is none without data"
+            "distillation: a preflight tries the stages of a curriculum, which needs data; expected an "
+            "experiment without this section"
         )
     world = experiment.scaling.workers
     batch_size = max(1, experiment.train.batch_size // world)

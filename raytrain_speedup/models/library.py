@@ -92,12 +92,12 @@ def published_classes(family: str, name: str, weights: str) -> int:
     import timm
 
     try:
-        config = timm.get_pretrained_cfg(f"{name}.{weights}")
-    except RuntimeError:  # timm's word for a tag that it does not know
-        config = None
-    if config is None:
+        published = timm.get_pretrained_cfg(f"{name}.{weights}")
+    except RuntimeError:
+        published = None
+    if published is None:
         raise UserError(f"model.weights: timm/{name} has no {weights!r}")
-    return config.num_classes
+    return published.num_classes
 
 
 def torchvision_weights(name: str, weights: str) -> Mapping[str, Any]:

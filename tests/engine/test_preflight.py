@@ -19,7 +19,7 @@ from engine_runs import VIT, tiny
 from PIL import Image
 from rich.console import Console
 
-from raytrain_speedup.config import Experiment
+from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine.preflight import Preflight, StageCheck, preflight
 from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.settings import UserError
@@ -182,6 +182,11 @@ def test_a_model_that_cannot_take_a_size_is_refused_in_seconds():
     ):
         preflight(tiny(keys))
     assert time.perf_counter() - start < 10
+
+
+def test_what_has_no_stages_is_refused_before_a_teacher_is_trained():
+    with pytest.raises(UserError, match="distillation: a preflight tries the stages of a curriculum"):
+        preflight(load_experiment("digits-dfkd"))
 
 
 def test_a_stage_whose_batch_cannot_be_held_is_told_in_words():

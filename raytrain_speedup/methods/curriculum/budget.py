@@ -47,6 +47,8 @@ class Budget:
         # To 1e-9 of an epoch, or a budget of 200 would be rounded up to 201 epochs for one bit too many.
         self._passes: FloatArray = np.concatenate([[0.0], passes.round(9)])
         self.num_epochs = float(self._passes[-1])
+        whole = np.arange(1, math.ceil(self.num_epochs) + 1)
+        self._epoch_ends: list[float] = np.interp(whole, self._passes, self._ends).tolist()
         self.last_epoch_share = self.num_epochs - (math.ceil(self.num_epochs) - 1)
 
     @overload
@@ -60,9 +62,7 @@ class Budget:
 
     def epoch_ends(self) -> list[float]:
         """The progress at the end of each epoch; the last one is 1."""
-        passes = np.arange(1, math.ceil(self.num_epochs) + 1)
-        ends: list[float] = np.interp(passes, self._passes, self._ends).tolist()
-        return ends
+        return self._epoch_ends
 
     def stage_at(self, progress: float) -> Stage:
         """The stage of a step that begins at `progress`."""
