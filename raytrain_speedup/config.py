@@ -135,10 +135,13 @@ class TeacherSettings(Settings):
     """The network that distillation learns from: trained before, or first of all on the data set."""
 
     model: ModelSettings = Field(
-        description="the teacher; `pretrained` names its file, such as a run's model.pt, `weights` published ones"
+        description="the teacher, by the keys of `model`; `pretrained` names its file, such as a run's "
+        "model.pt, `weights` published ones; either is taken as it is, classifier included"
     )
     train: TrainSettings | None = Field(
-        None, description="how to train it first, on the data set, where it has neither file nor weights"
+        None,
+        description="how to train it first, on the data set, by the keys of `train`, where it has neither file "
+        "nor weights",
     )
 
     @model_validator(mode="after")

@@ -76,13 +76,21 @@ def _registry_keys(section: str, registry: Mapping[str, type[BaseModel]]) -> Ite
 
 
 def _section_keys(section: str, settings: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
+    """The keys of a section and of those inside it, but for those that are sections of the experiment too."""
+    told_elsewhere = {_settings_class(field.annotation) for field in Experiment.model_fields.values()}
     for name, field in settings.model_fields.items():
         choices = get_args(field.annotation)
         texts = [choice for choice in choices if isinstance(choice, str)]
         meaning = field.description or ""
         if len(texts) > 1:
             meaning += f" ({', '.join(texts)})"
-        yield f"{section}.{name}", _default(field), meaning
+        inner = _settings_class(field.annotation)
+        if inner is None:
+            yield f"{section}.{name}", _default(field), meaning
+        else:
+            yield f"{section}.{name}", "" if field.default is not PydanticUndefined else "required", meaning
+            if inner not in told_elsewhere:
+                yield from _section_keys(f"{section}.{name}", inner)
 
 
 def _default(field: Any) -> str:

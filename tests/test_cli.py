@@ -66,6 +66,16 @@ def test_a_mistake_is_one_message_and_exit_code_2(arguments, expected, monkeypat
     assert "Traceback" not in printed.err + printed.out
 
 
+def test_a_teacher_that_cannot_teach_is_one_message_and_exit_code_2(tmp_path: Path):
+    """Found out by the run itself, behind the launch."""
+    vit = ["teacher.model.name=timm/vit_tiny_patch16_224", "teacher.model.options={patch_size: 4, depth: 1}"]
+    with program("train", "digits-dfkd", *QUICK, *vit, "teacher.train.epochs=1", folder=tmp_path) as run:
+        printed, told = run.communicate(timeout=120)
+    assert run.returncode == 2
+    assert "teacher: VisionTransformer has no batch-norm layers with running statistics" in told
+    assert "Traceback" not in told + printed
+
+
 def test_a_message_is_printed_as_it_is(monkeypatch, capsys):
     """Brackets are no markup, and long lines stay whole, so that they can be searched for."""
     text = "data.mean: [0.1, 0.2] has [/b] values; expected [red]3[/red]" + " and" * 40

@@ -12,13 +12,14 @@ from engine_runs import CALLS, CPU, STEPS, WARMUP, Diary, distilled, same, train
 from PIL import Image
 from torch import Tensor, nn
 
-from raytrain_speedup.config import Experiment
+from raytrain_speedup.config import Experiment, load_experiment, recipes
 from raytrain_speedup.engine.alarm import NonFinite
 from raytrain_speedup.engine.checkpoint import read_own, read_shared
 from raytrain_speedup.engine.loop import Loop, Stopped
 from raytrain_speedup.engine.pool_loader import PoolLoader
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.methods.distillation import SYNTHESIZERS
+from raytrain_speedup.models import build_model, published_classes, without_weights
 from raytrain_speedup.settings import UserError
 
 TEACHER_STEPS = 4
@@ -299,3 +300,41 @@ def test_a_teacher_without_batch_norm_is_refused_before_the_first_step(tmp_path:
 def test_a_teachers_batch_has_to_split_among_the_workers():
     with pytest.raises(UserError, match=r"teacher.train.batch_size: 65 does not split into 2 workers"):
         distilled({"teacher.train.batch_size": 65, "scaling.workers": 2})
+
+
+# --- the recipes -----------------------------------------------------------------------------------------
+
+PAIRS = {  # recipe: channels, side in pixels, classes
+    "digits-dfkd": (1, 16, 10),
+    "cifar10-wrn40_2-wrn16_1": (3, 32, 10),
+    "cifar100-resnet34-resnet18": (3, 32, 100),
+    "imagenet-resnet50-mobilenetv2": (3, 224, 1000),
+}
+
+
+def test_every_recipe_without_data_is_tried():
+    assert set(PAIRS) == {name for name in recipes() if load_experiment(name).distillation is not None}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_teacher_and_student_of_a_recipe_fit_its_synthesis(name: str):
+    channels, side, classes = PAIRS[name]
+    experiment = load_experiment(name)
+    assert experiment.teacher is not None and experiment.distillation is not None
+    networks = [
+        build_model(without_weights(model), num_classes=classes, in_channels=channels, image_size=side)
+        for model in (experiment.teacher.model, experiment.model)
+    ]
+    synthesizer = experiment.distillation.build(
+        *networks,
+        num_classes=classes,
+        image_size=side,
+        channels=channels,
+        seed=0,
+        device=CPU,
+        normalise=(experiment.data.mean, experiment.data.std),
+    )
+    z = torch.randn(2, *synthesizer.generator.latent_shape)
+    assert synthesizer.generator(z).shape == (2, channels, side, side)
+    if experiment.teacher.model.weights is not None:
+        assert published_classes(experiment.teacher.model) == classes

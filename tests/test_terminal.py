@@ -1,0 +1,65 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+from rich.console import Console
+
+from raytrain_speedup.terminal import TrainProgress, summary
+
+
+def shown(progress: TrainProgress) -> str:
+    """The last state of the bar, without colours."""
+    with progress.console.capture() as capture:
+        progress._bar.refresh()
+        progress.console.print(progress._bar.get_renderable())
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capture.get()).strip().splitlines()[-1]
+
+
+def step(epoch: int, share: float, **more: Any) -> dict[str, Any]:
+    return {"epoch": epoch, "epochs": 4, "progress": share, "samples_shown": 1000 * share, **more}
+
+
+def test_the_bar_says_whose_training_it_is():
+    progress = TrainProgress(Console(file=io.StringIO(), force_terminal=True, width=160), "digits-dfkd")
+    progress("progress", step(1, 0.1, of="teacher"))
+    progress("progress", step(4, 0.9, of="teacher"))
+    line = shown(progress)
+    assert "teacher epoch 4/4" in line
+    assert "90%" in line
+    assert "kept" not in line
+    progress("progress", step(1, 0.1))
+    assert "left" not in shown(progress), "the teacher's pace says nothing of the student's"
+    progress("progress", step(1, 0.2))
+    line = shown(progress)
+    assert "teacher" not in line
+    assert re.search(r"epoch 1/4 · [\d,]+ samples/s · 0:00 left · 100% kept", line)
+
+
+def test_the_summary_of_a_run_without_data():
+    figures = {
+        "accuracy": 98.9,
+        "teacher_accuracy": 99.7,
+        "val_agreement": 93.1,
+        "train_seconds": 110.2,
+        "synthesis_seconds": 57.1,
+        "teacher_seconds": 14.7,
+        "pool_images": 2400,
+        "passes_saved": 0.0,
+    }
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(summary(figures))
+    text = console.export_text()
+    for label, value in (
+        ("test accuracy", "98.90 %"),
+        ("teacher's test accuracy", "99.70 %"),
+        ("agreement with the teacher", "93.10 %"),
+        ("preparing the teacher", "14.7 s"),
+        ("of it, synthesis", "57.1 s"),
+        ("synthetic images", "2,400"),
+    ):
+        assert re.search(rf"{label}\W+{re.escape(value)}", text), label
+    assert "sample passes saved" not in text
