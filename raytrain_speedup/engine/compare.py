@@ -78,7 +78,8 @@ def compare(
     """
     _check(runs, baselines, metric)
     method, baseline = _by_seed(runs, metric), _by_seed(baselines, metric)
-    difference, interval = difference_interval(method, baseline, confidence=confidence)
+    grain = 100 / min(run.get("test_samples", math.inf) for run in (*runs, *baselines))
+    difference, interval = difference_interval(method, baseline, confidence=confidence, grain=grain)
     enough = min(len(method), len(baseline)) >= SEEDS_NEEDED
     return Comparison(
         seeds=tuple(method),
@@ -95,12 +96,20 @@ def compare(
 
 
 def difference_interval(
-    method: Mapping[int, float], baseline: Mapping[int, float], *, confidence: float = 0.95
+    method: Mapping[int, float],
+    baseline: Mapping[int, float],
+    *,
+    confidence: float = 0.95,
+    grain: float = 0.0,
 ) -> tuple[float, tuple[float, float] | None]:
     """Difference of the means (method - baseline) and its bounds, from one figure per seed.
 
     Paired by seed if both sides ran the same seeds (a seed fixes the initialisation, which moves both sides
-    alike), Welch's unequal variances otherwise. A figure without any spread has bounds of no width.
+    alike), Welch's unequal variances otherwise.
+
+    Args:
+        grain: what one test sample is worth. A few seeds may lose the same number of samples by chance; that
+            is no certainty, so the standard error is not taken below that of rounding to the grain.
     """
     values, others = list(method.values()), list(baseline.values())
     difference = fmean(values) - fmean(others)
@@ -113,7 +122,8 @@ def difference_interval(
         parts = [variance(side) / len(side) for side in (values, others)]
         error = math.sqrt(sum(parts))
         freedom = _welch_freedom(parts, (len(values), len(others)))
-    half = float(stdtrit(freedom, confidence)) * error
+    rounding = grain * math.sqrt((1 / len(values) + 1 / len(others)) / 12)
+    half = float(stdtrit(freedom, confidence)) * max(error, rounding)
     return difference, (difference - half, difference + half)
 
 

@@ -108,6 +108,7 @@ def _final_figures(loop: Loop, passes: float) -> dict[str, Any]:
         "wall_seconds": sum(loop.watch.state_dict().values()),
         "passes_saved": 1 - loop.samples_shown / passes,
         "peak_memory_bytes": peak_memory(loop.device),
+        "test_samples": len(loop.loader.splits.test),
         "samples_skipped": sum(skipped.count for skipped in loop.loader.skipped.values()),
         "seed": experiment.train.seed,
         **comparison_keys(loop.identity, reporter.world),

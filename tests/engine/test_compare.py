@@ -140,3 +140,13 @@ def test_not_comparable(runs: list[dict], baselines: list[dict], reason: str) ->
 
 def test_uncounted_flops_give_no_ratio() -> None:
     assert compare([run(train_flops=0.0)], [run()]).flops_ratio is None
+
+
+def test_equal_losses_of_few_seeds_are_no_certainty() -> None:
+    """Three seeds that each lose 3 of 359 test images: the interval is at least as wide as the grain allows."""
+    baselines = [run(seed=seed, accuracy=99.0 + seed / 10, test_samples=359) for seed in range(3)]
+    worse = [run(seed=seed, accuracy=99.0 + seed / 10 - 0.84, test_samples=359) for seed in range(3)]
+    found = compare(worse, baselines, margin=1.0)
+    assert found.interval is not None
+    assert found.interval[0] < -1.0 < found.interval[1]
+    assert found.verdict == "not yet known"
