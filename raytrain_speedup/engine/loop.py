@@ -102,6 +102,7 @@ class Loop:
         )
         self.lr_rule = experiment.curriculum.lr_rule
         self.full_size = loader.size
+        self._warm: set[torch.Size] = set()  # input shapes that the warm-up has met
         self._wrap()
         self.alarm = LossAlarm(self.device)
         self.epoch = 0
@@ -118,15 +119,21 @@ class Loop:
     # --- the run ---------------------------------------------------------------------------------------
 
     def _wrap(self) -> None:
-        """Compile the model and put it behind DDP; again whenever its parameters change their shapes."""
+        """Put the model behind DDP and compile it; again whenever its parameters change their shapes."""
         self.parallel = None
-        self.forward: Callable[[Tensor], Tensor] = self.model
+        self.eager: Callable[[Tensor], Tensor] = self.model
         if self.reporter.world > 1:
             on_gpu = self.device.type == "cuda"
             self.parallel = DistributedDataParallel(self.model, device_ids=[self.device] if on_gpu else None)
-            self.forward = self.parallel
-        if self.train.compile:
-            self.forward = torch.compile(self.forward)
+            self.eager = self.parallel
+        # A static graph per stage. Left to itself, torch would make sizes symbolic at the second stage.
+        self.compiled = torch.compile(self.eager, dynamic=False) if self.train.compile else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The model on a batch: compiled for the shapes of the warm-up. The remainder of an epoch, which
+        pruning makes another one every time, is not worth a compilation."""
+        use = self.compiled if self.compiled is not None and inputs.shape in self._warm else self.eager
+        return use(inputs)
 
     def warm_up(self, stages: Sequence[Stage]) -> None:
         """A forward and a backward pass of every stage, so that decoding the set, starting its processes,
@@ -144,6 +151,7 @@ class Loop:
             if self.parallel is not None and size_of(self.model) not in (None, size):
                 continue
             with at_size(self.model, size), within_memory(len(batch["inputs"]), size):
+                self._warm.add(batch["inputs"].shape)
                 with self.autocast:
                     output = self.forward(batch["inputs"])
                 self.task.losses(output, batch["target"]).sum().backward()
