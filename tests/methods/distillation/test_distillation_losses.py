@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from raytrain_speedup.methods.distillation import losses
+
+quick = settings(max_examples=25, deadline=None)  # a busy machine is no failure
 
 
 def logits(*shape: int, seed: int = 0) -> Tensor:
@@ -20,6 +22,7 @@ def logits(*shape: int, seed: int = 0) -> Tensor:
 seeds = st.integers(0, 2**31)
 
 
+@quick
 @given(seeds, seeds)
 def test_divergence_is_kl_and_vanishes_only_between_equals(one: int, other: int) -> None:
     teacher, student = logits(6, 5, seed=one), logits(6, 5, seed=other)
@@ -46,6 +49,7 @@ def test_only_agreeing_samples_are_made_harder() -> None:
     torch.testing.assert_close(losses.decision_adversarial_loss(teacher, student), expected)
 
 
+@quick
 @given(seeds, st.integers(2, 8))
 def test_balance_is_the_negative_entropy_of_the_mean_prediction(seed: int, classes: int) -> None:
     value = losses.balance_loss(logits(16, classes, seed=seed))
@@ -54,6 +58,7 @@ def test_balance_is_the_negative_entropy_of_the_mean_prediction(seed: int, class
     torch.testing.assert_close(losses.balance_loss(even).item(), -math.log(classes))
 
 
+@quick
 @given(seeds, seeds)
 def test_the_competition_loss_lies_in_0_1_and_is_1_for_equals(one: int, other: int) -> None:
     teacher, student = logits(6, 5, seed=one), logits(6, 5, seed=other)
