@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A busy machine is no failure, and a test that fails here fails everywhere.
+hypothesis.settings.register_profile("speedup", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("speedup")
 
 
 @pytest.fixture(scope="session")
