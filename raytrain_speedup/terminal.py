@@ -83,7 +83,7 @@ def epoch_line(figures: Figures) -> str:
     """One finished epoch in a line."""
     parts = [
         f"epoch {figures['epoch']:>3}",
-        f"progress {figures['progress']:4.0%}",
+        f"{figures['progress']:4.0%}",
         f"loss {figures['train_loss']:.4f}",
         f"kept {figures['kept_share']:4.0%}",
         f"{figures['samples_per_second']:,.0f} samples/s",
@@ -113,13 +113,14 @@ def summary(figures: Figures) -> Table:
         "samples shown": ("samples_shown", "{:,.0f}"),
         "sample passes saved": ("passes_saved", "{:.1%}"),
         "training FLOPs": ("train_flops", "{:.3g}"),
-        "peak memory": ("peak_memory_bytes", "{:,.0f} bytes"),
+        "peak memory": ("peak_memory_bytes", "{:.2f} GiB"),
         "samples skipped": ("samples_skipped", "{:.0f}"),
         "hardware": ("hardware", "{}"),
     }
     for label, (name, form) in rows.items():
         if figures.get(name):
-            table.add_row(label, form.format(figures[name]))
+            in_bytes = name == "peak_memory_bytes"
+            table.add_row(label, form.format(float(figures[name]) / 2**30 if in_bytes else figures[name]))
     return table
 
 

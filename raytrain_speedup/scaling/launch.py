@@ -8,6 +8,7 @@ is lost.
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ def _refuse_other_kind(folder: Path, others: str, experiment: Experiment) -> Non
 
 def _launch_here(experiment: Experiment, folder: Path, listener: Listener) -> dict[str, Any]:
     reporter = LocalReporter(folder, listener)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it announces its local mode
 
     def train_here() -> dict[str, Any]:
         return run(experiment, reporter)
