@@ -13,9 +13,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from side_by_side import data_folder, first_rows, middle, provenance, ratios, side_by_side, spread
-
-from raytrain_speedup.config import load_experiment
+from side_by_side import middle, provenance, ratios, side_by_side, small_cifar10, spread
 
 
 def main() -> None:
@@ -34,20 +32,9 @@ def main() -> None:
         "InfoBatch": {"pruning.method": "infobatch", "pruning.saving": asked.saving},
         "InfoBatch r = .5": {"pruning.method": "infobatch"},
     }
-    data = data_folder()
+    keys = {"train.epochs": asked.epochs, "train.threads": asked.threads}
     with tempfile.TemporaryDirectory() as folder:
-        base = load_experiment(
-            "cifar10-resnet8-cpu",
-            {
-                "data.train": str(
-                    first_rows(data / "cifar10-train.parquet", asked.rows, Path(folder) / "train.parquet")
-                ),
-                "data.test": str(data / "cifar10-test.parquet"),
-                "train.epochs": asked.epochs,
-                "train.eval_every": 0,
-                "train.threads": asked.threads,
-            },
-        )
+        base = small_cifar10(Path(folder), asked.rows, keys)
         results = side_by_side(base, variants, seeds)
     print("\n| method | test accuracy | passes saved | time saved | time saved / passes saved |")
     print("|---|--:|--:|--:|--:|")

@@ -13,9 +13,8 @@ import tempfile
 from pathlib import Path
 from statistics import mean
 
-from side_by_side import data_folder, first_rows, middle, provenance, ratios, side_by_side, spread
+from side_by_side import middle, provenance, ratios, side_by_side, small_cifar10, spread
 
-from raytrain_speedup.config import load_experiment
 from raytrain_speedup.methods.curriculum import CURRICULA
 
 
@@ -35,20 +34,9 @@ def main() -> None:
     curriculum = {"curriculum.method": "efficienttrain++", "train.epochs": asked.epochs / passes}
     pruning = {"pruning.method": "infobatch", "pruning.saving": 0.25}
     variants = {"none": {}, "pruning": pruning, "curriculum": curriculum, "both": {**pruning, **curriculum}}
-    data = data_folder()
+    keys = {"train.epochs": asked.epochs, "train.threads": asked.threads}
     with tempfile.TemporaryDirectory() as folder:
-        base = load_experiment(
-            "cifar10-resnet8-cpu",
-            {
-                "data.train": str(
-                    first_rows(data / "cifar10-train.parquet", asked.rows, Path(folder) / "train.parquet")
-                ),
-                "data.test": str(data / "cifar10-test.parquet"),
-                "train.epochs": asked.epochs,
-                "train.eval_every": 0,
-                "train.threads": asked.threads,
-            },
-        )
+        base = small_cifar10(Path(folder), asked.rows, keys)
         results = side_by_side(base, variants, seeds)
     print("\n| method | test accuracy | compute spent | training time |\n|---|--:|--:|--:|")
     spent = {}

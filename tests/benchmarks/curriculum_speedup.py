@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from side_by_side import data_folder, first_rows, provenance, side_by_side
+from side_by_side import provenance, side_by_side, small_cifar10
 
-from raytrain_speedup.config import Experiment, load_experiment
+from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.measure import training_flops
 from raytrain_speedup.engine.preflight import preflight
 from raytrain_speedup.models import build_model
@@ -40,22 +40,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a stage")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     asked = parser.parse_args()
-    data = data_folder()
+    size = {"data.image_size": 64, "train.epochs": asked.epochs, "train.threads": asked.threads}
     with tempfile.TemporaryDirectory() as folder:
-        rows = first_rows(data / "cifar10-train.parquet", asked.rows, Path(folder) / "train.parquet")
         for name, overrides in MODELS.items():
-            base = load_experiment(
-                "cifar10-resnet8-cpu",
-                {
-                    "data.train": str(rows),
-                    "data.test": str(rows),
-                    "data.image_size": 64,
-                    "train.epochs": asked.epochs,
-                    "train.eval_every": 0,
-                    "train.threads": asked.threads,
-                    **overrides,
-                },
-            )
+            base = small_cifar10(Path(folder), asked.rows, {**size, **overrides})
             stages(name, base, asked.steps)
             whole_run(name, base)
     print(f"\n{asked.rows} images, {asked.epochs:g} epochs of compute, batch 128. {provenance([0])}")

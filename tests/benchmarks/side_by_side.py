@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 import raytrain_speedup
-from raytrain_speedup.config import Experiment
+from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.run import run
 
@@ -67,6 +67,16 @@ def first_rows(source: Path, rows: int, target: Path) -> Path:
     """A parquet file of the first rows of another, for a smaller budget."""
     pq.write_table(pq.read_table(source).slice(0, rows), target)
     return target
+
+
+def small_cifar10(folder: Path, rows: int, keys: Mapping[str, Any]) -> Experiment:
+    """ResNet-8 on the first `rows` images of CIFAR-10, evaluated at the end alone; `keys` are overrides."""
+    data = data_folder()
+    files = {
+        "data.train": str(first_rows(data / "cifar10-train.parquet", rows, folder / "train.parquet")),
+        "data.test": str(data / "cifar10-test.parquet"),
+    }
+    return load_experiment("cifar10-resnet8-cpu", {**files, "train.eval_every": 0, **keys})
 
 
 def data_folder() -> Path:
