@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 # A busy machine is no failure, and a test that fails here fails everywhere.
 hypothesis.settings.register_profile("speedup", deadline=None, derandomize=True)
@@ -16,8 +19,30 @@ hypothesis.settings.load_profile("speedup")
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets beside the repository, or the one that SPEEDUP_DATA names."""
-    beside = Path(__file__).parents[2] / "shared" / "data"
+    beside = ROOT.parent / "shared" / "data"
     folder = Path(os.environ.get("SPEEDUP_DATA", beside))
     if not folder.is_dir():
         pytest.skip(f"needs the real data sets in {folder} (or where SPEEDUP_DATA says)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray session for all tests: two CPUs, and a dashboard, whose state API frees the resources of worker
+    groups that were killed."""
+    import ray
+
+    from raytrain_speedup.scaling.cluster import start_local
+
+    before = dict(os.environ)
+    # Ray's processes import the package and the tests' trainables by name, from wherever pytest was started.
+    here = [str(ROOT), str(ROOT / "tests" / "tuning"), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, here))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Workers that yield to every other process, Ray's default, would take minutes on a busy machine.
+    os.environ["RAY_worker_niceness"] = "0"
+    start_local(num_cpus=2, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
