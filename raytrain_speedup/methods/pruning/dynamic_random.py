@@ -6,11 +6,9 @@ look at the losses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from raytrain_speedup.methods.pruning import draw
@@ -29,24 +27,8 @@ class DynamicRandomSettings(ScheduledSettings):
 
     method: Literal["random"] = Field("random", description="Dynamic random pruning.")
 
-    def build(
-        self,
-        num_samples: int,
-        epoch_ends: Sequence[float],
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        last_epoch_share: float = 1.0,
-    ) -> DynamicRandom:
-        """See `PrunerSettings.build`."""
-        return DynamicRandom(
-            num_samples,
-            epoch_ends,
-            seed=seed,
-            device=device,
-            last_epoch_share=last_epoch_share,
-            **self.model_dump(),
-        )
+    def _pruner(self) -> type[DynamicRandom]:
+        return DynamicRandom
 
 
 class DynamicRandom(ScheduledPruner):

@@ -84,24 +84,8 @@ class InfoBatchSettings(ScheduledSettings):
             raise ValueError(f"keep {self.keep} must be shares above 0, at most 1")
         return self
 
-    def build(
-        self,
-        num_samples: int,
-        epoch_ends: Sequence[float],
-        *,
-        seed: int,
-        device: torch.device | str = "cpu",
-        last_epoch_share: float = 1.0,
-    ) -> InfoBatch:
-        """See `PrunerSettings.build`."""
-        return InfoBatch(
-            num_samples,
-            epoch_ends,
-            seed=seed,
-            device=device,
-            last_epoch_share=last_epoch_share,
-            **self.model_dump(),
-        )
+    def _pruner(self) -> type[InfoBatch]:
+        return InfoBatch
 
 
 def mean_threshold(values: NDArray[np.float32]) -> np.float32:

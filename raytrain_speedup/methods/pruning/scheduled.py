@@ -79,6 +79,29 @@ class ScheduledSettings(PrunerSettings):
         if self.prune_ratio is None and self.saving is None:
             raise ValueError("prune_ratio and saving are both null; expected one of them")
 
+    def build(
+        self,
+        num_samples: int,
+        epoch_ends: Sequence[float],
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        last_epoch_share: float = 1.0,
+    ) -> ScheduledPruner:
+        """See `PrunerSettings.build`."""
+        return self._pruner()(
+            num_samples,
+            epoch_ends,
+            seed=seed,
+            device=device,
+            last_epoch_share=last_epoch_share,
+            **self.model_dump(),
+        )
+
+    def _pruner(self) -> type[ScheduledPruner]:
+        """The method's pruner."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Timetable:
