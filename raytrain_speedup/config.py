@@ -189,6 +189,17 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def _pixels_keep_their_classes(self) -> Experiment:
+        taught = self.teacher.train if self.teacher is not None else None
+        for section, train in (("train", self.train), ("teacher.train", taught)):
+            if self.task.dense and train is not None and train.cutmix:
+                raise ValueError(
+                    f"{section}.cutmix: {train.cutmix:g} is not allowed; expected 0 in {self.task.kind}, whose "
+                    "masks would not be cut with the images (mixup is)"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _batches_split_evenly(self) -> Experiment:
         taught = self.teacher.train if self.teacher is not None else None
         for section, train in (("train", self.train), ("teacher.train", taught)):

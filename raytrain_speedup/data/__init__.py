@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from raytrain_speedup.data.base import (
+    VOID,
     CorruptSample,
     Dataset,
     DataSettings,
@@ -25,6 +26,7 @@ from raytrain_speedup.data.device_loader import DeviceLoader
 from raytrain_speedup.data.digits import DigitsSettings
 from raytrain_speedup.data.imagefolder import ImageFolderSettings
 from raytrain_speedup.data.loader import Loader
+from raytrain_speedup.data.masks import MaskFolderSettings, ParquetMasksSettings
 from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.data.split import balanced_split
 from raytrain_speedup.data.worker_loader import WorkerLoader
@@ -33,6 +35,7 @@ from raytrain_speedup.settings import UserError
 
 __all__ = [
     "SOURCES",
+    "VOID",
     "Batch",
     "DataSettings",
     "Loader",
@@ -49,6 +52,8 @@ SOURCES: Mapping[str, type[DataSettings]] = {
     "cifar100": Cifar100Settings,
     "parquet": ParquetSettings,
     "imagefolder": ImageFolderSettings,
+    "parquet-masks": ParquetMasksSettings,
+    "maskfolder": MaskFolderSettings,
 }
 
 
@@ -119,7 +124,7 @@ def build_loader(
 def _fits(splits: Splits, settings: DataSettings) -> bool:
     """Whether the decoded sets fit the limit, and whether decoding once to one size loses nothing."""
     samples = len(splits.train) + len(splits.val) + len(splits.test)
-    size = samples * splits.image_size**2 * splits.channels
+    size = samples * splits.image_size**2 * (splits.channels + splits.dense)
     whole = splits.train.fixed_size() == (splits.image_size, splits.image_size)
     crops = settings.augment == "random-resized-crop"
     return size <= settings.memory_limit_gb * 1e9 and (whole or not crops)

@@ -8,6 +8,7 @@ in any batch and from any loader. What only moves pixels works on uint8 (b, H, W
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -96,15 +97,17 @@ def random_boxes(
     return torch.stack([left, top, wide, high])
 
 
-def crop_and_resize(images: Tensor, boxes: Tensor) -> Tensor:
-    """Bilinear enlargement of one box of each image to the whole: (b, C, H, W) float, boxes (4, b) int64."""
+def crop_and_resize(
+    images: Tensor, boxes: Tensor, mode: Literal["bilinear", "nearest"] = "bilinear"
+) -> Tensor:
+    """Enlargement of one box of each image to the whole: (b, C, H, W) float, boxes (4, b) int64."""
     height, width = images.shape[2:]
     left, top, wide, high = boxes.to(images.dtype)
     theta = images.new_zeros(len(images), 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = wide / width, (2 * left + wide) / width - 1
     theta[:, 1, 1], theta[:, 1, 2] = high / height, (2 * top + high) / height - 1
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
 def mirror(x: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:

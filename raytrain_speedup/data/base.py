@@ -21,6 +21,9 @@ Buffer = bytes | memoryview
 T = TypeVar("T")
 Augment = Literal["none", "crop", "crop-flip", "random-resized-crop"]
 
+VOID = 255
+"""The class of a pixel that belongs to none: it is neither learnt from nor judged."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -46,10 +49,12 @@ class Source(ABC):
     """The samples of one split, read one at a time by position. Can be sent to another process.
 
     Attributes:
-        targets: (N,) int64, the class of every sample.
+        targets: (N,) int64, the class of every sample; zeros where every pixel has its own.
+        dense: whether every pixel has a class of its own: then `mask` says which.
     """
 
     targets: np.ndarray
+    dense: bool = False
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -73,6 +78,14 @@ class Source(ABC):
             CorruptSample: if it cannot be read.
         """
         return None
+
+    def mask(self, index: int) -> np.ndarray:
+        """The class of every pixel of a dense source, (H, W) uint8, `VOID` where there is none.
+
+        Raises:
+            CorruptSample: if it cannot be read, or holds anything that is no class.
+        """
+        raise NotImplementedError
 
     def fixed_size(self) -> tuple[int, int] | None:
         """(H, W) if every image is known to have that size, else None."""
@@ -103,13 +116,16 @@ class Subset(Source):
 
     def __init__(self, source: Source, positions: np.ndarray) -> None:
         self.source, self.positions = source, positions
-        self.targets = source.targets[positions]
+        self.targets, self.dense = source.targets[positions], source.dense
 
     def decode(self, index: int) -> np.ndarray:
         return self._renumbered(self.source.decode, index)
 
     def encoded(self, index: int) -> Buffer | None:
         return self._renumbered(self.source.encoded, index)
+
+    def mask(self, index: int) -> np.ndarray:
+        return self._renumbered(self.source.mask, index)
 
     def _renumbered(self, read: Callable[[int], T], index: int) -> T:
         try:
@@ -144,6 +160,11 @@ class Splits:
     image_size: int
     class_names: tuple[str, ...]
     fingerprint: str
+
+    @property
+    def dense(self) -> bool:
+        """Whether every pixel has a class, rather than every image."""
+        return self.train.dense
 
 
 class DataSettings(Settings):
@@ -185,6 +206,10 @@ class DataSettings(Settings):
     max_corrupt_share: float = Field(
         0.01, ge=0, le=1, description="share of unreadable images above which the run is refused"
     )
+    fit: Literal["crop", "stretch"] = Field(
+        "crop",
+        description="how an image becomes a square: the centre of it (see eval_crop), or all of it, distorted",
+    )
     eval_crop: float = Field(
         0.875,
         gt=0,
@@ -224,6 +249,8 @@ def fingerprint(name: str, parts: Sequence[Source], image_size: int) -> str:
             try:
                 stored = part.encoded(index)
                 digest.update(part.decode(index).tobytes() if stored is None else stored)
+                if part.dense:
+                    digest.update(part.mask(index).tobytes())
             except CorruptSample as error:
                 digest.update(error.where.encode())
     return digest.hexdigest()[:12]

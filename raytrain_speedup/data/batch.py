@@ -12,7 +12,7 @@ Batch = dict[str, Tensor]
 """What a loader yields. A sample that could not be read is absent from all four tensors.
 
 - `inputs`: (b, C, H, W) float, normalised, on the training device
-- `target`: (b, ...) int64
+- `target`: (b,) int64 classes, or (b, H, W) at full size with `VOID` where a pixel has none
 - `index`: (b,) int64, position in the training set
 - `weight`: (b,) float32, the pruning weight
 """

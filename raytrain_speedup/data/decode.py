@@ -20,9 +20,9 @@ import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from raytrain_speedup.data.base import Buffer, CorruptSample, Source
+from raytrain_speedup.data.base import Buffer, CorruptSample, DataSettings, Source
 
 _SCALES = (8, 4, 2)
 
@@ -67,6 +67,21 @@ class Stored:
             image, Box(box.left * scale_x, box.top * scale_y, box.width * scale_x, box.height * scale_y), size
         )
 
+    def square_mask(self, box: Box, size: int) -> np.ndarray:
+        """The classes of the pixels inside `box`, (size, size) uint8: each is that of the nearest one.
+
+        Raises:
+            CorruptSample: if there is no such mask.
+        """
+        mask = self.source.mask(self.index)
+        if mask.shape != (self.height, self.width):
+            raise CorruptSample(
+                self.index,
+                self.source.locate(self.index),
+                f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, the image {self.width} x {self.height}",
+            )
+        return resample_mask(mask, box, size)
+
 
 def read(source: Source, index: int) -> Stored:
     """Fetch a sample and read its header.
@@ -85,7 +100,7 @@ def read(source: Source, index: int) -> Stored:
             with Image.open(io.BytesIO(data)) as image:
                 height, width = image.height, image.width
     except Exception as error:  # decoders raise all kinds of exceptions for broken files
-        raise CorruptSample(index, source.locate(index), _reason(error)) from None
+        raise CorruptSample(index, source.locate(index), reason(error)) from None
     return Stored(source, index, height, width, data)
 
 
@@ -104,7 +119,7 @@ def decode(data: Buffer, source: Source, index: int, scale: int = 1) -> np.ndarr
             return _decode_jpeg(data, scale)
         return _decode_other(data)
     except Exception as error:  # decoders raise all kinds of exceptions for broken files
-        raise CorruptSample(index, source.locate(index), _reason(error)) from None
+        raise CorruptSample(index, source.locate(index), reason(error)) from None
 
 
 def _decode_jpeg(data: Buffer, scale: int) -> np.ndarray:
@@ -126,14 +141,29 @@ def _decode_other(data: Buffer) -> np.ndarray:
 
 def resample(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     """Crop to whole pixels and resize, anti-aliased bicubic: (H, W, C) to (size, size, C) uint8."""
-    left, top = round(box.left), round(box.top)
-    right, bottom = max(left + 1, round(box.left + box.width)), max(top + 1, round(box.top + box.height))
+    left, top, right, bottom = _whole_pixels(box)
     part = image[top:bottom, left:right]
     if part.shape[:2] == (size, size):
         return part
     x = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None]
     x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True)
     return x[0].permute(1, 2, 0).numpy()
+
+
+def resample_mask(mask: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """The same crop as `resample` makes, of (H, W) classes: (size, size), without inventing any class."""
+    left, top, right, bottom = _whole_pixels(box)
+    middle = (np.arange(size) + 0.5) / size
+    rows = top + (middle * (bottom - top)).astype(np.int64)
+    columns = left + (middle * (right - left)).astype(np.int64)
+    return mask[rows[:, None], columns]
+
+
+def shown_box(height: int, width: int, size: int, settings: DataSettings) -> Box:
+    """The part of an image that is shown where nothing crops it at random."""
+    if settings.fit == "stretch":
+        return Box(0, 0, width, height)
+    return centre_box(height, width, size, settings.eval_crop)
 
 
 def centre_box(height: int, width: int, size: int, eval_crop: float) -> Box:
@@ -144,9 +174,18 @@ def centre_box(height: int, width: int, size: int, eval_crop: float) -> Box:
     return Box((width - side) / 2, (height - side) / 2, side, side)
 
 
+def _whole_pixels(box: Box) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom; a pixel at least."""
+    left, top = round(box.left), round(box.top)
+    return left, top, max(left + 1, round(box.left + box.width)), max(top + 1, round(box.top + box.height))
+
+
 def _is_jpeg(data: Buffer) -> bool:
     return bytes(data[:3]) == b"\xff\xd8\xff"
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What a decoder said, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "this is no image file"
     return (str(error) or type(error).__name__).splitlines()[0]

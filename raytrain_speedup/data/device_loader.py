@@ -21,11 +21,10 @@ from rich.progress import Progress
 from torch import Tensor
 
 from raytrain_speedup.data import augment
-from raytrain_speedup.data.base import CorruptSample, DataSettings, Source, Splits
+from raytrain_speedup.data.base import VOID, CorruptSample, DataSettings, Source, Splits
 from raytrain_speedup.data.batch import Batch, Step
-from raytrain_speedup.data.decode import centre_box, read
+from raytrain_speedup.data.decode import read, shown_box
 from raytrain_speedup.data.loader import Loader
-from raytrain_speedup.data.skipped import log
 from raytrain_speedup.methods.curriculum.base import Stage
 
 _CHUNK = 256
@@ -37,21 +36,17 @@ class DeviceLoader(Loader):
     def __init__(self, splits: Splits, settings: DataSettings, **options: Any) -> None:
         super().__init__(splits, settings, **options)
         self._resident: dict[str, Resident] = {}
-        self._warned = False
 
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
         data = self._load("train")
         index_E, weight_E, ends = self._epoch(steps, data)
-        self._warn_of_magnitude(steps)
+        self.warn_of_magnitude(steps, "with data.loader=device; use workers for them")
         for step, (start, end) in zip(steps, pairwise(ends), strict=True):
             fresh = {"index": index_E[start:end], "weight": weight_E[start:end]}
             shown = self.replayed(fresh, step, epoch)
             index, view = shown["index"], self.views(shown["index"], step)
-            x = self._augmented(data.images, index, view, step.stage, epoch)
-            yield shown | {
-                "inputs": self.finish(x, view, step.stage, epoch),
-                "target": data.targets[index],
-            }
+            x, target = self._augmented(data, index, view, step.stage, epoch)
+            yield shown | {"inputs": self.finish(x, view, step.stage, epoch), "target": target.long()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"replay": self.buffer.state_dict()}
@@ -66,25 +61,30 @@ class DeviceLoader(Loader):
             index = positions[data.readable[positions]].to(self.device)
             yield {
                 "inputs": self.plain(data.images[index]),
-                "target": data.targets[index],
+                "target": data.targets[index].long(),
                 "index": index,
                 "weight": torch.ones(len(index), device=self.device),
             }
 
-    def _augmented(self, images: Tensor, index: Tensor, view: Tensor, stage: Stage, epoch: int) -> Tensor:
-        """(b, C, H, W) normalised; shifted images come at the size of the stage, crops at full size."""
-        kind, key = self.settings.augment, {"seed": self.seed, "epoch": epoch}
-        if kind == "random-resized-crop":
-            side = torch.full_like(index, self.size)
-            boxes = augment.random_boxes(view, side, side, **key, min_scale=self.settings.min_scale)
-            x = augment.crop_and_resize(self.normalised(images[index]), boxes)
-            return augment.mirror(x, view, **key)
-        if kind == "none":
-            taken = images[index]
-        else:
-            mirror = kind == "crop-flip"
-            taken = augment.shift_and_mirror(images, index, view, **key, padding=self.padding, mirror=mirror)
-        return self.normalised(taken, stage.size)
+    def _augmented(
+        self, data: Resident, index: Tensor, view: Tensor, stage: Stage, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """(b, C, H, W) normalised, and their targets, of which masks move with the images.
+
+        Shifted images come at the size of the stage, crops at full size.
+        """
+        if self.settings.augment != "random-resized-crop":
+            taken, target = self.shifted(data.images, data.targets, index, view, epoch)
+            return self.normalised(taken, stage.size), target
+        key: dict[str, Any] = {"seed": self.seed, "epoch": epoch}
+        side = torch.full_like(index, self.size)
+        boxes = augment.random_boxes(view, side, side, **key, min_scale=self.settings.min_scale)
+        x = augment.crop_and_resize(self.normalised(data.images[index]), boxes)
+        x, target = augment.mirror(x, view, **key), data.targets[index]
+        if self.splits.dense:
+            masks = augment.crop_and_resize(target[:, None].float(), boxes, mode="nearest")
+            target = augment.mirror(masks, view, **key)[:, 0]
+        return x, target
 
     def _epoch(self, steps: Sequence[Step], data: Resident) -> tuple[Tensor, Tensor, list[int]]:
         """Indices and weights of all steps in one transfer, and where each step begins and ends in them."""
@@ -101,29 +101,23 @@ class DeviceLoader(Loader):
     def _load(self, split: str) -> Resident:
         if split not in self._resident:
             source = self.source(split)
-            images, errors = decode_all(
+            images, masks, errors = decode_all(
                 source,
+                self.settings,
                 self.size,
                 self.splits.channels,
-                eval_crop=self.settings.eval_crop,
                 quiet=self.rank > 0,
                 title=f"decoding {split}",
             )
+            targets = torch.from_numpy(source.targets) if masks is None else masks
             skipped = self._skipped[split]
             skipped.saw(len(source))
             readable = torch.ones(len(source), dtype=torch.bool)
             for error in errors:
                 readable[error.index] = False
                 skipped.add(error)
-            self._resident[split] = Resident(
-                images.to(self.device), torch.from_numpy(source.targets).to(self.device), readable
-            )
+            self._resident[split] = Resident(images.to(self.device), targets.to(self.device), readable)
         return self._resident[split]
-
-    def _warn_of_magnitude(self, steps: Sequence[Step]) -> None:
-        if not self._warned and any(step.stage.magnitude for step in steps):
-            self._warned = True
-            log.warning("RandAugment magnitudes have no effect with data.loader=device; use workers for them")
 
 
 class Resident:
@@ -131,7 +125,7 @@ class Resident:
 
     Attributes:
         images: (N, H, W, C) uint8; zeros where a sample cannot be read.
-        targets: (N,) int64.
+        targets: (N,) int64, or masks (N, H, W) uint8.
         readable: (N,) bool, on the CPU.
     """
 
@@ -140,14 +134,16 @@ class Resident:
 
 
 def decode_all(
-    source: Source, size: int, channels: int, *, eval_crop: float, quiet: bool, title: str
-) -> tuple[Tensor, list[CorruptSample]]:
+    source: Source, settings: DataSettings, size: int, channels: int, *, quiet: bool, title: str
+) -> tuple[Tensor, Tensor | None, list[CorruptSample]]:
     """Every sample of a source at (size, size), by a few threads: the decoders release the GIL.
 
     Returns:
-        (N, size, size, channels) uint8, and what could not be read, in order.
+        (N, size, size, channels) uint8, of a dense source the masks (N, size, size) uint8, and what could not
+        be read, in order.
     """
     images = np.zeros((len(source), size, size, channels), dtype=np.uint8)
+    masks = np.full((len(source), size, size), VOID, dtype=np.uint8) if source.dense else None
     errors: list[CorruptSample] = []
 
     def decode(start: int) -> list[CorruptSample]:
@@ -155,7 +151,10 @@ def decode_all(
         for index in range(start, min(start + _CHUNK, len(source))):
             try:
                 stored = read(source, index)
-                images[index] = stored.square(centre_box(stored.height, stored.width, size, eval_crop), size)
+                box = shown_box(stored.height, stored.width, size, settings)
+                images[index] = stored.square(box, size)
+                if masks is not None:
+                    masks[index] = stored.square_mask(box, size)
             except CorruptSample as error:
                 failed.append(error)
         return failed
@@ -168,4 +167,4 @@ def decode_all(
     ):
         for failed in progress.track(pool.map(decode, starts), total=len(starts), description=title):
             errors += failed
-    return torch.from_numpy(images), errors
+    return torch.from_numpy(images), None if masks is None else torch.from_numpy(masks), errors

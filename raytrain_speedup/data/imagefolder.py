@@ -16,6 +16,11 @@ from raytrain_speedup.settings import UserError
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
+def is_image(name: str) -> bool:
+    """Whether a file's suffix is that of an image."""
+    return Path(name).suffix.lower() in _SUFFIXES
+
+
 class ImageFolderSettings(DataSettings):
     """`root`/train/CLASS/FILE and `root`/test/CLASS/FILE, and `root`/val if the data have such a split."""
 
@@ -91,10 +96,6 @@ def _scan(folder: Path, class_names: tuple[str, ...]) -> FolderSource:
         for parent, folders, leaves in os.walk(folder / name):
             folders.sort()
             inside = Path(parent).relative_to(folder)
-            files += [
-                os.fsencode(inside / leaf)
-                for leaf in sorted(leaves)
-                if Path(leaf).suffix.lower() in _SUFFIXES
-            ]
+            files += [os.fsencode(inside / leaf) for leaf in sorted(leaves) if is_image(leaf)]
         counts[target] = len(files) - before
     return FolderSource(folder, np.array(files, dtype=bytes), np.repeat(np.arange(len(class_names)), counts))

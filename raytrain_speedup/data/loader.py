@@ -12,7 +12,7 @@ from torch import Tensor
 from raytrain_speedup.data import augment, noise
 from raytrain_speedup.data.base import DataSettings, Source, Splits
 from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
-from raytrain_speedup.data.skipped import Skipped
+from raytrain_speedup.data.skipped import Skipped, log
 from raytrain_speedup.methods.curriculum.base import Kernel, Stage
 from raytrain_speedup.methods.curriculum.crop import crop_batch, low_frequency_crop
 from raytrain_speedup.methods.curriculum.replay import ReplayBuffer
@@ -59,6 +59,7 @@ class Loader(ABC):
             name: Skipped(name, len(self.source(name)), settings.max_corrupt_share)
             for name in ("train", "val", "test")
         }
+        self._warned = False
 
     @abstractmethod
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
@@ -151,6 +152,38 @@ class Loader(ABC):
         """Positions of the samples this rank evaluates, batch by batch; ranks may differ by one sample."""
         positions = torch.arange(self.rank, len(self.source(split)), self.world)
         return positions.split(batch_size) if len(positions) else ()
+
+    def warn_of_magnitude(self, steps: Sequence[Step], where: str) -> None:
+        """Say once that the curriculum's magnitudes do nothing, and where."""
+        if not self._warned and any(step.stage.magnitude for step in steps):
+            self._warned = True
+            log.warning("RandAugment magnitudes have no effect %s", where)
+
+    def shifted(
+        self, images: Tensor, targets: Tensor, position: Tensor, view: Tensor, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """(b, H, W, C) uint8 as `crop` and `crop-flip` vary them, and the targets; masks move alike.
+
+        Args:
+            images: (N, H, W, C) uint8; `targets` likewise.
+            position: (b,) int64, which of them to take.
+        """
+        kind = self.settings.augment
+        if kind == "none":
+            return images[position], targets[position]
+
+        def move(planes: Tensor) -> Tensor:
+            return augment.shift_and_mirror(
+                planes,
+                position,
+                view,
+                seed=self.seed,
+                epoch=epoch,
+                padding=self.padding,
+                mirror=kind == "crop-flip",
+            )
+
+        return move(images), move(targets[..., None])[..., 0] if self.splits.dense else targets[position]
 
     def finish(self, x: Tensor, index: Tensor, stage: Stage, epoch: int) -> Tensor:
         """The last part of the augmentation, on normalised (b, C, H, W): bandwidth, cutout, erasing, layout."""

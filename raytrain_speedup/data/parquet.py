@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -150,18 +151,23 @@ class ParquetSource(Source):
         return array.field("bytes") if pa.types.is_struct(array.type) else array
 
 
-class _Table:
-    """The files behind one key of the settings, opened and checked."""
+class PartFiles:
+    """The .parquet file or folder of part files behind one key of the settings.
 
-    def __init__(self, key: str, path: Path, settings: ParquetSettings) -> None:
-        self.key, self.path, self.settings = key, path, settings
-        self.files = {file: self._open(file) for file in self._part_files()}
-        for file, parquet in self.files.items():
-            self._check_columns(file, parquet.schema_arrow)
+    Args:
+        key: where the user wrote the path, such as `data.train`.
+        path: of the file or folder.
+
+    Raises:
+        UserError: if there is no such thing, or it is no Parquet.
+    """
+
+    def __init__(self, key: str, path: Path) -> None:
+        self.key, self.path = key, path
+        self.files = {file: self._open(file) for file in self._find()}
         self.schema = next(iter(self.files.values())).schema_arrow
-        self.labels = self._read_labels()
 
-    def _part_files(self) -> list[Path]:
+    def _find(self) -> list[Path]:
         if self.path.is_dir():
             files = sorted(self.path.glob("*.parquet"))
             if not files:
@@ -183,43 +189,69 @@ class _Table:
             reason = str(error).splitlines()[0]
             raise UserError(f"{self.key}: {file} is not a whole Parquet file: {reason}") from None
 
-    def _check_columns(self, file: Path, schema: pa.Schema) -> None:
-        for key in ("image_column", "label_column"):
-            column = getattr(self.settings, key)
+    @property
+    def rows(self) -> int:
+        """Of all files together."""
+        return sum(parquet.metadata.num_rows for parquet in self.files.values())
+
+    def require(self, key: str, column: str, expected: str, fits: Callable[[pa.DataType], bool]) -> None:
+        """Refuse files without a column of the kind that `key` asks for."""
+        for file, parquet in self.files.items():
+            schema = parquet.schema_arrow
             if column not in schema.names:
                 raise UserError(
-                    f"data.{key}: {file} has no column '{column}'; expected one of: {', '.join(schema.names)}"
+                    f"{key}: {file} has no column '{column}'; expected one of: {', '.join(schema.names)}"
                 )
-        image = schema.field(self.settings.image_column).type
-        if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
-            image = image.field("bytes").type
-        if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
-            raise UserError(
-                f"data.image_column: column '{self.settings.image_column}' of {file} holds {image}; "
-                "expected image files as binary"
-            )
-        label = schema.field(self.settings.label_column).type
-        if not (pa.types.is_integer(label) or _is_text(label)):
-            raise UserError(
-                f"data.label_column: column '{self.settings.label_column}' of {file} holds {label}; "
-                "expected whole numbers or strings"
-            )
+            if not fits(kind := schema.field(column).type):
+                raise UserError(f"{key}: column '{column}' of {file} holds {kind}; expected {expected}")
 
-    def _read_labels(self) -> pa.ChunkedArray:
-        column = self.settings.label_column
+    def require_images(self, key: str, column: str) -> None:
+        """Refuse files without a column of image files."""
+        self.require(key, column, "image files as binary", _holds_files)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A whole column, without gaps."""
         try:
-            parts = [parquet.read(columns=[column]).column(0) for parquet in self.files.values()]
+            parts = [parquet.read(columns=[name]).column(0) for parquet in self.files.values()]
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{self.key}: {self.path} cannot be read: {str(error).splitlines()[0]}") from None
-        labels = pa.chunked_array([chunk for part in parts for chunk in part.chunks], type=parts[0].type)
-        if labels.null_count:
-            row = pc.index(pc.is_null(labels), True).as_py()
-            raise UserError(f"{self.key}: {self.path} row {row} has no label in column '{column}'")
-        return labels
+        whole = pa.chunked_array([chunk for part in parts for chunk in part.chunks], type=parts[0].type)
+        if whole.null_count:
+            row = pc.index(pc.is_null(whole), True).as_py()
+            raise UserError(f"{self.key}: {self.path} row {row} has no label in column '{name}'")
+        return whole
+
+    def images(self, column: str, targets: np.ndarray) -> ParquetSource:
+        """The image files of a column, with their targets."""
+        groups = []
+        for file, parquet in self.files.items():
+            position = parquet.schema_arrow.names.index(column)
+            for number in range(parquet.num_row_groups):
+                meta = parquet.metadata.row_group(number)
+                # A column of structs takes more columns than one in the file: then the group's size will do.
+                flat = meta.num_columns == len(parquet.schema_arrow.names)
+                size = meta.column(position).total_uncompressed_size if flat else meta.total_byte_size
+                groups.append(RowGroup(file, number, meta.num_rows, size))
+        return ParquetSource(column, groups, targets)
+
+
+class _Table:
+    """Images and labels of one split, checked."""
+
+    def __init__(self, key: str, path: Path, settings: ParquetSettings) -> None:
+        self.settings, self.files = settings, PartFiles(key, path)
+        self.files.require_images("data.image_column", settings.image_column)
+        self.files.require(
+            "data.label_column",
+            settings.label_column,
+            "whole numbers or strings",
+            lambda kind: pa.types.is_integer(kind) or _is_text(kind),
+        )
+        self.labels = self.files.column(settings.label_column)
 
     def class_names(self) -> tuple[str, ...]:
         """From the schema's metadata, else the names that occur, else the numbers up to the largest."""
-        metadata = self.schema.metadata or {}
+        metadata = self.files.schema.metadata or {}
         if b"classes" in metadata:
             return tuple(metadata[b"classes"].decode().split(","))
         if b"huggingface" in metadata:
@@ -233,19 +265,7 @@ class _Table:
 
     def source(self, class_names: tuple[str, ...]) -> ParquetSource:
         """The samples, with labels as numbers from 0 to len(class_names) - 1."""
-        groups = []
-        for file, parquet in self.files.items():
-            column = parquet.schema_arrow.names.index(self.settings.image_column)
-            for number in range(parquet.num_row_groups):
-                meta = parquet.metadata.row_group(number)
-                column_size = meta.column(min(column, meta.num_columns - 1)).total_uncompressed_size
-                size = (
-                    column_size
-                    if meta.num_columns == len(parquet.schema_arrow.names)
-                    else meta.total_byte_size
-                )
-                groups.append(RowGroup(file, number, meta.num_rows, size))
-        return ParquetSource(self.settings.image_column, groups, self._targets(class_names))
+        return self.files.images(self.settings.image_column, self._targets(class_names))
 
     def _targets(self, class_names: tuple[str, ...]) -> np.ndarray:
         labels = self.labels
@@ -256,10 +276,17 @@ class _Table:
         if len(wrong):
             row = int(wrong[0])
             raise UserError(
-                f"{self.key}: {self.path} row {row} has the label {self.labels[row].as_py()!r}; expected "
-                f"one of the {len(class_names)} classes of the training data (0 to {len(class_names) - 1})"
+                f"{self.files.key}: {self.files.path} row {row} has the label {self.labels[row].as_py()!r}; "
+                f"expected one of the {len(class_names)} classes of the training data (0 to "
+                f"{len(class_names) - 1})"
             )
         return targets
+
+
+def _holds_files(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from raytrain_speedup.data import augment
 from raytrain_speedup.data.base import CorruptSample, DataSettings, Source, Splits
 from raytrain_speedup.data.batch import Batch, Step
-from raytrain_speedup.data.decode import Box, Stored, centre_box, read
+from raytrain_speedup.data.decode import Box, Stored, read, shown_box
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.randaugment import randaugment
 from raytrain_speedup.methods.curriculum.base import Stage
@@ -54,17 +54,20 @@ class Decoded:
 
     Attributes:
         images: (k, size, size, C) uint8.
+        masks: (k, size, size) uint8, of a dense source.
         kept: (k,) int64, positions in the request of the samples that could be read.
         skipped: the others.
     """
 
     images: Tensor
+    masks: Tensor | None
     kept: np.ndarray
     skipped: list[CorruptSample]
 
     def pin_memory(self) -> Decoded:
         """Called by the `DataLoader`."""
-        return Decoded(self.images.pin_memory(), self.kept, self.skipped)
+        masks = None if self.masks is None else self.masks.pin_memory()
+        return Decoded(self.images.pin_memory(), masks, self.kept, self.skipped)
 
 
 class Requests:
@@ -92,22 +95,30 @@ class BatchDataset(Dataset):
             except CorruptSample as error:
                 skipped.append(error)
         images = np.empty((len(stored), request.size, request.size, self.channels), dtype=np.uint8)
+        masks = np.empty(images.shape[:3], dtype=np.uint8) if self.source.dense else None
         kept: list[int] = []
         for (position, sample), box in zip(stored.items(), self._boxes(request, stored), strict=True):
             try:
                 images[len(kept)] = self._image(sample, box, request)
+                if masks is not None:
+                    masks[len(kept)] = sample.square_mask(box, request.size)
             except CorruptSample as error:
                 skipped.append(error)
                 continue
             kept.append(position)
-        return Decoded(torch.from_numpy(images[: len(kept)]), np.array(kept, dtype=np.int64), skipped)
+        count = len(kept)
+        return Decoded(
+            torch.from_numpy(images[:count]),
+            None if masks is None else torch.from_numpy(masks[:count]),
+            np.array(kept, dtype=np.int64),
+            skipped,
+        )
 
     def _boxes(self, request: Request, stored: dict[int, Stored]) -> list[Box]:
         """The part that each sample shows."""
         samples = list(stored.values())
         if request.epoch is None or self.settings.augment != "random-resized-crop":
-            crop = self.settings.eval_crop
-            return [centre_box(sample.height, sample.width, request.size, crop) for sample in samples]
+            return [shown_box(sample.height, sample.width, request.size, self.settings) for sample in samples]
         boxes = augment.random_boxes(
             torch.from_numpy(request.index[list(stored)]),
             torch.tensor([sample.height for sample in samples]),
@@ -134,18 +145,20 @@ class WorkerLoader(Loader):
         self._groups: dict[str, _Group] = {}
 
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
+        if self.splits.dense:
+            self.warn_of_magnitude(steps, "on images whose pixels have classes")
         requests = (
-            Request(step.index.numpy(), self._decoded_size(step.stage), step.stage.magnitude, epoch)
+            Request(step.index.numpy(), self._decoded_size(step.stage), self._magnitude(step.stage), epoch)
             for step in steps
         )
         for step, decoded in zip(steps, self._decoded("train", requests), strict=True):
             fresh = self._batch("train", step.index, step.weight, decoded)
             if step.stage.replay > 1:
-                fresh |= self._origin(len(fresh["index"]), step.stage.magnitude, epoch)
+                fresh |= self._origin(len(fresh["index"]), self._magnitude(step.stage), epoch)
             batch = self.replayed(fresh, step, epoch)
             view = self.views(batch["index"], step)
-            x = self._augmented(batch["inputs"], view, step.stage, epoch)
-            yield batch | {"inputs": self.finish(x, view, step.stage, epoch)}
+            x, target = self._augmented(batch["inputs"], batch["target"], view, step.stage, epoch)
+            yield batch | {"inputs": self.finish(x, view, step.stage, epoch), "target": target.long()}
 
     def state_dict(self) -> dict[str, Any]:
         """The replay buffer without its pixels: they are decoded again, as they were."""
@@ -184,23 +197,27 @@ class WorkerLoader(Loader):
         requests = (Request(index.numpy(), self.size, None, None) for index in shares)
         for index, decoded in zip(shares, self._decoded(split, requests), strict=True):
             batch = self._batch(split, index, torch.ones(len(index)), decoded)
-            yield batch | {"inputs": self.plain(batch["inputs"])}
+            yield batch | {"inputs": self.plain(batch["inputs"]), "target": batch["target"].long()}
+
+    def _magnitude(self, stage: Stage) -> float | None:
+        """Of RandAugment, which would turn images and leave their masks."""
+        return None if self.splits.dense else stage.magnitude
 
     def _decoded_size(self, stage: Stage) -> int:
         """The side that workers are asked for: that of the stage where a resize is all that leads to it.
 
-        Samples that are shown again serve every stage, and so are decoded in full.
+        Samples that are shown again serve every stage, and so are decoded in full; masks are always full-size.
         """
         crops = self.settings.augment == "random-resized-crop"
-        straight = crops and self.kernel == "resize" and stage.replay == 1
+        straight = crops and self.kernel == "resize" and stage.replay == 1 and not self.splits.dense
         return stage.size if straight and stage.size else self.size
 
     def _batch(self, split: str, index: Tensor, weight: Tensor, decoded: Decoded) -> Batch:
-        """What could be read, on the device; `inputs` are still uint8 (k, H, W, C)."""
-        kept = torch.from_numpy(decoded.kept)
+        """What could be read, on the device; `inputs` are still uint8 (k, H, W, C), and masks uint8 too."""
+        kept, masks = torch.from_numpy(decoded.kept), decoded.masks
         cpu = {
             "inputs": decoded.images,
-            "target": torch.from_numpy(self.source(split).targets)[index[kept]],
+            "target": torch.from_numpy(self.source(split).targets)[index[kept]] if masks is None else masks,
             "index": index[kept],
             "weight": weight[kept],
         }
@@ -211,17 +228,19 @@ class WorkerLoader(Loader):
             group.close()
         self._groups.clear()
 
-    def _augmented(self, images: Tensor, view: Tensor, stage: Stage, epoch: int) -> Tensor:
-        """What is left for the device to do, up to normalised (b, C, H, W)."""
-        kind, key = self.settings.augment, {"seed": self.seed, "epoch": epoch}
-        if kind in ("crop", "crop-flip"):
+    def _augmented(
+        self, images: Tensor, targets: Tensor, view: Tensor, stage: Stage, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """What is left for the device to do, up to normalised (b, C, H, W); masks move with the images."""
+        if self.settings.augment != "random-resized-crop":
             position = torch.arange(len(view), device=self.device)
-            mirror = kind == "crop-flip"
-            images = augment.shift_and_mirror(
-                images, position, view, **key, padding=self.padding, mirror=mirror
-            )
-        x = self.normalised(images, stage.size)
-        return augment.mirror(x, view, **key) if kind == "random-resized-crop" else x
+            images, targets = self.shifted(images, targets, position, view, epoch)
+            return self.normalised(images, stage.size), targets
+        key = {"seed": self.seed, "epoch": epoch}
+        x = augment.mirror(self.normalised(images, stage.size), view, **key)
+        if self.splits.dense:
+            targets = augment.mirror(targets[:, None], view, **key)[:, 0]
+        return x, targets
 
     def _decoded(self, split: str, requests: Iterator[Request]) -> Iterator[Decoded]:
         """The answers to the requests, in order, with what was skipped noted."""

@@ -137,6 +137,7 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
         num_classes=splits.num_classes,
         in_channels=splits.channels,
         image_size=splits.image_size,
+        dense=splits.dense,
     )
     return stages
 
@@ -152,6 +153,7 @@ def _student(experiment: Experiment, splits: Splits) -> nn.Module:
         num_classes=splits.num_classes,
         in_channels=splits.channels,
         image_size=splits.image_size,
+        dense=splits.dense,
     )
 
 

@@ -49,6 +49,7 @@ def run(experiment: Experiment, reporter: Reporter, *, device: torch.device | No
     watch = Stopwatch(device)
     with _numerics(experiment), watch.phase("setup"):
         splits = open_data(experiment.data, seed=train.seed)
+        _check_task(experiment, splits)
         _check_sizes(splits, reporter.world)
         latest = reporter.latest()
         if latest is not None and (latest / FIGURES).is_file():
@@ -132,6 +133,16 @@ def _read_figures(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
     content = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
     check_same(content["identity"], expected, f"{folder} is a finished run")
     return content["figures"]
+
+
+def _check_task(experiment: Experiment, splits: Splits) -> None:
+    """The data have what the task asks about: a class for every image, or for every pixel."""
+    if experiment.task.dense != splits.dense:
+        found, kind = ("pixel", "segmentation") if splits.dense else ("image", "classification")
+        raise UserError(
+            f"task.kind: {experiment.task.kind!r} is not for data with a class for every {found} "
+            f"(data.source: {experiment.data.source}); expected {kind!r}, or other data"
+        )
 
 
 def _check_sizes(splits: Splits, world: int) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,7 +79,11 @@ def _build(model: ModelSettings, splits: Splits) -> nn.Module:
 
     A student may start from a network for other classes, and its classifier afresh. A teacher may not.
     """
-    shapes = {"num_classes": splits.num_classes, "in_channels": splits.channels}
+    shapes: dict[str, Any] = {
+        "num_classes": splits.num_classes,
+        "in_channels": splits.channels,
+        "dense": splits.dense,
+    }
     if model.weights is not None:
         known = published_classes(model)
         if known != splits.num_classes:

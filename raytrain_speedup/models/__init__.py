@@ -1,4 +1,5 @@
-"""Networks by name: small ones for CIFAR-sized images, torchvision's and timm's classifiers.
+"""Networks by name: small ones for CIFAR-sized images, torchvision's and timm's classifiers, and torchvision's
+networks for segmentation.
 
 settings = ModelSettings(name="resnet18")
 model = build_model(settings, num_classes=10, image_size=32)
@@ -32,7 +33,8 @@ class ModelSettings(Settings):
 
     name: str = Field(
         description="resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, wrn40_1, wrn40_2 or vgg11 "
-        "(small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<classifier> or timm/<model>"
+        "(small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<model>, those for segmentation "
+        "included, or timm/<model>"
     )
     drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout rate, where the network has dropout")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate, where the network has it")
@@ -103,9 +105,10 @@ def model_names() -> list[str]:
 
 
 def build_model(
-    settings: ModelSettings, *, num_classes: int, in_channels: int = 3, image_size: int
+    settings: ModelSettings, *, num_classes: int, in_channels: int = 3, image_size: int, dense: bool = False
 ) -> nn.Module:
-    """The network, on the CPU (or torch's default device), float32; `forward` gives (b, num_classes) logits.
+    """The network, on the CPU (or torch's default device), float32; `forward` gives (b, num_classes) logits,
+    or (b, num_classes, H, W) where every pixel has a class.
 
     Fresh weights are drawn from torch's global generator: seed it for a repeatable start.
 
@@ -114,12 +117,13 @@ def build_model(
         num_classes: outputs.
         in_channels: channels of the images.
         image_size: side of the images in pixels at full resolution.
+        dense: whether every pixel has a class, rather than every image.
 
     Raises:
         UserError: for an unknown name, or a network that does not take these sizes, options or weights.
     """
     model = _construct(settings, num_classes, in_channels, image_size)
-    reason = _refusal(model, (in_channels, image_size, image_size), num_classes)
+    reason = _refusal(model, (in_channels, image_size, image_size), num_classes, dense)
     if reason is not None:
         shape = f"{in_channels} x {image_size} x {image_size}"
         raise UserError(f"model.name: {settings.name} takes no images of {shape}: {reason}")
@@ -145,7 +149,13 @@ def stride_of(settings: ModelSettings, *, image_size: int) -> int:
 
 
 def check_sizes(
-    settings: ModelSettings, sizes: Iterable[int], *, num_classes: int, in_channels: int = 3, image_size: int
+    settings: ModelSettings,
+    sizes: Iterable[int],
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int,
+    dense: bool = False,
 ) -> None:
     """Refuse a network that could not train at every size of a curriculum, without any arithmetic.
 
@@ -155,13 +165,15 @@ def check_sizes(
     with torch.random.fork_rng(devices=[]):
         model = _construct(without_weights(settings), num_classes, in_channels, image_size)
     for size in sizes:
-        reason = _refusal_of_change(model, (in_channels, size, size), num_classes)
+        reason = _refusal_of_change(model, (in_channels, size, size), num_classes, dense)
         if reason is not None:
             change = f"from {image_size} to {size}"
             raise UserError(f"model.name: {settings.name} cannot change its image size {change}: {reason}")
 
 
-def _refusal_of_change(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> str | None:
+def _refusal_of_change(
+    model: nn.Module, image_shape: tuple[int, int, int], num_classes: int, dense: bool
+) -> str | None:
     size, stride = image_shape[-1], _needed_stride(model)
     if stride is not None and size % stride:
         return f"it takes multiples of {stride}"
@@ -169,7 +181,7 @@ def _refusal_of_change(model: nn.Module, image_shape: tuple[int, int, int], num_
         change_size(model, size)
     except ValueError as error:
         return str(error)
-    return _refusal(model, image_shape, num_classes)
+    return _refusal(model, image_shape, num_classes, dense)
 
 
 def published_classes(settings: ModelSettings) -> int:
@@ -199,7 +211,9 @@ def _needed_stride(model: Any) -> int | None:
     return None
 
 
-def _refusal(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> str | None:
+def _refusal(
+    model: nn.Module, image_shape: tuple[int, int, int], num_classes: int, dense: bool
+) -> str | None:
     """Why a model can't take such images: a forward pass of shapes alone, without any arithmetic."""
     tensors = chain(model.named_parameters(), model.named_buffers())
     shapes = {key: tensor.to("meta") for key, tensor in tensors}
@@ -211,8 +225,10 @@ def _refusal(model: nn.Module, image_shape: tuple[int, int, int], num_classes: i
         return str(error) or type(error).__name__
     finally:
         model.train()
-    if logits.shape != (2, num_classes):
-        return f"it gives outputs of shape {tuple(logits.shape[1:])}, not {num_classes} logits"
+    expected = (num_classes, *image_shape[1:]) if dense else (num_classes,)
+    if (found := tuple(logits.shape[1:])) != expected:
+        wanted = "each pixel, as torchvision's segmentation networks do" if dense else "an image"
+        return f"it gives outputs of shape {found}, not {num_classes} logits for {wanted}"
     return None
 
 

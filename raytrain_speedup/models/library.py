@@ -15,10 +15,16 @@ from raytrain_speedup.settings import UserError
 
 
 def torchvision_names() -> list[str]:
-    """The classifiers of torchvision."""
+    """The classifiers of torchvision, and its networks for segmentation."""
     from torchvision import models
 
-    return models.list_models(module=models)
+    return [*models.list_models(module=models), *_dense_names()]
+
+
+def _dense_names() -> list[str]:
+    from torchvision import models
+
+    return models.list_models(module=models.segmentation)
 
 
 def timm_names() -> list[str]:
@@ -38,10 +44,17 @@ def build_torchvision(
     drop_path: float,
     options: Mapping[str, Any],
 ) -> nn.Module:
-    """A torchvision classifier with fresh weights, and a first layer for the images' channels."""
+    """A torchvision network with fresh weights, and a first layer for the images' channels.
+
+    One for segmentation gives the logits alone (b, num_classes, H, W), and `options` may name its
+    `weights_backbone`.
+    """
     from torchvision import models
 
     arguments: dict[str, Any] = {"num_classes": num_classes}
+    dense = name in _dense_names()
+    if dense:
+        arguments["weights_backbone"] = None  # torchvision's default is to download them
     if name.startswith("vit_"):
         arguments["image_size"] = image_size
     if name in ("googlenet", "inception_v3"):  # their auxiliary heads would return a tuple while training
@@ -51,6 +64,10 @@ def build_torchvision(
     if drop_path:
         arguments["stochastic_depth_prob"] = drop_path
     model = _call(f"torchvision/{name}", models.get_model, name, arguments | dict(options))
+    if dense:
+        from raytrain_speedup.models.dense import logits_alone
+
+        logits_alone(model)
     if in_channels != 3:
         _replace_first_convolution(model, in_channels)
     return model
@@ -103,9 +120,11 @@ def published_classes(family: str, name: str, weights: str) -> int:
 def torchvision_weights(name: str, weights: str) -> Mapping[str, Any]:
     """The state dict of torchvision's pretrained weights `weights`, such as IMAGENET1K_V2."""
     try:
-        return _torchvision_weights(name, weights).get_state_dict(progress=False, check_hash=True)
+        state = _torchvision_weights(name, weights).get_state_dict(progress=False, check_hash=True)
     except OSError as error:
         raise UserError(f"model.weights: cannot fetch {weights} of torchvision/{name}: {error}") from error
+    # The auxiliary head of a segmentation network is only there to be trained with.
+    return {key: value for key, value in state.items() if not key.startswith("aux_classifier.")}
 
 
 def _torchvision_weights(name: str, weights: str) -> Any:

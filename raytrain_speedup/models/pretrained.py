@@ -74,9 +74,11 @@ def _fit_table(table: Tensor, shape: torch.Size, *, prefix: int) -> Tensor:
 
 
 def _classifier_keys(model: nn.Module, num_classes: int) -> list[str]:
+    """Of the linear layers, and of a segmentation network's convolutions, that end in the classes."""
     return [
         f"{name}.{parameter}"
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == num_classes
+        if (isinstance(module, nn.Linear) and module.out_features == num_classes)
+        or (isinstance(module, nn.Conv2d) and module.out_channels == num_classes and "classifier" in name)
         for parameter, _ in module.named_parameters(recurse=False)
     ]

@@ -2,9 +2,11 @@
 
 from raytrain_speedup.tasks.base import Split, Task, TaskSettings
 from raytrain_speedup.tasks.classification import ClassificationSettings
+from raytrain_speedup.tasks.segmentation import SegmentationSettings
 
 TASKS: dict[str, type[TaskSettings]] = {
     "classification": ClassificationSettings,
+    "segmentation": SegmentationSettings,
 }
 
 __all__ = ["TASKS", "Split", "Task", "TaskSettings"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -14,6 +14,9 @@ Split = Literal["val", "test"]
 
 class TaskSettings(Settings):
     """What the experiment file says of a task; `kind` names it."""
+
+    dense: ClassVar[bool] = False
+    """Whether every pixel has a class, rather than every image."""
 
     kind: str
 
@@ -27,6 +30,8 @@ class Task(ABC):
 
     metric: str
     """The figure of merit, larger is better; it is reported as `val_<metric>` and `<metric>` (test)."""
+    decisions: str
+    """The figure that is the share of right decisions, in percent: against a teacher, the agreement."""
 
     @abstractmethod
     def losses(self, output: Tensor, target: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Classification(Task):
         label_smoothing: Szegedy et al. 2016 (arXiv 1512.00567), section 7; training losses only.
     """
 
-    metric = "accuracy"
+    metric = decisions = "accuracy"
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing

@@ -1,0 +1,210 @@
+"""Images with a mask each: a class for every pixel, as semantic segmentation needs them.
+
+A mask is an image file of the image's size whose values are class numbers (mode L, or P as most tools save
+them); two readers of plain images make one of both.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, field_validator
+
+from raytrain_speedup.data.base import VOID, Buffer, CorruptSample, Dataset, DataSettings, Source
+from raytrain_speedup.data.decode import reason
+from raytrain_speedup.data.imagefolder import FolderSource, is_image
+from raytrain_speedup.data.parquet import PartFiles
+from raytrain_speedup.settings import UserError
+
+
+class MaskSettings(DataSettings):
+    """What all data with masks have in common."""
+
+    classes: int | tuple[str, ...] = Field(
+        description="the classes: how many, or their names in the order of their numbers in the masks"
+    )
+    void: int = Field(
+        VOID, ge=0, le=255, description="number in the masks of pixels of no class, neither learnt nor judged"
+    )
+    fit: Literal["crop", "stretch"] = Field(
+        "stretch",
+        description="how an image becomes a square: the centre of it (see eval_crop), or all of it, distorted",
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _fit_a_byte(cls, classes: int | tuple[str, ...]) -> int | tuple[str, ...]:
+        count = classes if isinstance(classes, int) else len(classes)
+        if not 2 <= count <= VOID:
+            raise ValueError(f"{count} classes; masks of one byte know 2 to {VOID}")
+        return classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """A name for every class: its number where it has none."""
+        if isinstance(self.classes, int):
+            return tuple(str(number) for number in range(self.classes))
+        return self.classes
+
+
+class ParquetMasksSettings(MaskSettings):
+    """Images and masks as two columns of Parquet files."""
+
+    source: Literal["parquet-masks"] = "parquet-masks"
+    train: Path = Field(description="training data: a .parquet file, or a folder of part files")
+    test: Path = Field(description="test data, likewise; read once, at the end")
+    val: Path | None = Field(
+        None, description="validation data, likewise; default: `val_share` of the training data"
+    )
+    image_column: str = Field("image", description="column of image files, as bytes or {bytes, path}")
+    mask_column: str = Field("mask", description="column of masks, likewise: PNG files of class numbers")
+
+    def read(self) -> Dataset:
+        paths = {"train": self.train, "test": self.test} | ({"val": self.val} if self.val else {})
+        sources = {key: self._source(f"data.{key}", path) for key, path in paths.items()}
+        return Dataset(sources["train"], sources["test"], self.class_names, val=sources.get("val"))
+
+    def _source(self, key: str, path: Path) -> MaskedSource:
+        files = PartFiles(key, path)
+        files.require_images("data.image_column", self.image_column)
+        files.require_images("data.mask_column", self.mask_column)
+        targets = np.zeros(files.rows, dtype=np.int64)
+        images, masks = (files.images(column, targets) for column in (self.image_column, self.mask_column))
+        return MaskedSource(images, masks, num_classes=len(self.class_names), void=self.void)
+
+
+class MaskFolderSettings(MaskSettings):
+    """Two folders of files a split, images and masks of the same names: NYUv2 and Cityscapes-like sets.
+
+    `{split}` in the folder names stands for train, test and, where there is one, val.
+    """
+
+    source: Literal["maskfolder"] = "maskfolder"
+    root: Path = Field(description="folder above the images and the masks")
+    images: str = Field("{split}/images", description="folder of a split's images, inside `root`")
+    masks: str = Field(
+        "{split}/masks", description="folder of its masks, named as the images but for the suffix"
+    )
+
+    @field_validator("images", "masks")
+    @classmethod
+    def _names_the_split(cls, pattern: str) -> str:
+        if "{split}" not in pattern:
+            raise ValueError("expected '{split}' in it, such as image/{split}")
+        return pattern
+
+    def read(self) -> Dataset:
+        splits = [
+            name
+            for name in ("train", "test", "val")
+            if name != "val" or self._folder("images", name).is_dir()
+        ]
+        sources = {split: self._source(split) for split in splits}
+        return Dataset(sources["train"], sources["test"], self.class_names, val=sources.get("val"))
+
+    def _folder(self, kind: str, split: str) -> Path:
+        return self.root / getattr(self, kind).replace("{split}", split)
+
+    def _files(self, kind: str, split: str) -> dict[str, str]:
+        """The image files of a folder, by their names without suffix."""
+        folder = self._folder(kind, split)
+        if not folder.is_dir():
+            raise UserError(
+                f"data.{kind}: there is no folder {folder.absolute()}; expected the {kind} of the {split} split"
+            )
+        names = sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name))
+        return {Path(name).stem: name for name in names}
+
+    def _source(self, split: str) -> MaskedSource:
+        images, masks = self._files("images", split), self._files("masks", split)
+        if lonely := sorted(images.keys() ^ masks.keys()):
+            has, lacks = ("images", "masks") if lonely[0] in images else ("masks", "images")
+            raise UserError(
+                f"data.{lacks}: {self._folder(lacks, split)} has no '{lonely[0]}', which is in "
+                f"{self._folder(has, split)}; expected a mask for every image ({len(lonely)} files are alone)"
+            )
+        targets = np.zeros(len(images), dtype=np.int64)
+        pictures, classes = (
+            FolderSource(
+                self._folder(kind, split), np.array([os.fsencode(n) for n in files.values()]), targets
+            )
+            for kind, files in (("images", images), ("masks", masks))
+        )
+        return MaskedSource(pictures, classes, num_classes=len(self.class_names), void=self.void)
+
+
+class MaskedSource(Source):
+    """Images, and as many masks in the same order.
+
+    Args:
+        images, masks: sources of image files.
+        num_classes: of the pixels.
+        void: the number in the masks that stands for no class.
+    """
+
+    dense = True
+
+    def __init__(self, images: Source, masks: Source, *, num_classes: int, void: int) -> None:
+        self.images, self.masks = images, masks
+        self.num_classes, self.void = num_classes, void
+        self.targets = images.targets
+
+    def decode(self, index: int) -> np.ndarray:
+        return self.images.decode(index)
+
+    def encoded(self, index: int) -> Buffer | None:
+        return self.images.encoded(index)
+
+    def mask(self, index: int) -> np.ndarray:
+        try:
+            stored = self.masks.encoded(index)
+            assert stored is not None, "masks are files"
+            with Image.open(io.BytesIO(stored)) as file:
+                mask = np.array(file)
+        except CorruptSample as error:
+            raise self._corrupt(index, error.why) from None
+        except Exception as error:  # decoders raise all kinds of exceptions for broken files
+            raise self._corrupt(index, reason(error)) from None
+        if mask.ndim != 2:
+            raise self._corrupt(index, f"has {mask.shape[2]} channels; expected one, of class numbers")
+        byte = mask.astype(np.uint8)
+        wrong = (byte != mask) | ~self._known[byte]
+        if wrong.any():
+            raise self._corrupt(
+                index,
+                f"holds {mask[wrong][0]}; expected 0 to {self.num_classes - 1}, or data.void={self.void}",
+            )
+        return self._class_of[byte]
+
+    def locate(self, index: int) -> str:
+        return self.images.locate(index)
+
+    def fixed_size(self) -> tuple[int, int] | None:
+        return self.images.fixed_size()
+
+    def prepare(self, memory_limit: float) -> None:
+        self.images.prepare(memory_limit)
+        self.masks.prepare(memory_limit)
+
+    def _corrupt(self, index: int, why: str) -> CorruptSample:
+        return CorruptSample(index, self.locate(index), f"its mask: {why}")
+
+    @cached_property
+    def _class_of(self) -> np.ndarray:
+        """(256,) uint8: from the numbers of the files to classes."""
+        table = np.arange(VOID + 1, dtype=np.uint8)
+        table[self.void] = VOID
+        return table
+
+    @cached_property
+    def _known(self) -> np.ndarray:
+        """(256,) bool: which numbers may occur."""
+        table = np.arange(VOID + 1) < self.num_classes
+        table[self.void] = True
+        return table

@@ -1,0 +1,95 @@
+"""Semantic segmentation: cross-entropy per pixel, mean intersection over union.
+
+A sample's loss is the mean over its labelled pixels, so an image counts as one whatever part of it is labelled,
+and pruning scores images as it does in classification.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from raytrain_speedup.data.base import VOID
+from raytrain_speedup.tasks.base import Split, Task, TaskSettings
+
+
+class SegmentationSettings(TaskSettings):
+    dense: ClassVar[bool] = True
+    kind: Literal["segmentation"] = "segmentation"
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+
+    def build(self) -> Task:
+        return Segmentation(self.label_smoothing)
+
+
+class Segmentation(Task):
+    """Logits (b, K, h, w) against classes (b, H, W); pixels of the class `VOID` are left out of everything.
+
+    Logits of another size, as an input at low bandwidth gives them, are enlarged to that of the targets.
+
+    Args:
+        label_smoothing: training losses only.
+    """
+
+    metric = "miou"
+    decisions = "pixel_accuracy"
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def losses(self, output: Tensor, target: Tensor) -> Tensor:
+        return _mean_losses(_fitted(output, target), target, self.label_smoothing)
+
+    def totals(self, output: Tensor, target: Tensor) -> Tensor:
+        """Sum of the losses, number of images, and the K x K confusion matrix: row the class, column the guess."""
+        output = _fitted(output, target)
+        loss = _mean_losses(output, target).double().sum()
+        matrix = confusion(output.argmax(1), target, output.shape[1])
+        return torch.cat([torch.stack([loss, loss.new_tensor(float(len(target)))]), matrix.flatten()])
+
+    def figures(self, totals: Tensor, split: Split) -> dict[str, float]:
+        loss, count = totals[:2].tolist()
+        matrix = totals[2:].view(-1, round((len(totals) - 2) ** 0.5))
+        return {
+            "loss": loss / count,
+            "miou": 100 * mean_iou(matrix),
+            "pixel_accuracy": 100 * float(matrix.trace() / matrix.sum().clamp_min(1)),
+        }
+
+
+def confusion(guess: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """(K, K) float64: pixels of class `row` taken for class `column`; `VOID` targets are not counted."""
+    void = num_classes**2
+    pair = torch.where(target == VOID, void, target * num_classes + guess)
+    counts = torch.bincount(pair.flatten(), minlength=void + 1)[:void]
+    return counts.view(num_classes, num_classes).double()
+
+
+def mean_iou(matrix: Tensor) -> float:
+    """Mean over classes of |guessed and true| / |guessed or true|, for a confusion matrix (K, K).
+
+    A class that neither occurs nor is guessed has no such ratio and is left out (Everingham et al., "The PASCAL
+    visual object classes challenge", IJCV 2015, sec. 4.2). 0 where nothing is labelled.
+    """
+    right = matrix.diagonal()
+    union = matrix.sum(0) + matrix.sum(1) - right
+    return float((right / union)[union > 0].mean()) if matrix.any() else 0.0
+
+
+def _fitted(output: Tensor, target: Tensor) -> Tensor:
+    output = output.float()
+    if output.shape[2:] == target.shape[1:]:
+        return output
+    return F.interpolate(output, size=target.shape[1:], mode="bilinear", align_corners=False)
+
+
+def _mean_losses(output: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """(b,), the mean over the labelled pixels of each image; 0 where there are none."""
+    losses = F.cross_entropy(
+        output, target, reduction="none", ignore_index=VOID, label_smoothing=label_smoothing
+    )
+    return losses.sum((1, 2)) / (target != VOID).sum((1, 2)).clamp_min(1)

@@ -1,0 +1,167 @@
+"""Segmentation through the whole engine: pruned, at low bandwidth, resumed, and from a teacher without data."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from engine_runs import CPU, Diary, same, trained, weights
+from PIL import Image
+
+from raytrain_speedup.config import Experiment, load_experiment
+from raytrain_speedup.engine.loop import Stopped
+from raytrain_speedup.engine.run import run
+from raytrain_speedup.methods.distillation import SYNTHESIZERS
+from raytrain_speedup.settings import UserError
+
+SIDE = 32
+LRASPP, DEEPLAB = "torchvision/lraspp_mobilenet_v3_large", "torchvision/deeplabv3_mobilenet_v3_large"
+IMAGE_CLASSES = {"task.kind": "classification", "data.source": "digits"}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Bright squares on dark ground, with masks that tell them apart and a border of no class."""
+    folder, rng = tmp_path_factory.mktemp("scenes"), np.random.default_rng(0)
+    paths = {}
+    for split, count in (("train", 24), ("test", 6)):
+        columns: dict[str, list[bytes]] = {"image": [], "mask": []}
+        for _ in range(count):
+            mask = np.zeros((SIDE, SIDE), np.uint8)
+            top, left = rng.integers(0, SIDE // 2, 2)
+            mask[top : top + 14, left : left + 14] = 1
+            pixels = (40 + 150 * mask[..., None] + rng.integers(0, 40, (SIDE, SIDE, 3))).astype(np.uint8)
+            mask[:2] = 255
+            for name, array in (("image", pixels), ("mask", mask)):
+                stream = io.BytesIO()
+                Image.fromarray(array).save(stream, "PNG")
+                columns[name].append(stream.getvalue())
+        paths[split] = folder / f"{split}.parquet"
+        pq.write_table(
+            pa.table({name: pa.array(files, pa.binary()) for name, files in columns.items()}), paths[split]
+        )
+    return paths
+
+
+def camvid(
+    scenes: dict[str, Path], overrides: dict[str, Any] | None = None, recipe: str = "camvid"
+) -> Experiment:
+    """The recipe on 18 small scenes of two classes, 3 epochs of 3 steps."""
+    keys = {
+        **{f"data.{split}": str(path) for split, path in scenes.items()},
+        **{"data.val": None, "data.val_share": 0.25, "data.classes": 2, "data.void": 255},
+        **{"data.image_size": SIDE, "data.padding": 4},
+        **{"train.epochs": 3, "train.batch_size": 6, "train.threads": 1},
+        **{"train.eval_every": 0, "train.checkpoint_every": 1},
+    }
+    return load_experiment(recipe, keys | (overrides or {}))
+
+
+def test_the_figures_of_a_run(scenes, tmp_path):
+    figures, _, diary = trained(camvid(scenes, {"train.eval_every": 1}), tmp_path)
+    assert 0 <= figures["miou"] <= 100 and 0 < figures["pixel_accuracy"] <= 100
+    assert {"val_miou", "val_loss", "test_loss"} <= figures.keys() and "accuracy" not in figures
+    assert diary.epochs[-1]["train_loss"] < diary.epochs[0]["train_loss"]
+    assert figures["test_samples"] == 6
+
+
+PRUNED = {"pruning.method": "infobatch", "pruning.prune_ratio": 0.5, "pruning.anneal_from": 1.0}
+LOW = {"curriculum.method": "custom", "curriculum.stages": [[0.5, 16, None], [1.0, None, None]]}
+
+
+@pytest.mark.parametrize("overrides", [PRUNED, {"train.mixup": 0.3}], ids=["pruned", "mixup"])
+def test_resumed_it_gives_the_numbers_of_the_uninterrupted_run(scenes, tmp_path, overrides):
+    experiment = camvid(scenes, overrides)
+    whole, expected, diary = trained(experiment, tmp_path / "whole")
+    if "pruning.method" in overrides:
+        assert whole["passes_saved"] > 0.05
+    with pytest.raises(Stopped):
+        run(experiment, Diary(tmp_path / "part", stop_after=diary.steps - 2), device=CPU)
+    resumed = Diary(tmp_path / "part")
+    figures = run(experiment, resumed, device=CPU)
+    assert figures["miou"] == whole["miou"] and same(weights(resumed), expected)
+
+
+@pytest.mark.parametrize("loader", ["device", "workers"])
+def test_low_bandwidth_first(scenes, tmp_path, loader):
+    keys = {"curriculum.method": "efficienttrain", "data.loader": loader, "data.num_workers": 0}
+    figures, _, _ = trained(camvid(scenes, keys), tmp_path)
+    assert figures["compute_spent"] == pytest.approx(3, rel=0.1) and figures["samples_shown"] > 3 * 18
+
+
+DATA_FREE = {
+    "teacher.train.epochs": 2,
+    "teacher.train.batch_size": 6,
+    "train.epochs": 2,
+    "train.batch_size": 8,
+    "distillation.batch_size": 16,
+    "distillation.warmup": 1,
+    "distillation.student_steps": 2,
+    "distillation.pool_images": 64,
+}
+
+
+def without_data(scenes, method: str = "fastdfkd", **more: Any) -> Experiment:
+    small = {} if method in ("noise", "deepinversion", "real") else {"width": 8, "latent": 16}
+    if method in ("fastdfkd", "cmi", "deepinversion"):
+        small["steps"] = 2
+    own = {f"distillation.{key}": value for key, value in small.items()}
+    return camvid(scenes, {"distillation.method": method} | DATA_FREE | own | more, "camvid-dfkd")
+
+
+DENSE = [
+    method for method, how in SYNTHESIZERS.items() if method in ("fastdfkd", "zskt", "dfad", "noise", "real")
+]
+
+
+@pytest.mark.parametrize("method", DENSE)
+def test_a_student_that_never_sees_a_scene(scenes, tmp_path, method):
+    figures, _, diary = trained(without_data(scenes, method), tmp_path)
+    assert 0 <= figures["teacher_miou"] <= 100 and 0 <= figures["miou"] <= 100
+    assert 0 <= figures["val_agreement"] <= 100 and "val_miou" not in figures
+    assert figures["pool_images"] > 0 and len(diary.epochs) == 2
+
+
+def test_without_data_resumed(scenes, tmp_path):
+    experiment = without_data(scenes)
+    _, expected, diary = trained(experiment, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(experiment, Diary(tmp_path / "part", stop_after=diary.steps - 1), device=CPU)
+    resumed = Diary(tmp_path / "part")
+    run(experiment, resumed, device=CPU)
+    assert same(weights(resumed), expected)
+
+
+def test_another_network_learns_from_it(scenes, tmp_path):
+    figures, _, _ = trained(
+        without_data(scenes, **{"teacher.model.name": DEEPLAB, "model.name": LRASPP}), tmp_path
+    )
+    assert figures["val_agreement"] > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"task.kind": "classification"},
+            r"task\.kind: 'classification' .* every pixel .* expected 'segmentation'",
+        ),
+        ({"model.name": "resnet8"}, r"model\.name: resnet8 .* not 2 logits for each pixel"),
+        ({"train.cutmix": 1.0}, r"train\.cutmix: 1 is not allowed; expected 0 in segmentation"),
+    ],
+)
+def test_what_does_not_fit_is_refused(scenes, tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        run(camvid(scenes, overrides), Diary(tmp_path), device=CPU)
+
+
+def test_masks_are_asked_for_where_the_task_needs_them(tmp_path):
+    with pytest.raises(
+        UserError, match=r"task\.kind: 'segmentation' .* every image .* expected 'classification'"
+    ):
+        run(load_experiment("digits", {"task.kind": "segmentation"}), Diary(tmp_path), device=CPU)

@@ -1,0 +1,83 @@
+"""torchvision's networks for segmentation behind the engine's interface: images in, a map of logits out."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision import models
+
+from raytrain_speedup.models import ModelSettings, build_model, check_sizes, model_names
+from raytrain_speedup.models.dense import PooledBatchNorm
+from raytrain_speedup.settings import UserError
+
+SMALL = ["torchvision/lraspp_mobilenet_v3_large", "torchvision/deeplabv3_mobilenet_v3_large"]
+
+
+def build(name: str, *, dense: bool = True, classes: int = 5, channels: int = 3, size: int = 32, **more):
+    settings = ModelSettings(name=name, **more)
+    return build_model(settings, num_classes=classes, in_channels=channels, image_size=size, dense=dense)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_map_of_logits(name: str, channels: int):
+    model = build(name, channels=channels)
+    assert name in model_names() and model.training
+    for batch in (2, 1):  # the last batch of a pruned epoch may hold a single image
+        logits = model(torch.randn(batch, channels, 32, 32))
+        assert logits.shape == (batch, 5, 32, 32) and torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_weights_are_torchvisions(name: str):
+    """Its state dict goes there and back, and the logits are those of the dict's entry `out`."""
+    torch.manual_seed(0)
+    model = build(name).eval()
+    plain = models.get_model(
+        name.partition("/")[2], weights=None, weights_backbone=None, num_classes=5
+    ).eval()
+    plain.load_state_dict(model.state_dict())
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(model(x), plain(x)["out"])
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    stream = io.BytesIO()
+    torch.save(model, stream)  # as a worker process gets it
+    stream.seek(0)
+    assert torch.equal(torch.load(stream, weights_only=False)(x), model(x))
+
+
+def test_pooled_features_of_one_image_get_the_running_statistics():
+    norm, reference = PooledBatchNorm(3), torch.nn.BatchNorm2d(3)
+    norm.running_mean.fill_(2.0)
+    x = torch.randn(1, 3, 1, 1)
+    torch.testing.assert_close(norm(x), (x - 2) / (1 + norm.eps) ** 0.5)
+    several = torch.randn(4, 3, 1, 1)
+    torch.testing.assert_close(norm(several), reference(several))
+
+
+def test_a_classifier_is_no_network_for_segmentation_nor_the_other_way_round():
+    with pytest.raises(
+        UserError, match=r"resnet8 .* shape \(5,\), not 5 logits for each pixel, as torchvision's"
+    ):
+        build("resnet8")
+    with pytest.raises(UserError, match=r"shape \(5, 32, 32\), not 5 logits for an image"):
+        build(SMALL[0], dense=False)
+
+
+def test_every_size_of_a_curriculum():
+    check_sizes(ModelSettings(name=SMALL[1]), (32, 48, 64), num_classes=5, image_size=64, dense=True)
+
+
+def test_a_head_for_other_classes_starts_afresh(tmp_path: Path):
+    before = build(SMALL[0], classes=7)
+    torch.save(before.state_dict(), tmp_path / "seven.pt")
+    after = build(SMALL[0], classes=5, pretrained=tmp_path / "seven.pt").state_dict()
+    for key, tensor in before.state_dict().items():
+        if tensor.shape == after[key].shape:
+            assert torch.equal(tensor, after[key]), key
+        else:
+            assert "classifier" in key and len(after[key]) == 5
