@@ -30,6 +30,7 @@ def test_its_network_takes_every_size_of_its_curriculum(name: str):
     experiment = load_experiment(name)
     size = experiment.data.image_size or 32
     model = experiment.model.model_copy(update={"pretrained": None, "weights": None})
+    dense = experiment.task.dense
     stages = experiment.curriculum.stages(
         size, stride=stride_of(model, image_size=size), model=model.name.rpartition("/")[2]
     )
@@ -39,8 +40,8 @@ def test_its_network_takes_every_size_of_its_curriculum(name: str):
         assert len(stages) == (10 if sizes else 1)
     if not sizes:
         with torch.device("meta"):
-            build_model(model, num_classes=1000, image_size=size)
-    check_sizes(model, sizes, num_classes=1000, image_size=size)
+            build_model(model, num_classes=100, image_size=size, dense=dense)
+    check_sizes(model, sizes, num_classes=100, image_size=size, dense=dense)
 
 
 def test_the_budget_shows_as_many_epochs_as_in_the_paper():

@@ -141,7 +141,7 @@ def test_another_network_learns_from_it(scenes, tmp_path):
     figures, _, _ = trained(
         without_data(scenes, **{"teacher.model.name": DEEPLAB, "model.name": LRASPP}), tmp_path
     )
-    assert figures["val_agreement"] > 0
+    assert 0 < figures["pixel_accuracy"] < 100
 
 
 @pytest.mark.parametrize(
