@@ -122,7 +122,7 @@ def _save_result(loop: Loop, figures: dict[str, Any]) -> Path | None:
         return None
     folder = loop.save()
     if loop.reporter.rank == 0:
-        save_tensors((loop.averaged or loop.model).state_dict(), folder / "model.pt")
+        save_tensors(loop.learner.result.state_dict(), folder / "model.pt")
         save_json({"identity": loop.identity, "figures": figures}, folder / FIGURES)
     return folder
 
