@@ -72,6 +72,7 @@ class TunedOn(Settings):
 class Evidence(Settings):
     """What was measured. Accuracies and differences are in points of the test split."""
 
+    metric: str = Field("accuracy", description="the task's figure that is called accuracy here")
     seeds: tuple[int, ...] = Field(description="seeds of the runs with this schedule")
     accuracy: float = Field(description="mean over the seeds")
     accuracy_std: float | None = Field(None, description="standard deviation over the seeds")

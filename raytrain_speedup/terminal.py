@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.table import Table
 
 from raytrain_speedup.config import Experiment
+from raytrain_speedup.engine.compare import metric_of
 from raytrain_speedup.engine.preflight import Preflight
 from raytrain_speedup.engine.reporter import Figures
 
@@ -99,11 +100,12 @@ def epoch_line(figures: Figures) -> str:
 def summary(figures: Figures) -> Table:
     """The final figures of a run, for people."""
     table = Table(title="result", show_header=False, title_justify="left")
+    metric = metric_of(figures)
     rows = {
-        "test accuracy": ("accuracy", "{:.2f} %"),
-        "teacher's test accuracy": ("teacher_accuracy", "{:.2f} %"),
+        f"test {metric}": (metric, "{:.2f} %"),
+        f"teacher's test {metric}": (f"teacher_{metric}", "{:.2f} %"),
         "agreement with the teacher": ("val_agreement", "{:.2f} %"),
-        "validation accuracy": ("val_accuracy", "{:.2f} %"),
+        f"validation {metric}": (f"val_{metric}", "{:.2f} %"),
         "preparing the teacher": ("teacher_seconds", "{:.1f} s"),
         "training time": ("train_seconds", "{:.1f} s"),
         "of it, synthesis": ("synthesis_seconds", "{:.1f} s"),

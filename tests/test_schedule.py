@@ -53,6 +53,14 @@ def file(tmp_path: Path) -> Path:
     return save_schedule(make({"method": "infobatch", "prune_ratio": 0.4}), tmp_path / "schedule.yaml")
 
 
+def test_a_file_from_before_evidence_named_its_metric(file: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    del content["checksum"], content["evidence"]["metric"]
+    file.write_text(yaml.safe_dump({**content, "checksum": checksum(content)}))
+    loaded = load_schedule(file)
+    assert loaded.evidence is not None and loaded.evidence.metric == "accuracy"
+
+
 @pytest.mark.parametrize("method", sorted(PRUNERS))
 def test_every_pruning_method_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
     schedule = make({"method": method})

@@ -63,3 +63,16 @@ def test_the_summary_of_a_run_without_data():
     ):
         assert re.search(rf"{label}\W+{re.escape(value)}", text), label
     assert "sample passes saved" not in text
+
+
+def test_the_summary_names_the_tasks_metric():
+    figures = {"metric": "miou", "miou": 61.5, "teacher_miou": 64.0, "val_miou": 60.2, "pixel_accuracy": 91.0}
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(summary(figures))
+    text = console.export_text()
+    for label, value in (
+        ("test miou", "61.50 %"),
+        ("teacher's test miou", "64.00 %"),
+        ("validation miou", "60.20 %"),
+    ):
+        assert re.search(rf"{label}\W+{re.escape(value)}", text), label

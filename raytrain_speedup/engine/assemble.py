@@ -9,7 +9,8 @@ from torch import nn
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Loader, Splits, build_loader
-from raytrain_speedup.engine.loop import DTYPES, Loop
+from raytrain_speedup.engine.learner import DTYPES
+from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.measure import Stopwatch, forward_flops, training_flops
 from raytrain_speedup.engine.pool_loader import PoolLoader
 from raytrain_speedup.engine.reporter import Reporter

@@ -1,5 +1,7 @@
 """Runs of a method against runs of a baseline: how much faster, and is the accuracy the same?
 
+Accuracy stands for the task's figure of merit in percent, whatever its name (`metric`).
+
 The only place a speedup is made. "Lossless" is a verdict over seeds, not an adjective: the lower confidence
 bound of (method - baseline) lies above -margin. This is the usual test of non-inferiority: Student's t on the
 paired differences where both sides ran the same seeds, Welch's t (Welch 1947) where they did not.
@@ -20,6 +22,9 @@ Run = Mapping[str, Any]
 
 Verdict = Literal["lossless", "lossy", "not yet known"]
 
+DEFAULT_METRIC = "accuracy"
+"""Of runs that do not say what theirs is."""
+
 SEEDS_NEEDED = 3
 FULL_BUDGET = 1 - 1e-6
 SAME = {"baseline_key": "task, data and model", "hardware": "hardware"}
@@ -34,6 +39,7 @@ class Comparison:
     """A method against its baseline. Accuracies and their differences are in points, ratios are times.
 
     Attributes:
+        metric: the figure that is called accuracy here.
         accuracy: mean over the method's seeds; `accuracy_std` is None for a single seed.
         difference: method - baseline; over the seeds both ran, if both ran the same ones.
         interval: lower and upper bound of the difference, each at the confidence asked for; None below two
@@ -43,6 +49,7 @@ class Comparison:
         passes_saved: share of the sample passes of the budget that were not shown.
     """
 
+    metric: str
     seeds: tuple[int, ...]
     accuracy: float
     accuracy_std: float | None
@@ -61,7 +68,6 @@ def compare(
     *,
     margin: float = 0.5,
     confidence: float = 0.95,
-    metric: str = "accuracy",
 ) -> Comparison:
     """Compare runs of one setting with their baseline.
 
@@ -70,18 +76,19 @@ def compare(
         baselines: runs of the baseline on the same task, data, model, budget and hardware.
         margin: how many points below the baseline still count as no loss.
         confidence: of each bound of the interval, one-sided.
-        metric: the figure, in percent, that must not be lost.
 
     Raises:
         NotComparable: if there is no baseline, if the two sides differ in more than the method, or if a run
             has not spent its whole budget.
     """
+    metric = metric_of(runs[0]) if runs else DEFAULT_METRIC
     _check(runs, baselines, metric)
     method, baseline = _by_seed(runs, metric), _by_seed(baselines, metric)
     grain = 100 / min(run.get("test_samples", math.inf) for run in (*runs, *baselines))
     difference, interval = difference_interval(method, baseline, confidence=confidence, grain=grain)
     enough = min(len(method), len(baseline)) >= SEEDS_NEEDED
     return Comparison(
+        metric=metric,
         seeds=tuple(method),
         accuracy=fmean(method.values()),
         accuracy_std=stdev(method.values()) if len(method) > 1 else None,
@@ -93,6 +100,11 @@ def compare(
         flops_ratio=_flops_ratio(baselines, runs),
         passes_saved=fmean(run["passes_saved"] for run in runs),
     )
+
+
+def metric_of(run: Run) -> str:
+    """The name of a run's figure of merit."""
+    return str(run.get("metric", DEFAULT_METRIC))
 
 
 def difference_interval(
@@ -151,8 +163,10 @@ def _check(runs: Sequence[Run], baselines: Sequence[Run], metric: str) -> None:
     if not runs or not baselines:
         raise NotComparable("no baseline run" if runs else "no run")
     for run in (*runs, *baselines):
-        if run.get("progress", 0.0) < FULL_BUDGET or metric not in run:
+        if run.get("progress", 0.0) < FULL_BUDGET:
             raise NotComparable(f"a run ended at {run.get('progress', 0.0):.0%} of its budget")
+        if metric not in run:
+            raise NotComparable(f"a run has no figure {metric!r}")
     for key, meaning in SAME.items():
         found = {str(run.get(key)) for run in (*runs, *baselines)}
         if len(found) > 1:

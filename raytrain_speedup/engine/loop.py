@@ -1,22 +1,22 @@
 """The loop: epochs, steps, checkpoints. One for every task and every method.
 
-Nothing in a step waits for the device: losses, scores and the alarm stay there, and the learning rate is a
-function of a progress that is known before the epoch starts. A run that is interrupted anywhere and resumed
-gives the numbers of the uninterrupted one, because everything random is a function of (seed, epoch, sample),
-and what is not (dropout's generator, what the pruner has settled) is in the checkpoint.
+A step itself is the learner's (`learner.py`). Nothing in it waits for the device: losses, scores and the alarm
+stay there, and the learning rate is a function of a progress that is known before the epoch starts. A run that
+is interrupted anywhere and resumed gives the numbers of the uninterrupted one, because everything random is a
+function of (seed, epoch, sample), and what is not (dropout's generator, what the pruner has settled) is in the
+checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Loader
@@ -30,25 +30,22 @@ from raytrain_speedup.engine.checkpoint import (
     restore_random_state,
     write_checkpoint,
 )
-from raytrain_speedup.engine.ema import MovingAverage
 from raytrain_speedup.engine.evaluate import evaluate
 from raytrain_speedup.engine.identity import check_same, identity
+from raytrain_speedup.engine.learner import Learner
 from raytrain_speedup.engine.learning_rate import learning_rate
-from raytrain_speedup.engine.measure import Stopwatch, within_memory
-from raytrain_speedup.engine.mixing import mix_batch
-from raytrain_speedup.engine.optimizer import build_optimizer, set_learning_rate
+from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.steps import epoch_steps
 from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.methods.curriculum.batch_scaling import scaled_lr
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning.base import EpochPlan, Pruner
-from raytrain_speedup.models.resize import at_size, change_size, size_of
+from raytrain_speedup.models.resize import at_size
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks import Split, Task
 
 COUNTERS = ("epoch", "next_step", "steps_taken", "samples_shown", "compute_spent", "flops_spent")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Stopped(UserError):
@@ -62,7 +59,7 @@ class Loop:
 
     Args:
         experiment: what to do.
-        model: on its device; it is wrapped for several workers and compiled here.
+        model: on its device.
         task: losses and metric.
         loader: batches of the training, validation and test splits.
         pruner: plans every epoch.
@@ -88,22 +85,20 @@ class Loop:
         companions: Mapping[str, nn.Module] | None = None,
     ) -> None:
         train = experiment.train
-        self.companions = companions or {}
         self.experiment, self.train = experiment, train
         self.model, self.task, self.loader, self.pruner = model, task, loader, pruner
         self.budget, self.flops, self.reporter, self.watch = budget, flops, reporter, watch
-        self.device = watch.device
-        self.optimizer = build_optimizer(model, train)
-        full_steps = train.epochs * budget.num_samples / train.batch_size
-        self.ema = MovingAverage(model, train.ema_decay, full_steps) if train.ema_decay else None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
-        self.autocast = torch.autocast(
-            self.device.type, DTYPES[train.precision], enabled=train.precision != "fp32"
+        self.companions = companions or {}
+        self.device, self.full_size = watch.device, loader.size
+        self.learner = Learner(
+            model,
+            task,
+            train,
+            device=self.device,
+            world=reporter.world,
+            full_size=self.full_size,
+            full_steps=train.epochs * budget.num_samples / train.batch_size,
         )
-        self.lr_rule = experiment.curriculum.lr_rule
-        self.full_size = loader.size
-        self._warm: set[torch.Size] = set()  # input shapes that the warm-up has met
-        self._wrap()
         self.alarm = LossAlarm(self.device)
         self.epoch = 0
         self.next_step = 0  # of the epoch in progress
@@ -118,47 +113,13 @@ class Loop:
 
     # --- the run ---------------------------------------------------------------------------------------
 
-    def _wrap(self) -> None:
-        """Put the model behind DDP and compile it; again whenever its parameters change their shapes."""
-        self.parallel = None
-        self.eager: Callable[[Tensor], Tensor] = self.model
-        if self.reporter.world > 1:
-            on_gpu = self.device.type == "cuda"
-            self.parallel = DistributedDataParallel(self.model, device_ids=[self.device] if on_gpu else None)
-            self.eager = self.parallel
-        # A static graph per stage. Left to itself, torch would make sizes symbolic at the second stage.
-        self.compiled = torch.compile(self.eager, dynamic=False) if self.train.compile else None
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The model on a batch: compiled for the shapes of the warm-up. The remainder of an epoch, which
-        pruning makes another one every time, is not worth a compilation."""
-        use = self.compiled if self.compiled is not None and inputs.shape in self._warm else self.eager
-        return use(inputs)
-
     def warm_up(self, stages: Sequence[Stage]) -> None:
-        """A forward and a backward pass of every stage, so that decoding the set, starting its processes,
-        compiling and autotuning are over before the clock starts. Nothing of it stays: neither gradients nor
-        statistics nor draws.
-
-        DDP cannot follow a model whose parameters change with the size; such stages are met cold.
-        """
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        random = random_state()
+        """Rehearse every stage, so that decoding the set, starting its processes, compiling and autotuning
+        are over before the clock starts."""
         steps = [self.rehearsal(stage, parts=self.train.accumulate) for stage in stages]
-        self.model.train()
-        for step, batch in zip(steps, self.loader.train_batches(steps, epoch=0), strict=True):
-            size = step.stage.size or self.full_size
-            if self.parallel is not None and size_of(self.model) not in (None, size):
-                continue
-            with at_size(self.model, size), within_memory(len(batch["inputs"]), size):
-                self._warm.add(batch["inputs"].shape)
-                with self.autocast:
-                    output = self.forward(batch["inputs"])
-                self.task.losses(output, batch["target"]).sum().backward()
-                self.model.zero_grad(set_to_none=True)
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(buffers[name])
-        restore_random_state(random)
+        with self.learner.rehearsing():
+            for step, batch in zip(steps, self.loader.train_batches(steps, epoch=0), strict=True):
+                self.learner.rehearse(step.stage, batch)
 
     def rehearsal(self, stage: Stage, *, number: int = REHEARSAL, parts: int = 1) -> Step:
         """A step of a stage, on this worker, whose samples mean nothing; or one of `parts` of it."""
@@ -166,20 +127,6 @@ class Loop:
         fresh = max(1, min(wished, self.budget.num_samples) // stage.replay)
         index = (torch.arange(fresh) + max(number, 0) * fresh) % self.budget.num_samples
         return Step(number, index, torch.ones(fresh), fresh * stage.replay, 0.0, stage)
-
-    @property
-    def averaged(self) -> nn.Module | None:
-        """The moving average of the model, where one is kept."""
-        return self.ema.module if self.ema is not None else None
-
-    def enter(self, stage: Stage) -> None:
-        """Make the model, its moments and its average take the inputs of a stage."""
-        size = stage.size or self.full_size
-        if size_of(self.model) in (None, size):
-            return
-        change_size(self.model, size, optimizer=self.optimizer, ema=self.averaged)
-        if self.parallel is not None:
-            self._wrap()
 
     def fit(self) -> None:
         """Train until the budget is spent.
@@ -226,66 +173,27 @@ class Loop:
         return plan
 
     def train_step(self, step: Step, batch: Batch, *, advance: float) -> None:
-        """One optimizer step; `advance` is the progress it makes."""
+        """One optimizer step and what is counted of it; `advance` is the progress it makes."""
         if not len(batch["inputs"]):  # not one sample of this rank's part could be read
-            if self.parallel is None:
+            if self.reporter.world == 1:
                 return
             batch = _blank(batch)  # the other ranks wait for this one's gradients
-        self.enter(step.stage)
-        lr = learning_rate(step.progress, self.train) * scaled_lr(step.stage.batch_factor, self.lr_rule)
-        set_learning_rate(self.optimizer, lr)
-        inputs, mix = mix_batch(
-            batch["inputs"], batch["weight"], self.train, key=(self.train.seed, self.epoch, step.number)
-        )
-        target, weight = batch["target"], batch["weight"]
-        mixed_target = None if mix is None else target[mix.partner]
-        own_losses, partner_losses = [], []
-        pieces = _pieces(len(inputs), self.train.accumulate)
-        step_loss = torch.zeros((), device=self.device)
-        for piece in pieces:
-            with self._no_sync(unless=piece is pieces[-1]):
-                with self.autocast:
-                    output = self.forward(inputs[piece])
-                own = loss = self.task.losses(output, target[piece])
-                if mix is not None and mixed_target is not None:
-                    others = self.task.losses(output, mixed_target[piece])
-                    loss = mix.share * own + (1 - mix.share) * others
-                    partner_losses.append(others.detach())
-                weighted = (loss * weight[piece]).sum()
-                # The mean is over the samples of all ranks, and DDP divides by the number of ranks.
-                self.scaler.scale(weighted / step.count * self.reporter.world).backward()
-            own_losses.append(own.detach())
-            step_loss += weighted.detach()
-        scores = torch.cat(own_losses)
-        if mix is not None:
-            scores = mix.scores(scores, torch.cat(partner_losses))
+        rule = self.experiment.curriculum.lr_rule
+        lr = learning_rate(step.progress, self.train) * scaled_lr(step.stage.batch_factor, rule)
+        losses = self.learner.step(step, batch, lr=lr, epoch=self.epoch, advance=advance)
         read = len(batch["index"]) // step.stage.replay  # shown again, a sample has its score already
-        self.pruner.observe(batch["index"][:read], scores[:read])
-        self._step_optimizer()
-        if self.ema is not None:
-            self.ema.update(self.model, advance)
+        self.pruner.observe(batch["index"][:read], losses.scores[:read])
         self.steps_taken += 1
-        self.alarm.note(self.steps_taken, step_loss)
-        self._sums += torch.stack([step_loss, weight.sum()])
+        self.alarm.note(self.steps_taken, losses.weighted_sum)
+        self._sums += torch.stack([losses.weighted_sum, batch["weight"].sum()])
         self.samples_shown += step.count
         self.compute_spent += step.count * step.stage.cost / self.budget.num_samples
         self.flops_spent += step.count * self.flops[step.stage.size]
-
-    def _step_optimizer(self) -> None:
-        if self.train.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.train.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def _epoch_share(self) -> float:
         """How much of the epoch is shown: the budget may end within the last one."""
         last = self.epoch == len(self.budget.epoch_ends()) - 1
         return self.budget.last_epoch_share if last else 1.0
-
-    def _no_sync(self, *, unless: bool) -> AbstractContextManager[None]:
-        return nullcontext() if unless or self.parallel is None else self.parallel.no_sync()
 
     # --- what the outside sees -------------------------------------------------------------------------
 
@@ -318,7 +226,7 @@ class Loop:
         figures: dict[str, float | int | str | bool] = {
             "epoch": self.epoch + 1,
             "progress": self.budget.epoch_ends()[self.epoch],
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.learner.optimizer.param_groups[0]["lr"],
             "train_loss": self._mean_loss(),
             "kept_share": plan.kept_share,
             **{f"plan_{name}": value for name, value in plan.stats.items()},
@@ -351,7 +259,7 @@ class Loop:
 
     def evaluate(self, split: Split) -> dict[str, float]:
         """The task's figures of the averaged weights, or of the weights where no average is kept."""
-        return self._evaluate(self.averaged or self.model, split)
+        return self._evaluate(self.learner.result, split)
 
     def evaluate_companions(self) -> dict[str, float]:
         """The test metric of every network that takes part without being trained."""
@@ -363,7 +271,7 @@ class Loop:
 
     def _evaluate(self, network: nn.Module, split: Split) -> dict[str, float]:
         with self.watch.phase("eval"), at_size(network, self.full_size) as model:
-            if self.parallel is not None:
+            if self.reporter.world > 1:
                 for buffer in model.buffers():  # each rank has its own batch statistics; rank 0's are saved
                     dist.broadcast(buffer, 0)
             return evaluate(
@@ -372,7 +280,7 @@ class Loop:
                 self.loader,
                 split,
                 batch_size=self.train.batch_size // self.reporter.world,
-                autocast=self.autocast,
+                autocast=self.learner.autocast,
             )
 
     def _mean_loss(self) -> float:
@@ -383,7 +291,7 @@ class Loop:
 
     def _all_sums(self) -> Tensor:
         sums = self._sums.clone()
-        if self.parallel is not None:
+        if self.reporter.world > 1:
             dist.all_reduce(sums)
         return sums
 
@@ -417,12 +325,8 @@ class Loop:
     def state_dict(self) -> dict[str, Any]:
         """Everything all ranks share; called on all of them."""
         return {
-            "size": size_of(self.model),
             "identity": self.identity,
-            "model": self.model.state_dict(),
-            "ema": self.averaged.state_dict() if self.averaged is not None else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **self.learner.state_dict(),
             "pruner": self.pruner.state_dict(),
             "companions": {name: module.state_dict() for name, module in self.companions.items()},
             "seconds": self.watch.state_dict(),
@@ -432,15 +336,7 @@ class Loop:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the state of `state_dict`."""
-        if state["size"] is not None:
-            change_size(self.model, state["size"], ema=self.averaged)
-            if self.parallel is not None:
-                self._wrap()
-        self.model.load_state_dict(state["model"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.learner.load_state_dict(state)
         self.pruner.load_state_dict(state["pruner"])
         self.watch.load_state_dict(state["seconds"])
         if self.reporter.rank == 0:  # they hold the sums of all ranks
@@ -455,9 +351,3 @@ def _blank(batch: Batch) -> Batch:
         key: tensor if key == "index" else tensor.new_zeros((1, *tensor.shape[1:]))
         for key, tensor in batch.items()
     }
-
-
-def _pieces(length: int, parts: int) -> list[slice]:
-    """`length` samples in at most `parts` pieces of nearly equal size."""
-    parts = min(parts, length)
-    return [slice(length * part // parts, length * (part + 1) // parts) for part in range(parts)]

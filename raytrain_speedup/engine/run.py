@@ -39,7 +39,8 @@ def run(experiment: Experiment, reporter: Reporter, *, device: torch.device | No
 
     Returns:
         The final figures, which were also the last report. Seconds are synchronised, memory is in bytes,
-        the test metric has the task's name (`accuracy`), `val_` is in front of the validation figures.
+        `metric` names the figure of merit on the test split (`accuracy`), `val_` is in front of the validation
+        figures.
 
     Raises:
         UserError: for everything a user can mend.
@@ -109,6 +110,7 @@ def _final_figures(loop: Loop, passes: float) -> dict[str, Any]:
         "wall_seconds": sum(loop.watch.state_dict().values()),
         "passes_saved": 1 - loop.samples_shown / passes,
         "peak_memory_bytes": peak_memory(loop.device),
+        "metric": loop.task.metric,
         "test_samples": len(loop.loader.splits.test),
         "samples_skipped": sum(skipped.count for skipped in loop.loader.skipped.values()),
         "seed": experiment.train.seed,
@@ -123,7 +125,7 @@ def _save_result(loop: Loop, figures: dict[str, Any]) -> Path | None:
         return None
     folder = loop.save()
     if loop.reporter.rank == 0:
-        save_tensors((loop.averaged or loop.model).state_dict(), folder / "model.pt")
+        save_tensors(loop.learner.result.state_dict(), folder / "model.pt")
         save_json({"identity": loop.identity, "figures": figures}, folder / FIGURES)
     return folder
 

@@ -134,7 +134,7 @@ def _train(network: nn.Module, experiment: Experiment, splits: Splits, reporter:
             loop.fit()
         except NonFinite as error:
             raise NonFinite(f"teacher: {error}") from error
-    taught = loop.averaged or loop.model
+    taught = loop.learner.result
     share_buffers(taught)
     return taught
 

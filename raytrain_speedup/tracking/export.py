@@ -113,6 +113,7 @@ def _evidence(row: Row) -> Evidence | None:
     if row.speedup is None or row.verdict is None or row.accuracy is None or row.difference is None:
         return None
     return Evidence(
+        metric=row.metric,
         seeds=row.seeds,
         accuracy=row.accuracy,
         accuracy_std=row.accuracy_std,

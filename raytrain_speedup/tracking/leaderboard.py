@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raytrain_speedup.engine.compare import Comparison, NotComparable, compare
+from raytrain_speedup.engine.compare import DEFAULT_METRIC, Comparison, NotComparable, compare, metric_of
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.store import Record
 
@@ -32,7 +32,8 @@ VERDICTS = ("lossless", "not yet known", "lossy")
 
 @dataclass(frozen=True)
 class Row:
-    """One setting. Accuracies and differences are in points; what is not known is None.
+    """One setting. Accuracies (of the test split, by the task's `metric`) and differences are in points; what is
+    not known is None.
 
     Attributes:
         role: `baseline`, a control's name, `trial`, `winner` or `run`.
@@ -51,6 +52,7 @@ class Row:
     run_id: str
     run_ids: tuple[str, ...]
     seeds: tuple[int, ...]
+    metric: str = DEFAULT_METRIC
     accuracy: float | None = None
     accuracy_std: float | None = None
     baseline_accuracy: float | None = None
@@ -116,6 +118,12 @@ def show(rows: Sequence[Row], console: Console) -> None:
         console.print("no runs yet; `speedup sweep search_spaces/quickstart.yaml` makes some")
 
 
+def metrics(rows: Sequence[Row]) -> str:
+    """What is called accuracy in these rows, for a heading."""
+    known = [row.metric for row in rows if row.accuracy is not None]
+    return " or ".join(dict.fromkeys(known)) or DEFAULT_METRIC
+
+
 def _scope(record: Record) -> tuple[Any, ...]:
     """What has to be equal for two runs to be compared at all."""
     return record.experiment, record.figures.get("baseline_key"), record.figures.get("hardware")
@@ -136,7 +144,8 @@ def _row(group: Sequence[Record], finished: Sequence[Record]) -> Row:
     group = sorted(group, key=lambda record: record.seed)
     first = group[0]
     baselines = [run for run in finished if run.role == "baseline" and _is_baseline_of(run, first)]
-    accuracies = [run.figures["accuracy"] for run in group]
+    metric = metric_of(first.figures)
+    accuracies = [run.figures[metric] for run in group]
     row = Row(
         experiment=first.experiment,
         sweep=first.parent,
@@ -147,6 +156,7 @@ def _row(group: Sequence[Record], finished: Sequence[Record]) -> Row:
         run_id=first.run_id,
         run_ids=tuple(run.run_id for run in group),
         seeds=tuple(sorted({run.seed for run in group})),
+        metric=metric,
         accuracy=fmean(accuracies),
         accuracy_std=stdev(accuracies) if len(accuracies) > 1 else None,
         margin=DEFAULT_MARGIN if first.margin is None else first.margin,
@@ -208,8 +218,9 @@ def _rank(row: Row) -> tuple[Any, ...]:
 
 
 def _table(experiment: str, rows: Sequence[Row], *, wide: bool) -> Table:
+    metric = metrics(rows)
     table = Table(
-        title=f"{experiment}: speedup against accuracy",
+        title=f"{experiment}: speedup against {metric}",
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
@@ -217,7 +228,7 @@ def _table(experiment: str, rows: Sequence[Row], *, wide: bool) -> Table:
         padding=(0, 1 if wide else 0, 0, 0),
     )
     table.add_column("method", overflow="fold", min_width=18)
-    for column in ("accuracy %", "difference", "speedup", "saved", *(("seeds", "FLOPs") if wide else ())):
+    for column in (f"{metric} %", "difference", "speedup", "saved", *(("seeds", "FLOPs") if wide else ())):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict", max_width=None if wide else 9)
     table.add_column("run", no_wrap=True, min_width=8)

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raytrain_speedup.tracking.leaderboard import SEARCHED, Row
+from raytrain_speedup.tracking.leaderboard import SEARCHED, Row, metrics
 
 INK, QUIET, BLUE, GREEN, ORANGE = "#1f2937", "#9ca3af", "#2563eb", "#059669", "#d97706"
 MARKERS = ("s", "^", "v", "P", "X", "D")
@@ -29,7 +29,7 @@ def draw(rows: Sequence[Row], path: str | Path, *, title: str) -> Path:
     shown = [row for row in rows if row.speedup is not None and row.accuracy is not None]
     figure = Figure(figsize=(9, 5.6), dpi=160, layout="constrained")
     axes = figure.add_subplot()
-    _frame(axes, title, " · ".join(dict.fromkeys(row.hardware for row in shown)))
+    _frame(axes, title, " · ".join(dict.fromkeys(row.hardware for row in shown)), metrics(shown))
     _baseline(axes, [row for row in shown if row.role == "baseline"])
     trials = [row for row in shown if row.role in ("trial", "run")]
     winners = [row for row in shown if row.role == "winner"]
@@ -55,11 +55,11 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front[::-1]
 
 
-def _frame(axes: Axes, title: str, note: str) -> None:
+def _frame(axes: Axes, title: str, note: str, metric: str) -> None:
     axes.set_title(title, loc="left", fontsize=14, fontweight="bold", color=INK, pad=20)
     axes.text(0, 1.015, note, transform=axes.transAxes, fontsize=9, color="#6b7280")
     axes.set_xlabel("speedup of training time (times the baseline)", color=INK)
-    axes.set_ylabel("test accuracy (%)", color=INK)
+    axes.set_ylabel(f"test {metric} (%)", color=INK)
     axes.xaxis.set_major_formatter("{x:.2g}x")
     axes.tick_params(colors=INK, length=0)
     axes.grid(color="#e5e7eb", linewidth=0.8)

@@ -33,7 +33,7 @@ ROLE, STATE, SEED, METHOD, SETTINGS = (
 GROUP, PARAMS, REASON, SWEEP, MARGIN = (
     f"speedup.{name}" for name in ("group", "params", "reason", "sweep", "margin")
 )
-TEXTS = ("baseline_key", "train_key", "hardware")
+TEXTS = ("baseline_key", "train_key", "hardware", "metric")
 """Figures of a run that are words; kept as tags, because an MLflow metric is a number."""
 
 

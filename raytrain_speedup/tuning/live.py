@@ -37,9 +37,7 @@ class SweepTable:
         quality: the figure to show beside the cost.
     """
 
-    def __init__(
-        self, console: Console, title: str, *, total: int, done: int = 0, quality: str = "val_accuracy"
-    ) -> None:
+    def __init__(self, console: Console, title: str, *, total: int, done: int = 0, quality: str) -> None:
         self.quality = quality
         self.console, self.title, self.total, self.done_before = console, title, total, done
         self.rows: dict[str, _Row] = {}

@@ -47,7 +47,7 @@ as plain data, `config["run_name"]` the same when a sweep is resumed, `config["s
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the figures go to MLflow
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # an epoch without evaluation has no val_accuracy
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # an epoch without evaluation lacks the objective
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # and the screen shows one table, ours
 }

@@ -150,3 +150,13 @@ def test_equal_losses_of_few_seeds_are_no_certainty() -> None:
     assert found.interval is not None
     assert found.interval[0] < -1.0 < found.interval[1]
     assert found.verdict == "not yet known"
+
+
+def test_the_figure_of_merit_is_the_tasks_own() -> None:
+    runs = [run(seed, accuracy=0.0, metric="miou", miou=60.0 + seed) for seed in range(3)]
+    baselines = [run(seed, accuracy=99.0, metric="miou", miou=60.5 + seed) for seed in range(3)]
+    found = compare(runs, baselines, margin=1.0)
+    assert found.metric == "miou" and found.accuracy == 61.0
+    assert found.difference == pytest.approx(-0.5) and found.verdict == "lossless"
+    with pytest.raises(NotComparable, match="no figure 'miou'"):
+        compare(runs, [run()])

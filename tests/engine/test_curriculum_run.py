@@ -81,7 +81,7 @@ def shown(loop: Loop) -> list[tuple[Step, Batch, float]]:
 
     def note(step: Step, batch: Batch, *, advance: float) -> None:
         train_step(step, batch, advance=advance)
-        taken.append((step, batch, loop.optimizer.param_groups[0]["lr"]))
+        taken.append((step, batch, loop.learner.optimizer.param_groups[0]["lr"]))
 
     loop.train_step, loop.has_val = note, False  # type: ignore[method-assign]
     loop.fit()
@@ -163,9 +163,9 @@ def test_a_switch_costs_less_than_a_step(keys: dict[str, Any], tmp_path: Path):
     loop.train_step(step, batch, advance=0.0)  # there are moments to follow
     switches, steps = [], []
     for _ in range(5):
-        loop.enter(small)
+        loop.learner.enter(small)
         start = time.perf_counter()
-        loop.enter(full)
+        loop.learner.enter(full)
         switches.append(time.perf_counter() - start)
         start = time.perf_counter()
         loop.train_step(step, batch, advance=0.0)
@@ -175,8 +175,8 @@ def test_a_switch_costs_less_than_a_step(keys: dict[str, Any], tmp_path: Path):
 
 def test_an_evaluation_is_at_full_size_and_leaves_the_tables_alone(tmp_path: Path):
     loop = loop_of(tiny(STAGED | VIT | AVERAGED), tmp_path)
-    loop.enter(loop.budget.stages[0])
-    averaged = loop.averaged
+    loop.learner.enter(loop.budget.stages[0])
+    averaged = loop.learner.averaged
     assert averaged is not None
     before = [position_tables(model)["pos_embed"].clone() for model in (loop.model, averaged)]
     sizes = []

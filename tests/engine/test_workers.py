@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raytrain_speedup.data import DeviceLoader
 from raytrain_speedup.data.batch import Batch
-from raytrain_speedup.engine import loop
+from raytrain_speedup.engine import learner
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.run import run
 
@@ -63,7 +63,7 @@ class Unreadable(DeviceLoader):
 def worker(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    loop.DistributedDataParallel = Counted  # type: ignore[misc]
+    learner.DistributedDataParallel = Counted  # type: ignore[misc]
     collectives = []
 
     def counting(tensor: Tensor, *args: Any, **options: Any) -> Any:

@@ -47,6 +47,17 @@ def test_the_evidence_of_a_trial_is_that_of_its_settings(
     assert evidence is not None and evidence.seeds == (0, 1, 2) and evidence.accuracy == pytest.approx(96.9)
 
 
+def test_the_evidence_names_its_metric(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str], tmp_path: Path
+) -> None:
+    write("baseline", 0, metric="miou", miou=60.0)
+    run = write("winner", 0, keys=KEYS, metric="miou", miou=61.0)
+    evidence = export(run, tmp_path / "s.yaml", client.tracking_uri).evidence
+    assert evidence is not None and evidence.metric == "miou"
+    assert evidence.accuracy == 61.0 and evidence.baseline_accuracy == 60.0
+    assert load_schedule(tmp_path / "s.yaml").evidence == evidence
+
+
 def test_a_run_without_a_baseline_has_no_evidence(
     client: MlflowClient, experiment_name: str, write: Callable[..., str], tmp_path: Path
 ) -> None:

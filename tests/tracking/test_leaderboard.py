@@ -85,6 +85,21 @@ def test_the_table_shows_every_row_whole(
     assert max(map(len, text.splitlines())) <= width
 
 
+def test_the_metric_is_the_tasks_own(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    for seed in range(3):
+        write("baseline", seed, metric="miou", miou=60.0 + seed, pixel_accuracy=90.0)
+        write("winner", seed, keys=INFOBATCH, metric="miou", miou=59.9 + seed, pixel_accuracy=10.0)
+    rows = rows_of(client, experiment_name)
+    assert [(row.metric, row.accuracy) for row in rows] == [("miou", 61.0), ("miou", pytest.approx(60.9))]
+    assert rows[1].verdict == "lossless" and rows[1].difference == pytest.approx(-0.1)
+    screen = Console(file=io.StringIO(), width=140)
+    show(rows, screen)
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "speedup against miou" in text and "miou %" in text and "accuracy" not in text
+
+
 def test_rows_are_plain_data(client: MlflowClient, experiment_name: str, write: Callable[..., str]) -> None:
     write("baseline", 0, accuracy=97.0)
     (row,) = json.loads(json.dumps([row.to_dict() for row in rows_of(client, experiment_name)]))

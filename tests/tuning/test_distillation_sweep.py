@@ -32,7 +32,6 @@ overrides:
   scaling.storage: {folder}/runs
 search:
   distillation.lr_g: {{type: float, low: 0.001, high: 0.01, log: true}}
-objectives: {{val_agreement: max, train_seconds: min}}
 baseline: {{distillation.reuse: none}}
 controls: {{noise: {{distillation.method: noise}}}}
 trials: 1

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from raytrain_speedup.settings import UserError
+from raytrain_speedup.tasks.classification import Classification
 from raytrain_speedup.tuning.space import load_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,17 @@ def test_defaults_and_replacements(tmp_path: Path) -> None:
     chosen = sweep.trial({"pruning.prune_ratio": 0.3}, seed=5)
     assert chosen.pruning.method == "infobatch" and chosen.train.seed == 5 and chosen.train.epochs == 7
     assert sweep.base.pruning.method == "infobatch"  # as the recipe says
+
+
+def test_the_objectives_follow_what_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_sweep(written(tmp_path)).settings.objectives == {"val_accuracy": "max", "train_flops": "min"}
+    monkeypatch.setattr(Classification, "metric", "miou")
+    assert load_sweep(written(tmp_path)).settings.objectives == {"val_miou": "max", "train_flops": "min"}
+    search = {"distillation.lr_g": {"type": "float", "low": 0.001, "high": 0.01}}
+    without = written(tmp_path, experiment="digits-dfkd", trial={}, search=search)
+    assert load_sweep(without).settings.objectives == {"val_agreement": "max", "train_seconds": "min"}
+    asked = written(tmp_path, objectives={"val_loss": "min"})
+    assert load_sweep(asked).settings.objectives == {"val_loss": "min"}
 
 
 def test_an_experiment_beside_the_file(tmp_path: Path) -> None:

@@ -1,0 +1,221 @@
+"""The learner: a model and all that changes it, one optimizer step at a time.
+
+It knows the batch and the stage of a step, and nothing of epochs, budgets and checkpoints: those are the
+loop's (`loop.py`). Nothing in a step waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from raytrain_speedup.config import TrainSettings
+from raytrain_speedup.data.batch import Batch, Step
+from raytrain_speedup.engine.checkpoint import random_state, restore_random_state
+from raytrain_speedup.engine.ema import MovingAverage
+from raytrain_speedup.engine.measure import within_memory
+from raytrain_speedup.engine.mixing import Mix, mix_batch
+from raytrain_speedup.engine.optimizer import build_optimizer, set_learning_rate
+from raytrain_speedup.methods.curriculum.base import Stage
+from raytrain_speedup.models.resize import at_size, change_size, size_of
+from raytrain_speedup.tasks import Task
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Losses(NamedTuple):
+    """What a step found, on the device."""
+
+    weighted_sum: Tensor
+    """() of this rank's part, by the samples' weights."""
+
+    scores: Tensor
+    """(b,) unweighted losses, one per sample of the batch."""
+
+
+class Learner:
+    """Trains one model.
+
+    Args:
+        model: on its device; it is wrapped for several workers and compiled here.
+        task: says what the losses are.
+        train: optimizer, mixing, numerics.
+        device: where the model is.
+        world: how many workers share every step.
+        full_size: side of an input at full resolution.
+        full_steps: optimizer steps of the budget at full data; the moving average is told by them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        train: TrainSettings,
+        *,
+        device: torch.device,
+        world: int,
+        full_size: int,
+        full_steps: float,
+    ) -> None:
+        self.model, self.task, self.train = model, task, train
+        self.device, self.world, self.full_size = device, world, full_size
+        self.optimizer = build_optimizer(model, train)
+        self.ema = MovingAverage(model, train.ema_decay, full_steps) if train.ema_decay else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
+        self.autocast = torch.autocast(
+            device.type, DTYPES[train.precision], enabled=train.precision != "fp32"
+        )
+        self._warm: set[torch.Size] = set()  # input shapes that the warm-up has met
+        self._wrap()
+
+    def _wrap(self) -> None:
+        """Put the model behind DDP and compile it; again whenever its parameters change their shapes."""
+        self.parallel = None
+        self.eager: Callable[[Tensor], Tensor] = self.model
+        if self.world > 1:
+            on_gpu = self.device.type == "cuda"
+            self.parallel = DistributedDataParallel(self.model, device_ids=[self.device] if on_gpu else None)
+            self.eager = self.parallel
+        # A static graph per stage. Left to itself, torch would make sizes symbolic at the second stage.
+        self.compiled = torch.compile(self.eager, dynamic=False) if self.train.compile else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The model on a batch: compiled for the shapes of the warm-up. The remainder of an epoch, which
+        pruning makes another one every time, is not worth a compilation."""
+        use = self.compiled if self.compiled is not None and inputs.shape in self._warm else self.eager
+        return use(inputs)
+
+    @property
+    def averaged(self) -> nn.Module | None:
+        """The moving average of the model, where one is kept."""
+        return self.ema.module if self.ema is not None else None
+
+    @property
+    def result(self) -> nn.Module:
+        """What is evaluated and handed on: the average, or the model where none is kept."""
+        return self.averaged or self.model
+
+    def enter(self, stage: Stage) -> None:
+        """Make the model, its moments and its average take the inputs of a stage."""
+        size = stage.size or self.full_size
+        if size_of(self.model) in (None, size):
+            return
+        change_size(self.model, size, optimizer=self.optimizer, ema=self.averaged)
+        if self.parallel is not None:
+            self._wrap()
+
+    # --- warm-up ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Nothing of the rehearsals inside stays: neither statistics nor draws."""
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        random = random_state()
+        self.model.train()
+        yield
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
+        restore_random_state(random)
+
+    def rehearse(self, stage: Stage, batch: Batch) -> None:
+        """A forward and a backward pass, so that its compilation is over before the clock starts.
+
+        DDP cannot follow a model whose parameters change with the size; such stages are met cold.
+        """
+        size = stage.size or self.full_size
+        if self.parallel is not None and size_of(self.model) not in (None, size):
+            return
+        with at_size(self.model, size), within_memory(len(batch["inputs"]), size):
+            self._warm.add(batch["inputs"].shape)
+            with self.autocast:
+                output = self.forward(batch["inputs"])
+            self.task.losses(output, batch["target"]).sum().backward()
+            self.model.zero_grad(set_to_none=True)
+
+    # --- a step ----------------------------------------------------------------------------------------
+
+    def step(self, step: Step, batch: Batch, *, lr: float, epoch: int, advance: float) -> Losses:
+        """One optimizer step; `advance` is the progress it makes."""
+        self.enter(step.stage)
+        set_learning_rate(self.optimizer, lr)
+        inputs, mix = mix_batch(
+            batch["inputs"], batch["weight"], self.train, key=(self.train.seed, epoch, step.number)
+        )
+        losses = self._backward(inputs, mix, batch["target"], batch["weight"], count=step.count)
+        self._step_optimizer()
+        if self.ema is not None:
+            self.ema.update(self.model, advance)
+        return losses
+
+    def _backward(
+        self, inputs: Tensor, mix: Mix | None, target: Tensor, weight: Tensor, *, count: int
+    ) -> Losses:
+        """Gradients of the mean over the `count` samples of all ranks, piece by piece."""
+        mixed_target = None if mix is None else target[mix.partner]
+        own_losses, partner_losses = [], []
+        pieces = _pieces(len(inputs), self.train.accumulate)
+        step_loss = torch.zeros((), device=self.device)
+        for piece in pieces:
+            with self._no_sync(unless=piece is pieces[-1]):
+                with self.autocast:
+                    output = self.forward(inputs[piece])
+                own = loss = self.task.losses(output, target[piece])
+                if mix is not None and mixed_target is not None:
+                    others = self.task.losses(output, mixed_target[piece])
+                    loss = mix.share * own + (1 - mix.share) * others
+                    partner_losses.append(others.detach())
+                weighted = (loss * weight[piece]).sum()
+                # The mean is over the samples of all ranks, and DDP divides by the number of ranks.
+                self.scaler.scale(weighted / count * self.world).backward()
+            own_losses.append(own.detach())
+            step_loss += weighted.detach()
+        scores = torch.cat(own_losses)
+        if mix is not None:
+            scores = mix.scores(scores, torch.cat(partner_losses))
+        return Losses(step_loss, scores)
+
+    def _step_optimizer(self) -> None:
+        if self.train.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.train.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _no_sync(self, *, unless: bool) -> AbstractContextManager[None]:
+        return nullcontext() if unless or self.parallel is None else self.parallel.no_sync()
+
+    # --- its state -------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The same on all workers."""
+        return {
+            "size": size_of(self.model),
+            "model": self.model.state_dict(),
+            "ema": self.averaged.state_dict() if self.averaged is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of `state_dict`."""
+        if state["size"] is not None:
+            change_size(self.model, state["size"], ema=self.averaged)
+            if self.parallel is not None:
+                self._wrap()
+        self.model.load_state_dict(state["model"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def _pieces(length: int, parts: int) -> list[slice]:
+    """`length` samples in at most `parts` pieces of nearly equal size."""
+    parts = min(parts, length)
+    return [slice(length * part // parts, length * (part + 1) // parts) for part in range(parts)]
