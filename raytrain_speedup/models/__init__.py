@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from raytrain_speedup.models import library
 from raytrain_speedup.models.cswin import CSWin
@@ -38,6 +39,13 @@ class ModelSettings(Settings):
     )
     drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout rate, where the network has dropout")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate, where the network has it")
+    bn_momentum: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of a batch in the running statistics of batch normalisation; MobileNetV3 and "
+        "EfficientNet come with .01, for hundreds of thousands of steps; default: as the network has it",
+    )
     pretrained: Path | None = Field(
         None,
         description="a state-dict file to start from; position tables are resized to the run's size, and "
@@ -123,6 +131,10 @@ def build_model(
         UserError: for an unknown name, or a network that does not take these sizes, options or weights.
     """
     model = _construct(settings, num_classes, in_channels, image_size)
+    if settings.bn_momentum is not None:
+        for layer in model.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.momentum = settings.bn_momentum
     reason = _refusal(model, (in_channels, image_size, image_size), num_classes, dense)
     if reason is not None:
         shape = f"{in_channels} x {image_size} x {image_size}"

@@ -33,6 +33,9 @@ class Task(ABC):
     decisions: str
     """The figure that is the share of right decisions, in percent: against a teacher, the agreement."""
 
+    dense: bool = False
+    """Whether every pixel has a class."""
+
     @abstractmethod
     def losses(self, output: Tensor, target: Tensor) -> Tensor:
         """The training loss of every sample, (b,) float32, before weights and means."""
@@ -40,6 +43,10 @@ class Task(ABC):
     @abstractmethod
     def totals(self, output: Tensor, target: Tensor) -> Tensor:
         """A vector that can be summed over batches and workers, float64 on the output's device."""
+
+    def classes(self, target: Tensor) -> Tensor:
+        """What the target says in classes, int64."""
+        return target
 
     @abstractmethod
     def figures(self, totals: Tensor, split: Split) -> dict[str, float]:

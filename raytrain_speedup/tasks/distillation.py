@@ -23,13 +23,16 @@ class Distillation(Task):
     def __init__(self, task: Task, temperature: float) -> None:
         self.task = task
         self.temperature = temperature
-        self.metric, self.decisions = task.metric, task.decisions
+        self.metric, self.decisions, self.dense = task.metric, task.decisions, task.dense
 
     def losses(self, output: Tensor, target: Tensor) -> Tensor:
         return distillation_loss(target.float(), output.float(), self.temperature)
 
     def totals(self, output: Tensor, target: Tensor) -> Tensor:
-        return self.task.totals(output, target.argmax(1) if target.is_floating_point() else target)
+        return self.task.totals(output, self.classes(target))
+
+    def classes(self, target: Tensor) -> Tensor:
+        return target.argmax(1) if target.is_floating_point() else target
 
     def figures(self, totals: Tensor, split: Split) -> dict[str, float]:
         figures = self.task.figures(totals, split)

@@ -35,6 +35,7 @@ class Segmentation(Task):
         label_smoothing: training losses only.
     """
 
+    dense = True
     metric = "miou"
     decisions = "pixel_accuracy"
 

@@ -66,6 +66,11 @@ def test_wrn_shortcut_takes_the_activated_input() -> None:
     torch.testing.assert_close(keeping(y), y)
 
 
+def test_bn_momentum() -> None:
+    norms = [m for m in build("resnet8", bn_momentum=0.25).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms and {norm.momentum for norm in norms} == {0.25}
+
+
 @pytest.mark.parametrize("name", ["resnet18", "wrn16_2", "vgg11"])
 def test_convolutions_start_with_the_deviation_of_their_fan_out(name: str) -> None:
     torch.manual_seed(0)
