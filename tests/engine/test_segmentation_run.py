@@ -69,7 +69,7 @@ def test_the_figures_of_a_run(scenes, tmp_path):
     assert diary.epochs[-1]["train_loss"] < diary.epochs[0]["train_loss"]
     assert figures["test_samples"] == 6
     with Image.open(tmp_path / "pictures" / "decisions-0003.png") as picture:
-        columns, rows = 4, 3  # images of the validation split: as they are, their masks, the decisions
+        columns, rows = 6, 3  # images of the validation split: as they are, their masks, the decisions
         assert picture.size == (columns * (SIDE + 1) + 1, rows * (SIDE + 1) + 1)
 
 
