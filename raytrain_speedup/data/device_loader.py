@@ -71,6 +71,11 @@ class DeviceLoader(Loader):
                 "weight": torch.ones(len(index), device=self.device),
             }
 
+    def train_images(self, positions: Tensor) -> Tensor:
+        data = self._load("train")
+        index = positions[data.readable[positions]].to(self.device)
+        return data.images[index].permute(0, 3, 1, 2)
+
     def _augmented(self, images: Tensor, index: Tensor, view: Tensor, stage: Stage, epoch: int) -> Tensor:
         """(b, C, H, W) normalised; shifted images come at the size of the stage, crops at full size."""
         kind, key = self.settings.augment, {"seed": self.seed, "epoch": epoch}

@@ -186,6 +186,10 @@ class WorkerLoader(Loader):
             batch = self._batch(split, index, torch.ones(len(index)), decoded)
             yield batch | {"inputs": self.plain(batch["inputs"])}
 
+    def train_images(self, positions: Tensor) -> Tensor:
+        (decoded,) = self._decoded("train", iter([Request(positions.numpy(), self.size, None, None)]))
+        return decoded.images.to(self.device).permute(0, 3, 1, 2)
+
     def _decoded_size(self, stage: Stage) -> int:
         """The side that workers are asked for: that of the stage where a resize is all that leads to it.
 

@@ -35,6 +35,7 @@ SHORT = {
     "deepinversion": {"distillation.steps": 2},
     "cmi": {"distillation.steps": 2, "distillation.width": 8, "distillation.latent": 16},
     "noise": {},
+    "real": {},
 }
 """What keeps a method's call short; the generative ones need a small generator alone."""
 
