@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
 from raytrain_speedup.models.resize import change_size
 from raytrain_speedup.settings import UserError
@@ -96,12 +96,12 @@ def _flops(model: nn.Module, shape: tuple[int, ...], *, backward: bool) -> float
     change_size(ghost, shape[-1])
     ghost = ghost.to("meta").train()
     inputs = torch.empty((2, *shape), device="meta")  # two samples: batch normalisation refuses one
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounter()
     with counter, torch.set_grad_enabled(backward):
         output = ghost(inputs)
         if backward:
             output.sum().backward()
-    return counter.get_total_flops() / 2
+    return counter.total / 2
 
 
 class FlopCounter(TorchDispatchMode):
