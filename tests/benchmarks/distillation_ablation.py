@@ -37,7 +37,8 @@ from raytrain_speedup.engine.run import run
 STEPS, WARMUP, BATCH = 40, 3, 128
 """Student steps after a call, calls before the first of them, images of a call and of a step."""
 
-SHARED = {"augment": {"crop": 1, "flip": False}, "temperature": 20.0, "batch_size": BATCH}
+CROP = 1
+SHARED = {"augment": {"crop": CROP, "flip": False}, "temperature": 20.0, "batch_size": BATCH}
 RATES = {10: (2e-3, 0.01), 5: (3e-3, 0.01), 2: (5e-3, 0.015)}
 """lr_g and lr_z for each k: the paper's."""
 
@@ -103,7 +104,7 @@ class Ablation:
         teacher = self.teacher(seed)
         if row == "scratch":
             samples = len(open_data(self.base.data, seed=seed).train)
-            keys = {"train.epochs": self.steps * BATCH / samples, "data.padding": SHARED["augment"]["crop"]}
+            keys = {"train.epochs": self.steps * BATCH / samples, "data.padding": CROP}
             experiment = self.with_labels(keys)
         else:
             own = METHODS[row]
