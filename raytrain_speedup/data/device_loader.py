@@ -66,6 +66,11 @@ class DeviceLoader(Loader):
                 "weight": torch.ones(len(index), device=self.device),
             }
 
+    def train_images(self, positions: Tensor) -> Tensor:
+        data = self._load("train")
+        index = positions[data.readable[positions]].to(self.device)
+        return data.images[index].permute(0, 3, 1, 2)
+
     def _augmented(
         self, data: Resident, index: Tensor, view: Tensor, stage: Stage, epoch: int
     ) -> tuple[Tensor, Tensor]:

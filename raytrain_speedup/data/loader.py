@@ -77,6 +77,18 @@ class Loader(ABC):
             UserError: if too many samples cannot be read.
         """
 
+    @abstractmethod
+    def train_images(self, positions: Tensor) -> Tensor:
+        """Training images without augmentation or labels: uint8 (k, C, H, W) on the device, those that can be read.
+
+        Args:
+            positions: (b,) int64 on the CPU.
+        """
+
+    def spent_flops(self) -> float:
+        """FLOPs that making batches took, over all ranks, since this was last asked; reading data takes none."""
+        return 0.0
+
     def state_dict(self) -> dict[str, Any]:
         """What later batches depend on and this rank alone knows; nothing, for most loaders."""
         return {}

@@ -203,6 +203,10 @@ class WorkerLoader(Loader):
         """Of RandAugment, which would turn images and leave their masks."""
         return None if self.splits.dense else stage.magnitude
 
+    def train_images(self, positions: Tensor) -> Tensor:
+        (decoded,) = self._decoded("train", iter([Request(positions.numpy(), self.size, None, None)]))
+        return decoded.images.to(self.device).permute(0, 3, 1, 2)
+
     def _decoded_size(self, stage: Stage) -> int:
         """The side that workers are asked for: that of the stage where a resize is all that leads to it.
 

@@ -18,6 +18,7 @@ from raytrain_speedup.engine.teacher import prepare_teacher
 from raytrain_speedup.methods.curriculum.base import FULL, Stage
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.distillation import Synthesizer
+from raytrain_speedup.methods.distillation.base import RealImages
 from raytrain_speedup.methods.pruning import FullData
 from raytrain_speedup.models import build_model, check_sizes, stride_of
 from raytrain_speedup.tasks.distillation import Distillation
@@ -74,6 +75,7 @@ def _without_data(
     train, settings, device = experiment.train, experiment.distillation, watch.device
     assert settings is not None
     model = _placed(_student(experiment, splits), experiment, device)
+    data = _real_loader(experiment, splits, reporter, device)
 
     def synthesizer_for(teacher: nn.Module) -> Synthesizer:
         return settings.build(
@@ -85,14 +87,14 @@ def _without_data(
             seed=train.seed,
             device=device,
             normalise=(experiment.data.mean, experiment.data.std),
+            real=RealImages(len(splits.train), data.train_images),
         )
 
     with watch.phase("teacher"):
         teacher = prepare_teacher(experiment, splits, reporter, device, refuse=synthesizer_for)
     teacher = _placed(teacher, experiment, device)
-    real = _real_loader(experiment, splits, reporter, device)
     loader = PoolLoader(
-        real,
+        data,
         synthesizer=synthesizer_for(teacher),
         teacher=teacher,
         student=model,

@@ -171,6 +171,7 @@ class Loop:
             self.model.train()
             for step, batch in zip(rest, self.loader.train_batches(rest, epoch=self.epoch), strict=True):
                 self.train_step(step, batch, advance=ends[step.number] - step.progress)
+                self.flops_spent += self.loader.spent_flops()
                 self.next_step = step.number + 1
                 self._between_steps(len(steps))
             self.pruner.exchange()

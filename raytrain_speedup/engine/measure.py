@@ -13,10 +13,12 @@ import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from raytrain_speedup.models.resize import change_size
 from raytrain_speedup.settings import UserError
@@ -94,12 +96,33 @@ def _flops(model: nn.Module, shape: tuple[int, ...], *, backward: bool) -> float
     change_size(ghost, shape[-1])
     ghost = ghost.to("meta").train()
     inputs = torch.empty((2, *shape), device="meta")  # two samples: batch normalisation refuses one
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounter()
     with counter, torch.set_grad_enabled(backward):
         output = ghost(inputs)
         if backward:
             output.sum().backward()
-    return counter.get_total_flops() / 2
+    return counter.total / 2
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts the FLOPs of what runs inside, `torch.autograd.grad` included.
+
+    torch's `FlopCounterMode` also follows the modules, and for that hooks gradients in a way that
+    `torch.autograd.grad` with respect to parameters refuses.
+
+    Attributes:
+        total: FLOPs so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func.overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 @contextmanager

@@ -2,29 +2,27 @@
 
 An epoch is one call of the synthesizer and the student steps after it, so the loop, its budget, learning rate,
 checkpoints and workers serve distillation as they serve training. Targets are the teacher's logits, computed
-with the batch. The real data are read for the final test alone.
+with the batch. The real data are read for the final test alone, and by the control `real`.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from raytrain_speedup.data import Loader
 from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
 from raytrain_speedup.data.skipped import Skipped
-from raytrain_speedup.engine.measure import Stopwatch
+from raytrain_speedup.engine.measure import FlopCounter, Stopwatch
+from raytrain_speedup.engine.pictures import image_grid
 from raytrain_speedup.methods.distillation.base import SynthesisSettings, Synthesizer
 from raytrain_speedup.methods.distillation.pool import Pool
-from raytrain_speedup.methods.distillation.student import student_inputs
-from raytrain_speedup.methods.distillation.teacher import logits_of
+from raytrain_speedup.methods.distillation.student import student_inputs, teacher_logits
 from raytrain_speedup.methods.distillation.workers import share_buffers
 
 HELD_OUT = 16
@@ -61,7 +59,8 @@ class PoolLoader(Loader):
         self.real, self.synthesizer = real, synthesizer
         self.teacher, self.student = teacher, student
         self.synthesis, self.autocast, self.watch = settings, autocast, watch
-        self.device, self.size, self.seed, self.rank = real.device, real.size, real.seed, real.rank
+        self.device, self.size, self.seed = real.device, real.size, real.seed
+        self.rank, self.world = real.rank, real.world
         self._format = real._format
         self._shape = shape = (real.splits.channels, real.size, real.size)
         self.splits, self.settings = real.splits, real.settings
@@ -71,6 +70,8 @@ class PoolLoader(Loader):
             torch.tensor(values, device=self.device) for values in (real.settings.mean, real.settings.std)
         )
         self._mean, self._std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+        self._call_flops: dict[Hashable, float] = {}
+        self._spent_flops = 0.0
 
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
         if steps and steps[0].number == 0:
@@ -93,6 +94,13 @@ class PoolLoader(Loader):
         for images in self.held_out.newest(len(self.held_out)).split(batch_size):
             inputs = (images.to(self.device).float() / 255 - self._mean) / self._std
             yield self._batch(inputs, torch.arange(len(images)), torch.ones(len(images)))
+
+    def train_images(self, positions: Tensor) -> Tensor:
+        return self.real.train_images(positions)
+
+    def spent_flops(self) -> float:
+        spent, self._spent_flops = self._spent_flops, 0.0
+        return spent
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -126,21 +134,29 @@ class PoolLoader(Loader):
         return {"pool_images": len(self.pool)}
 
     def pictures(self) -> dict[str, bytes]:
-        grid = make_grid(self.pool.newest(PICTURED).cpu(), nrow=math.isqrt(PICTURED), padding=1)
-        file = io.BytesIO()
-        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file, format="PNG")
-        return {"synthetic": file.getvalue()}
+        return {"synthetic": image_grid(self.pool.newest(PICTURED), columns=math.isqrt(PICTURED))}
 
     def _synthesize(self, call: int) -> None:
         with self.watch.phase("synthesis"):
             share_buffers(self.student)
-            images = self.synthesizer.synthesize(call).images
+            images = self._counted(call)
             kept_back = torch.arange(len(images), device=images.device) % HELD_OUT == 0
             self.pool.add(images[~kept_back])
             self.held_out.add(images[kept_back])
 
+    def _counted(self, call: int) -> Tensor:
+        """The images of a call. FLOPs are counted at the first of each class of calls: the counter sees every
+        operation, which takes time."""
+        kind = self.synthesis.cost_class(call)
+        counter = FlopCounter()
+        with nullcontext() if kind in self._call_flops else counter:
+            images = self.synthesizer.synthesize(call).images
+        flops = self._call_flops.setdefault(kind, counter.total)
+        self._spent_flops += flops * self.world
+        return images
+
     def _batch(self, inputs: Tensor, index: Tensor, weight: Tensor) -> Batch:
         inputs = inputs.contiguous(memory_format=self._format)
-        with torch.no_grad(), self.autocast:
-            target = logits_of(self.teacher(inputs)).float()
+        with self.autocast:
+            target = teacher_logits(self.teacher, inputs)
         return {"inputs": inputs, "target": target, "index": index, "weight": weight.to(self.device)}

@@ -38,9 +38,10 @@ from torchvision import transforms
 
 from raytrain_speedup.methods.distillation.fastdfkd import FastDFKDSettings
 from raytrain_speedup.methods.distillation.generator import build_generator
+from raytrain_speedup.methods.distillation.losses import distillation_loss
 from raytrain_speedup.methods.distillation.pool import Pool
 from raytrain_speedup.methods.distillation.rng import generator_for
-from raytrain_speedup.methods.distillation.student import distillation_losses, student_inputs
+from raytrain_speedup.methods.distillation.student import student_inputs, teacher_logits
 
 WHO = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
 CLASSES, MEAN, STD = 10, [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]
@@ -104,7 +105,8 @@ class Ours:
         for step in range(steps):
             images = self.pool.sample(self.how.batch_size, 0, call, step)
             inputs = student_inputs(images, self.how.augment, self.mean, self.std, 0, call, step)
-            loss = distillation_losses(self.student, self.teacher, inputs, self.how.temperature).mean()
+            target = teacher_logits(self.teacher, inputs)
+            loss = distillation_loss(target, self.student(inputs), self.how.temperature).mean()
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

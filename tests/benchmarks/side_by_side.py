@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ def side_by_side(
             print(
                 f"  seed {seed} {name:24} accuracy {figures['accuracy']:6.2f} "
                 f"train {figures['train_seconds']:7.1f} s  passes saved {figures['passes_saved']:6.1%}",
+                file=sys.stderr,
                 flush=True,
             )
     return results

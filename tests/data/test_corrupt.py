@@ -77,6 +77,17 @@ class TestEveryLoader:
         assert batch["inputs"].shape == (0, 3, 24, 24) and batch["index"].shape == (0,)
         loader.close()
 
+    def test_so_are_images_asked_for_by_position(self, broken, kind, workers) -> None:
+        loader = build(broken, kind, workers, max_corrupt_share=0.2)
+        images, alone = (
+            loader.train_images(torch.tensor([5, 33, 7])),
+            loader.train_images(torch.tensor([5, 7])),
+        )
+        loader.close()
+        assert images.shape == (2, 3, 24, 24)
+        assert torch.equal(images, alone)
+        assert loader.skipped["train"].count >= 1
+
     def test_evaluation_leaves_them_out_too(self, broken, kind, workers) -> None:
         loader = build(broken, kind, workers, max_corrupt_share=0.2)
         seen = [i for batch in loader.eval_batches("test", batch_size=4) for i in batch["index"].tolist()]

@@ -92,6 +92,13 @@ class TestEveryLoader:
         expected = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
         assert torch.allclose(batch["inputs"], expected, atol=1e-5)
 
+    def test_training_images_come_by_position_as_they_are(self, load, kind, workers) -> None:
+        loader = load(kind, workers)
+        images = loader.train_images(torch.tensor([30, 2, 30]))
+        expected = np.stack([loader.splits.train.decode(i) for i in (30, 2, 30)])
+        assert images.dtype == torch.uint8
+        assert torch.equal(images, torch.from_numpy(expected).permute(0, 3, 1, 2))
+
     @pytest.mark.parametrize("augment", ["crop-flip", "random-resized-crop"])
     def test_inputs_follow_the_stage(self, load, steps_of, kind, workers, augment) -> None:
         loader = load(kind, workers, augment=augment, erasing=0.5)

@@ -13,12 +13,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from raytrain_speedup.config import Experiment, load_experiment, recipes
+from raytrain_speedup.data import build_loader, open_data
+from raytrain_speedup.data.batch import Step
 from raytrain_speedup.engine.alarm import NonFinite
 from raytrain_speedup.engine.checkpoint import read_own, read_shared
 from raytrain_speedup.engine.loop import Loop, Stopped
+from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.pool_loader import PoolLoader
 from raytrain_speedup.engine.run import run
+from raytrain_speedup.methods.curriculum.base import FULL
 from raytrain_speedup.methods.distillation import SYNTHESIZERS
+from raytrain_speedup.methods.distillation.augment import Augment
 from raytrain_speedup.models import build_model, published_classes, without_weights
 from raytrain_speedup.settings import UserError
 
@@ -118,8 +123,8 @@ def test_resumed_equals_uninterrupted(
     assert resumed.teacher_steps == 0
     expected, diary = whole
     assert same(weights(resumed), weights(diary))
-    for name in ("accuracy", "teacher_accuracy", "val_agreement", "val_loss", "test_loss", "pool_images"):
-        assert figures[name] == expected[name]
+    names = ("accuracy", "teacher_accuracy", "val_agreement", "val_loss", "test_loss", "pool_images")
+    assert all(figures[name] == expected[name] for name in (*names, "train_flops"))
     for mine, other in zip(state(resumed), state(diary), strict=True):
         assert same(tensors(mine), tensors(other))
 
@@ -170,6 +175,64 @@ def test_every_method_runs(method: str, tmp_path: Path):
     images = state(diary)[1]["pool"]["images"]
     assert images.shape[1:] == (1, 8, 8)
     assert images.float().std() > 0
+
+
+@pytest.mark.parametrize("loader", ["device", "workers"])
+def test_the_control_with_data_shows_training_images_none_twice(loader: str, tmp_path: Path):
+    """And where it was stopped it goes on."""
+    keys = {"distillation.pool_images": 512, "data.loader": loader, "data.num_workers": 1}
+    experiment = distilled(keys, "real")
+    with pytest.raises(Stopped):
+        run(experiment, Diary(tmp_path / "run", stop_after=STEPS + 1), device=CPU)
+    resumed = trained(experiment, tmp_path / "run")
+    whole = trained(experiment, tmp_path / "whole")
+    assert same(resumed[1], whole[1])
+    assert all(resumed[0][name] == whole[0][name] for name in ("accuracy", "val_agreement", "train_flops"))
+
+    kept = state(whole[2])[1]
+    assert same(tensors(kept), tensors(state(resumed[2])[1]))
+    shown = torch.cat([kept["pool"]["images"], kept["held_out"]["images"]])
+    splits = open_data(experiment.data, seed=0)
+    real = build_loader(splits, experiment.data, device=CPU, seed=0)
+    images = real.train_images(torch.arange(len(splits.train)))
+    real.close()
+    times = (shown.flatten(1)[:, None] == images.flatten(1)[None]).all(2)
+    assert len(shown) == (WARMUP + CALLS) * 32
+    assert times.any(1).all()
+    assert times.sum(0).max() == 1
+
+
+def test_the_flops_of_synthesis_are_counted():
+    """DeepInversion on linear networks, by hand: every step is a forward and a backward pass of each network
+    that is asked, and a last look is a forward pass."""
+    experiment = distilled({"data.loader": "device"})
+    splits = open_data(experiment.data, seed=0)
+    real = build_loader(splits, experiment.data, device=CPU, seed=0, world=2)
+    teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
+    settings = SYNTHESIZERS["deepinversion"](
+        batch_size=32, warmup=1, bn=0.0, adv=1.0, steps=3, augment=Augment(crop=0, flip=False)
+    )
+    shape = {"num_classes": 10, "image_size": 8, "channels": 1}
+    loader = PoolLoader(
+        real,
+        synthesizer=settings.build(teacher, student, **shape, seed=0, device=CPU, normalise=([0.5], [0.5])),
+        teacher=teacher,
+        student=student,
+        settings=settings,
+        autocast=torch.autocast("cpu", enabled=False),
+        watch=Stopwatch(CPU),
+    )
+
+    def spent(epoch: int) -> float:
+        for _ in loader.train_batches([Step(0, torch.arange(4), torch.ones(4), 4, 0.0, FULL)], epoch=epoch):
+            pass
+        return loader.spent_flops()
+
+    one_pass, workers = 2 * 32 * 64 * 10, 2
+    teacher_alone = workers * (3 * 2 + 1) * one_pass
+    assert spent(0) == teacher_alone + 2 * teacher_alone
+    assert spent(1) == 2 * teacher_alone
+    assert loader.spent_flops() == 0
 
 
 def test_without_a_validation_split_the_student_is_still_judged(tmp_path: Path):

@@ -44,7 +44,7 @@ def worker(rank: int, port: int, folder: Path) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two workers ran every scenario; one worker had begun with `joined`."""
     folder = tmp_path_factory.mktemp("two")
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped, match="the checkpoint is"):
         engine.run(EXPERIMENT, Diary(folder / "joined", stop_after=STEPS + 1), device=CPU)
     torch.multiprocessing.spawn(worker, (free_port(), folder), nprocs=2)
     return folder
@@ -81,9 +81,15 @@ def test_each_rank_makes_images_of_its_own(two: Path):
 
 def test_both_ranks_report_the_same(two: Path):
     first, second = (rank["figures"] for rank in held(two, "whole"))
-    for key in ("accuracy", "teacher_accuracy", "val_agreement", "val_loss", "pool_images", "samples_shown"):
-        assert first[key] == second[key]
+    names = ("accuracy", "teacher_accuracy", "val_agreement", "val_loss", "pool_images", "samples_shown")
+    assert all(first[name] == second[name] for name in (*names, "train_flops"))
     assert first["samples_shown"] == 3 * STEPS * 16
+
+
+def test_the_images_of_both_ranks_cost_flops(two: Path):
+    whole, resumed, joined = (held(two, name)[0]["figures"] for name in ("whole", "stopped", "joined"))
+    assert whole["train_flops"] == resumed["train_flops"]
+    assert joined["train_flops"] < whole["train_flops"]  # one worker made the images of the first calls
 
 
 def test_two_workers_resume_bit_for_bit(two: Path):

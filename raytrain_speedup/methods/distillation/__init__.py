@@ -8,6 +8,7 @@ from raytrain_speedup.methods.distillation.dfad import DFADSettings
 from raytrain_speedup.methods.distillation.dfq import DFQSettings
 from raytrain_speedup.methods.distillation.fastdfkd import FastDFKDSettings
 from raytrain_speedup.methods.distillation.noise import NoiseSettings
+from raytrain_speedup.methods.distillation.real import RealSettings
 from raytrain_speedup.methods.distillation.zskt import ZSKTSettings
 
 SYNTHESIZERS: dict[str, type[SynthesisSettings]] = {
@@ -19,6 +20,7 @@ SYNTHESIZERS: dict[str, type[SynthesisSettings]] = {
     "deepinversion": DeepInversionSettings,
     "cmi": CMISettings,
     "noise": NoiseSettings,
+    "real": RealSettings,
 }
 
 __all__ = ["SYNTHESIZERS", "Synthesis", "SynthesisSettings", "Synthesizer"]

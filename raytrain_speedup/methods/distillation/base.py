@@ -14,7 +14,7 @@ A method is a settings class (what the experiment file says) and a synthesizer (
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +62,20 @@ class Synthesizer(ABC):
 
 
 @dataclass(frozen=True)
+class RealImages:
+    """The training images themselves: only the control that asks what synthesis costs in accuracy reads them.
+
+    Attributes:
+        count: how many there are.
+        read: from positions (b,), int64 on the CPU, to uint8 (k, C, H, W) on the device: those of them that can
+            be read, in that order and unaugmented.
+    """
+
+    count: int
+    read: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Problem:
     """Whose knowledge is to be distilled into whom, and what an image is.
 
@@ -73,6 +87,7 @@ class Problem:
         image_shape: (C, H, W).
         mean, std: (C, 1, 1), how images in [0, 1] are normalised for both networks.
         seed: the root of all randomness.
+        real: the training images, where there are any; synthesis has no use for them.
     """
 
     teacher: nn.Module
@@ -85,6 +100,7 @@ class Problem:
     std: Tensor
     seed: int
     device: torch.device
+    real: RealImages | None = None
 
     def rng(self, *key: int) -> torch.Generator:
         """A generator on the device, seeded by the run's seed and `key`."""
@@ -135,6 +151,10 @@ class SynthesisSettings(Settings):
         """Whether the method asks for the teacher's BN statistics."""
         return False
 
+    def cost_class(self, call: int) -> Hashable:
+        """Calls of one class cost the same FLOPs: after the warm-up, the student may be asked too."""
+        return call >= self.warmup
+
     def build(
         self,
         teacher: nn.Module,
@@ -146,6 +166,7 @@ class SynthesisSettings(Settings):
         seed: int,
         device: torch.device | str,
         normalise: tuple[Sequence[float], Sequence[float]],
+        real: RealImages | None = None,
     ) -> Synthesizer:
         """The synthesizer itself; `teacher` is frozen in place, and both networks are moved to the device.
 
@@ -155,6 +176,7 @@ class SynthesisSettings(Settings):
         Args:
             image_size: the side of the images, or (height, width).
             normalise: mean and standard deviation of each channel, for images in [0, 1].
+            real: the training images; needed by the control `real` alone.
 
         Raises:
             UserError: if teacher and student don't fit the images, the classes or the method.
@@ -180,6 +202,7 @@ class SynthesisSettings(Settings):
             std=_per_channel(normalise[1], device),
             seed=seed,
             device=device,
+            real=real,
         )
         if self.needs_batch_norm and not problem.probe.sizes:
             raise UserError(

@@ -8,7 +8,7 @@ holds the descriptions, so old images are always seen through the present head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -56,6 +56,10 @@ class CMISettings(SynthesisSettings):
     @property
     def needs_batch_norm(self) -> bool:
         return True
+
+    def cost_class(self, call: int) -> Hashable:
+        """The bank, which every step embeds, grows until it is full."""
+        return call >= self.warmup, min(call * self.batch_size, self.bank)
 
     def make(self, problem: Problem) -> CMI:
         return CMI(self, problem)

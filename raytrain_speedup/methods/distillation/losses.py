@@ -101,9 +101,3 @@ def distillation_loss(teacher_logits: Tensor, student_logits: Tensor, temperatur
     """
     kl = divergence(teacher_logits / temperature, student_logits / temperature) * temperature**2
     return kl.flatten(1).mean(1) if kl.dim() > 1 else kl
-
-
-def agreement(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """Share of decisions alike, float (B,): 0 or 1 for a class, the share of pixels for a map."""
-    same = (teacher_logits.argmax(1) == student_logits.argmax(1)).float()
-    return same.flatten(1).mean(1) if same.dim() > 1 else same

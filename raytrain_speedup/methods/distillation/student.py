@@ -1,8 +1,9 @@
-"""What the student learns from a batch of the pool: the teacher's softened outputs, one loss per sample.
+"""What the student learns from a batch of the pool: to answer as its teacher does.
 
     images = pool.sample(256, seed, rank, step)
     inputs = student_inputs(images, settings.augment, mean, std, seed, rank, step)
-    losses = distillation_losses(student, teacher, inputs, settings.temperature)
+    target = teacher_logits(teacher, inputs)
+    losses = distillation_loss(target, student(inputs), settings.temperature)  # `losses.py`; one per sample
     losses.mean().backward()
 
 The teacher runs without a graph and without hooks.
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from raytrain_speedup.methods.distillation.augment import Augment, augment
-from raytrain_speedup.methods.distillation.losses import distillation_loss
 from raytrain_speedup.methods.distillation.rng import AUGMENT, generator_for
 from raytrain_speedup.methods.distillation.teacher import logits_of
 
@@ -32,8 +32,7 @@ def student_inputs(images: Tensor, how: Augment, mean: Tensor, std: Tensor, *key
     return (varied - 255 * mean) / (255 * std)
 
 
-def distillation_losses(student: nn.Module, teacher: nn.Module, inputs: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) at the temperature, times its square, for each sample (b,)."""
+def teacher_logits(teacher: nn.Module, inputs: Tensor) -> Tensor:
+    """What the student is to match, float32 without a graph: (b, K), or (b, K, H, W) for maps."""
     with torch.no_grad():
-        teacher_logits = logits_of(teacher(inputs))
-    return distillation_loss(teacher_logits, logits_of(student(inputs)), temperature)
+        return logits_of(teacher(inputs)).float()

@@ -18,6 +18,11 @@ def rank() -> int:
     return dist.get_rank() if _grouped() else 0
 
 
+def world() -> int:
+    """The number of workers, 1 without a process group."""
+    return dist.get_world_size() if _grouped() else 1
+
+
 def average(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The mean of each tensor (all of one dtype and device) over the workers, by one all-reduce."""
     if not _grouped():

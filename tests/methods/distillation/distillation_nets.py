@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raytrain_speedup.methods.distillation import SYNTHESIZERS, Synthesizer
+from raytrain_speedup.methods.distillation.base import RealImages
 
 SMALL: dict[str, Any] = {
     "batch_size": 8,
@@ -25,7 +26,13 @@ SMALL_METHODS: dict[str, dict[str, Any]] = {
     "deepinversion": SMALL | {"steps": 3, "adv": 1.0},
     "cmi": SMALL | SMALL_GENERATOR | {"steps": 3, "bank": 12, "embedding": 8},
     "noise": SMALL,
+    "real": SMALL,
 }
+
+TRAINING_IMAGES = torch.arange(64, dtype=torch.uint8).repeat(20, 1).view(20, 1, 8, 8)
+TRAINING_IMAGES = TRAINING_IMAGES + torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1)
+"""Twenty images that differ: the first pixel tells which one it is."""
+REAL = RealImages(len(TRAINING_IMAGES), lambda positions: TRAINING_IMAGES[positions])
 
 
 def classifier(width: int = 4, *, classes: int = 3, norm: bool = True, seed: int = 0) -> nn.Sequential:
@@ -66,6 +73,7 @@ def build(
     student: nn.Module | None = None,
     *,
     seed: int = 0,
+    real: RealImages | None = REAL,
     **settings: Any,
 ) -> Synthesizer:
     """A small synthesizer of the named method for 1 x 8 x 8 images of three classes."""
@@ -78,4 +86,5 @@ def build(
         seed=seed,
         device="cpu",
         normalise=([0.5], [0.25]),
+        real=real,
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from distillation_nets import build
+from distillation_nets import TRAINING_IMAGES, build
 from torch import Tensor
 
 from raytrain_speedup.methods.distillation import workers
@@ -52,6 +52,7 @@ def work(rank: int, folder: str) -> None:
         "fomaml": learn(1, "fomaml"),
         "reptile": learn(1, "reptile"),
         "dfq": adversary(),
+        "real": build("real", batch_size=10).synthesize(0).images,
     }
     torch.save(results, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
@@ -84,6 +85,11 @@ def test_workers_learn_the_same_from_images_of_their_own(ranks: list[dict[str, d
         assert torch.equal(one[name], other[name])
     assert not torch.equal(one["images"], other["images"])
     assert torch.equal(ranks[0]["dfq"], ranks[1]["dfq"])  # type: ignore[arg-type]
+
+
+def test_workers_take_real_images_of_their_own(ranks: list[dict[str, dict[str, Tensor]]]) -> None:
+    shown = torch.cat([result["real"] for result in ranks])  # type: ignore[misc]
+    assert torch.equal(shown[shown[:, 0, 0, 0].argsort()], TRAINING_IMAGES)
 
 
 def test_the_average_keeps_shapes(ranks: list[dict[str, dict[str, Tensor]]]) -> None:

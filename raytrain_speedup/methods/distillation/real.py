@@ -1,0 +1,65 @@
+"""The control with data: the training images themselves, in the place of synthetic ones.
+
+Distillation on the teacher's own data (Hinton et al. 2015, https://arxiv.org/abs/1503.02531) through the same
+pool, augmentation, steps and loss as any other method: what the student loses against it, it loses by the images.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raytrain_speedup.methods.distillation import workers
+from raytrain_speedup.methods.distillation.base import (
+    Problem,
+    RealImages,
+    Synthesis,
+    SynthesisSettings,
+    Synthesizer,
+)
+from raytrain_speedup.methods.distillation.rng import ORDER, generator_for
+from raytrain_speedup.settings import UserError
+
+
+class RealSettings(SynthesisSettings):
+    """Real images: what a method without data strives for. Labels are never read."""
+
+    method: Literal["real"] = "real"
+
+    def make(self, problem: Problem) -> Real:
+        if problem.real is None or not problem.real.count:
+            raise UserError(
+                "distillation.method: 'real' needs training images, and there are none; expected a data set "
+                "with a training split, or a method that synthesises"
+            )
+        return Real(self, problem, problem.real)
+
+
+class Real(Synthesizer):
+    """Every call takes the next images of a random order, and the workers each a part of their own.
+
+    Images that cannot be read are left out of their call.
+    """
+
+    def __init__(self, settings: RealSettings, problem: Problem, images: RealImages) -> None:
+        self.settings = settings
+        self.problem = problem
+        self.images = images
+
+    def synthesize(self, call: int) -> Synthesis:
+        batch = self.settings.batch_size
+        start = (call * workers.world() + workers.rank()) * batch
+        return Synthesis(self.images.read(positions(start, batch, self.images.count, self.problem.seed)))
+
+
+def positions(start: int, length: int, count: int, seed: int) -> Tensor:
+    """(length,) places `start` to `start + length` of an endless sequence that shows each of `count` images once
+    before any twice: one random order after another."""
+    stop = start + length
+    first, last = start // count, (stop - 1) // count
+    orders = [
+        torch.randperm(count, generator=generator_for("cpu", seed, ORDER, i)) for i in range(first, last + 1)
+    ]
+    return torch.cat(orders)[start - first * count : stop - first * count]
