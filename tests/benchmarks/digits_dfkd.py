@@ -16,7 +16,7 @@ from side_by_side import Figures, middle, provenance, side_by_side, spread
 
 from raytrain_speedup.config import Experiment, load_experiment
 
-NOISE_KEYS = ("batch_size", "warmup", "student_steps", "temperature", "pool_images")
+SHARED_KEYS = ("batch_size", "warmup", "student_steps", "temperature", "pool_images")
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     asked = parser.parse_args()
     seeds = range(asked.seeds)
     base = load_experiment("digits-dfkd", asked.overrides)
-    variants = {"fastdfkd": {}, "noise": noise(base)}
+    variants = {"fastdfkd": {}, "noise": control(base, "noise")}
     results = side_by_side(base, variants, seeds, ("train.seed", "teacher.train.seed"))
     scratch = load_experiment(
         "digits",
@@ -50,11 +50,11 @@ def main() -> None:
     print(f"{teacher} to {base.model.name}, {base.train.epochs:g} calls. {provenance(seeds)}")
 
 
-def noise(base: Experiment) -> dict[str, object]:
-    """The control: all that the methods share stays as the recipe has it."""
+def control(base: Experiment, method: str) -> dict[str, object]:
+    """A control: all that the methods share stays as the recipe has it."""
     own = base.distillation.model_dump() if base.distillation is not None else {}
-    shared = {f"distillation.{key}": own[key] for key in NOISE_KEYS}
-    return {"distillation.method": "noise", "distillation.augment": own["augment"], **shared}
+    shared = {f"distillation.{key}": own[key] for key in SHARED_KEYS}
+    return {"distillation.method": method, "distillation.augment": own["augment"], **shared}
 
 
 def row(name: str, runs: list[Figures]) -> str:

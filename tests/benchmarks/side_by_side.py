@@ -42,7 +42,7 @@ def side_by_side(
                 figures = run(experiment, LocalReporter(Path(folder)))
             results[name].append(figures)
             print(
-                f"  seed {seed} {name:24} accuracy {figures['accuracy']:6.2f} "
+                f"  seed {seed} {name:24} {figures['metric']} {figures[figures['metric']]:6.2f} "
                 f"train {figures['train_seconds']:7.1f} s  passes saved {figures['passes_saved']:6.1%}",
                 file=sys.stderr,
                 flush=True,
