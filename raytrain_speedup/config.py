@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raytrain_speedup.data import SOURCES, DataSettings
 from raytrain_speedup.methods.curriculum import CURRICULA, CurriculumSettings
@@ -176,6 +176,11 @@ class Experiment(Settings):
     )
     scaling: ScalingSettings = Field(default_factory=ScalingSettings, description="workers and faults")
     tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="where the figures go")
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _classification_unless_said(cls, task: Any) -> Any:
+        return {"kind": "classification", **task} if isinstance(task, dict) else task
 
     @model_validator(mode="after")
     def _distillation_is_whole(self) -> Experiment:
