@@ -155,8 +155,9 @@ def sweep(
 ) -> None:
     """Search for the settings that train fastest without losing accuracy.
 
-    The baseline runs first, then the trials, then the winners once more over several seeds. Ends with a
-    leaderboard, a picture of speedup against accuracy and the best schedule.
+    The baseline runs first, then the trials, then the winners once more over several seeds; the other seeds of
+    the baseline run in between. Ends with a leaderboard, a picture of speedup against accuracy and the best
+    schedule.
     """
     from raytrain_speedup.tuning.sweep import sweep as run_sweep
 
