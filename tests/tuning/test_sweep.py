@@ -115,7 +115,9 @@ def test_a_baseline_that_fails_ends_the_sweep(tmp_path: Path, uri: str) -> None:
     file.write_text(file.read_text().replace("name: tiny", "name: nothing"))
     with pytest.raises(RunFailed, match="the loss is NaN in step 17"):
         go(file, uri, trainable=tiny)
-    assert len(runs_of(uri, "nothing")) <= 2
+    states = {run.name: run.state for run in runs_of(uri, "nothing")}
+    assert states["baseline-seed0"] == "failed"
+    assert len(states) < 9, "what was not under way yet did not begin"
 
 
 def test_a_sweep_without_confirmation(tmp_path: Path, uri: str) -> None:
