@@ -54,7 +54,8 @@ def train(
     experiment: Annotated[str, typer.Argument(help="a recipe (see `speedup recipes`) or a YAML file")],
     overrides: Overrides = None,
     resume: Annotated[
-        Path | None, typer.Option(help="folder of an earlier run to go on with, such as runs/digits-1a2b3c")
+        str | None,
+        typer.Option(help="folder or address of an earlier run to go on with, such as runs/digits-1a2b3c"),
     ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -155,8 +156,9 @@ def sweep(
 ) -> None:
     """Search for the settings that train fastest without losing accuracy.
 
-    The baseline runs first, then the trials, then the winners once more over several seeds. Ends with a
-    leaderboard, a picture of speedup against accuracy and the best schedule.
+    The baseline runs first, then the trials, then the winners once more over several seeds; the other seeds of
+    the baseline run in between. Ends with a leaderboard, a picture of speedup against accuracy and the best
+    schedule.
     """
     from raytrain_speedup.tuning.sweep import sweep as run_sweep
 
@@ -221,13 +223,14 @@ def main() -> None:
         sys.exit(130)
 
 
-def _run_folder(storage: Path | None, name: str, resume: Path | None) -> Path:
+def _run_folder(storage: str | None, name: str, resume: str | None) -> str:
+    from raytrain_speedup.scaling.storage import exists, inside
     from raytrain_speedup.settings import UserError
 
     if resume is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        return (storage or Path("runs")) / f"{name}-{stamp}-{uuid.uuid4().hex[:4]}"
-    if not resume.is_dir():
+        return inside(storage or "runs", f"{name}-{stamp}-{uuid.uuid4().hex[:4]}")
+    if not exists(resume):
         raise UserError(f"--resume: {resume} is not a folder; expected the folder of an earlier run")
     return resume
 

@@ -116,8 +116,10 @@ class ScalingSettings(Settings):
     max_failures: int = Field(
         2, ge=-1, description="restarts from the last checkpoint before giving up; -1: for ever"
     )
-    storage: Path | None = Field(
-        None, description="folder for checkpoints, shared by all nodes; ./runs where nothing is given"
+    storage: str | None = Field(
+        None,
+        description="folder for checkpoints, shared by all nodes, or an address such as s3://bucket/runs; ./runs "
+        "where nothing is given",
     )
     start_timeout: float = Field(120, gt=0, description="seconds to wait for the workers' resources")
 

@@ -21,12 +21,18 @@ FREE = {
 }
 """Keys that may be another when a run goes on: where it runs, how often it looks and saves."""
 
+FILES = {"model.pretrained"}
+"""Keys whose file decides the numbers by its content, wherever it is; those of the data have a fingerprint."""
+
+GONE = "(a file that is gone)"
+"""Instead of a content: a run that goes on may not need its file any more (the checkpoint has the teacher)."""
+
 
 def identity(experiment: Experiment, fingerprint: str) -> dict[str, Any]:
     """Every key that decides the numbers of a run, as plain data.
 
     Args:
-        experiment: what is run. Paths are left out: data may move.
+        experiment: what is run. Paths are left out, for data may move; of `FILES` the content counts.
         fingerprint: of the data themselves, as `Splits.fingerprint`.
     """
     keys: dict[str, Any] = {"data": fingerprint}
@@ -36,13 +42,13 @@ def identity(experiment: Experiment, fingerprint: str) -> dict[str, Any]:
             keys |= {
                 key: value
                 for key, value in _decisive(section, f"{name}.").items()
-                if key.removeprefix("teacher.") not in FREE
+                if _general(key) not in FREE
             }
     return keys
 
 
 def _decisive(section: BaseModel, above: str) -> dict[str, Any]:
-    """Dotted keys and plain values of a section and those inside it, without paths."""
+    """Dotted keys and plain values of a section and those inside it; of paths, the content of `FILES`."""
     keys: dict[str, Any] = {}
     for key, value in section.model_dump(mode="json").items():
         field = getattr(section, key)
@@ -50,11 +56,27 @@ def _decisive(section: BaseModel, above: str) -> dict[str, Any]:
             keys |= _decisive(field, f"{above}{key}.")
         elif not isinstance(field, Path):
             keys[above + key] = value
+        elif _general(above + key) in FILES:
+            keys[above + key] = _content_hash(field)
     return keys
 
 
+def _general(key: str) -> str:
+    """The key of a section that the teacher has as well, without saying whose it is."""
+    return key.removeprefix("teacher.")
+
+
+def _content_hash(path: Path) -> str:
+    """A short hash of a file, which may be larger than the memory."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    except OSError:
+        return GONE
+
+
 def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
-    """Refuse what another experiment left.
+    """Refuse what another experiment left. Of a file that is gone nothing is known: what was found holds.
 
     Args:
         what: the folder and what it holds, for the message.
@@ -62,7 +84,8 @@ def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str)
     Raises:
         UserError: naming every key that differs.
     """
-    if other := differences(found, expected):
+    known = {key: found.get(key) if value == GONE else value for key, value in expected.items()}
+    if other := differences(found, known):
         raise UserError(f"{what} of another experiment: {'; '.join(other)}")
 
 

@@ -1,4 +1,4 @@
-"""The reporter of a run in this process: checkpoints in a folder, figures to a listener."""
+"""The reporter of a run in one process: checkpoints in a folder, figures to a listener."""
 
 from __future__ import annotations
 

@@ -342,6 +342,7 @@ class Loop:
         """
         shared, own = read_shared(folder, self.device), read_own(folder, self.reporter.rank)
         check_same(shared["identity"], self.identity, f"{folder} is a checkpoint")
+        self.identity = shared["identity"]  # it knows the files that are gone
         self.load_state_dict(shared)
         if own is not None:
             restore_random_state(own["random"])

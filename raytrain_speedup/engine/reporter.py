@@ -1,6 +1,6 @@
 """The only thing the engine knows about where it runs: a place to report to and to resume from.
 
-Three backends: `LocalReporter` here, a Tune trial and a Ray Train worker in `scaling/`.
+Two backends: `LocalReporter` in this process (or in a Tune trial's), and a Ray Train worker in `scaling/`.
 """
 
 from __future__ import annotations

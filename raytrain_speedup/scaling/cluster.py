@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from raytrain_speedup.config import ScalingSettings
+from raytrain_speedup.scaling.storage import exists
 from raytrain_speedup.settings import UserError
 
 DRIVERS = 64
@@ -31,9 +32,11 @@ def connect(scaling: ScalingSettings) -> None:
     a machine do not meet in one cluster.
 
     Raises:
-        UserError: if the workers would never get their resources.
+        UserError: if the workers would never get their resources, or their storage.
     """
     set_environment(scaling)
+    if scaling.storage is not None:
+        exists(scaling.storage)  # an address that leads nowhere is told before anything starts
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if ray.is_initialized():
         pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,22 +12,24 @@ from ray.train.torch import TorchTrainer
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.scaling.board import EndAtMistake
 from raytrain_speedup.scaling.cluster import ATTEMPTS, set_environment
+from raytrain_speedup.scaling.storage import Place, parent_and_name
 from raytrain_speedup.scaling.worker import train_worker
 from raytrain_speedup.settings import RunFailed, UserError
 
 
 def worker_group(
-    experiment: Experiment, folder: Path, *, board: Any = None, callbacks: tuple[UserCallback, ...] = ()
+    experiment: Experiment, folder: Place, *, board: Any = None, callbacks: tuple[UserCallback, ...] = ()
 ) -> TorchTrainer:
     """The worker group of an experiment; a run found in `folder` is resumed.
 
     Args:
         experiment: what to do, and on how many workers.
-        folder: for checkpoints, on storage that all nodes see.
+        folder: for checkpoints, on storage that all nodes see: a path or an address.
         board: a `Board` for the figures, or None.
         callbacks: told of every report, in the controller's process.
     """
     scaling = experiment.scaling
+    parent, name = parent_and_name(folder)
     set_environment(scaling)
     resources = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
@@ -40,8 +41,8 @@ def worker_group(
             num_workers=scaling.workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent.absolute()),
+            name=name,
+            storage_path=parent,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             failure_config=ray.train.FailureConfig(
                 max_failures=scaling.max_failures,

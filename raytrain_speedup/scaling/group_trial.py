@@ -6,7 +6,6 @@ drivers of two trials could keep each other's workers from starting.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -14,6 +13,7 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallba
 
 from raytrain_speedup.config import load_experiment_dict
 from raytrain_speedup.scaling.group import fit, worker_group
+from raytrain_speedup.scaling.storage import inside
 
 
 class EpochsToTune(TuneReportCallback):
@@ -36,7 +36,7 @@ def group_trial(config: dict[str, Any]) -> None:
         UserError: for what a user can mend.
     """
     experiment = load_experiment_dict(config["experiment"])
-    folder = Path(config["storage"]) / config["run_name"]
+    folder = inside(config["storage"], config["run_name"])
     result = fit(worker_group(experiment, folder, callbacks=(EpochsToTune(),)))
     figures = dict(result.return_value)
     if result.checkpoint is not None:

@@ -2,7 +2,7 @@
 
 One worker on one machine does not pay for a worker group: Train's local mode runs the training function in
 this process. Several workers run under a `TorchTrainer` that restarts them from the last checkpoint when one
-is lost.
+is lost; so does one worker whose checkpoints go to an address, for Ray Train brings them there.
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ from raytrain_speedup.engine.run import run
 from raytrain_speedup.scaling.board import new_board
 from raytrain_speedup.scaling.cluster import connect, on_cluster
 from raytrain_speedup.scaling.group import fit, worker_group
+from raytrain_speedup.scaling.storage import Place, is_address
 from raytrain_speedup.settings import UserError
 
 LISTEN_SECONDS = 0.25
 
 
-def launch(experiment: Experiment, folder: Path, listener: Listener) -> dict[str, Any]:
+def launch(experiment: Experiment, folder: Place, listener: Listener) -> dict[str, Any]:
     """Train, and give the final figures.
 
     Args:
         experiment: what to do, and on how many workers.
-        folder: the run's folder for checkpoints; a run found there is resumed. Several workers on several
-            nodes need it on storage they all see.
+        folder: the run's folder for checkpoints, or its address; a run found there is resumed. Several workers
+            on several nodes need it on storage they all see.
         listener: gets every report and now and then the progress, in this process.
 
     Raises:
         UserError: for what a user can mend.
         Stopped: after a Ctrl-C; the message says how to go on.
     """
-    alone = experiment.scaling.workers == 1 and not on_cluster()
-    _refuse_other_kind(folder, "checkpoint_*" if alone else "checkpoint-*", experiment)
+    alone = experiment.scaling.workers == 1 and not on_cluster() and not is_address(folder)
+    if not is_address(folder):
+        _refuse_other_kind(Path(folder), "checkpoint_*" if alone else "checkpoint-*", experiment)
     try:
         if alone:
-            return _launch_here(experiment, folder, listener)
+            return _launch_here(experiment, Path(folder), listener)
         return _launch_group(experiment, folder, listener)
     except Stopped as stop:
         raise Stopped(f"{stop}; go on with: --resume {folder}") from None
@@ -79,7 +81,7 @@ def _launch_here(experiment: Experiment, folder: Path, listener: Listener) -> di
         return trainer.fit().return_value
 
 
-def _launch_group(experiment: Experiment, folder: Path, listener: Listener) -> dict[str, Any]:
+def _launch_group(experiment: Experiment, folder: Place, listener: Listener) -> dict[str, Any]:
     connect(experiment.scaling)
     board = new_board()
     with _listening(board, listener), _interrupt_as_stop():

@@ -1,43 +1,37 @@
 """One-worker trials, run directly in the Tune trial process.
 
 A worker group per trial costs 16-31 s to start; a reused trial process .01 s. So a trial of one worker is the
-engine behind a reporter that talks to Tune.
+engine behind a reporter that passes its figures on to Tune. Its checkpoints are its own business: Tune would
+copy them file by file, so that a kill leaves half of one, and forget them when a sweep is resumed.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from raytrain_speedup.config import load_experiment_dict
-from raytrain_speedup.engine.reporter import Figures, Reporter
+from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.run import run
-from raytrain_speedup.scaling.storage import folder_of
 
 
-class TuneReporter(Reporter):
-    """Reports to the Tune trial this process is."""
+def trial_reporter(config: Mapping[str, Any]) -> LocalReporter:
+    """Reports to the Tune trial this process is.
 
-    def report(self, figures: Figures, checkpoint: Path | None = None) -> None:
-        tune.report(
-            dict(figures),
-            checkpoint=tune.Checkpoint.from_directory(checkpoint) if checkpoint is not None else None,
-        )
-        if checkpoint is not None:
-            shutil.rmtree(checkpoint)  # Tune has copied it to its storage
+    The checkpoints are in `storage`/`run_name`, as those of `group_trial` are; a trial that is tried again, or
+    that a resumed sweep begins again, goes on from them.
+    """
+    return LocalReporter(Path(config["storage"]) / config["run_name"], _to_tune)
 
-    def latest(self) -> Path | None:
-        checkpoint = tune.get_checkpoint()
-        return folder_of(checkpoint) if checkpoint is not None else None
 
-    def new_folder(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix="checkpoint-"))
+def _to_tune(kind: str, figures: Mapping[str, Any]) -> None:
+    if kind == "report":
+        tune.report(dict(figures))
 
 
 def trial(config: dict[str, Any]) -> None:
     """The function Tune runs: `config["experiment"]` is an experiment as plain data."""
-    run(load_experiment_dict(config["experiment"]), TuneReporter())
+    run(load_experiment_dict(config["experiment"]), trial_reporter(config))

@@ -1,4 +1,8 @@
-"""The order of a sweep: baseline and controls over the seeds, the search, the winners over the seeds.
+"""The order of a sweep: the baseline, the search, the winners over the seeds.
+
+A machine drifts: it warms up, others use it. A baseline that ran at the start and winners that ran at the end
+would make a speedup of that. So the seeds of the baseline and of the controls are spread over the sweep: the
+first one begins it (without a baseline there is nothing to search for), the last one runs among the winners.
 
 One searcher hands Ray Tune all of them, so all run in the same reused processes, and there is one thing to
 interrupt and to resume. MLflow is the only record: a resumed sweep is planned from the runs found there.
@@ -18,7 +22,7 @@ from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking.mlflow_log import group_of, is_final
 from raytrain_speedup.tracking.store import Record
 from raytrain_speedup.tuning.search import Search
-from raytrain_speedup.tuning.space import Sweep
+from raytrain_speedup.tuning.space import Sweep, SweepSettings
 from raytrain_speedup.tuning.winners import Outcome, pick_winners
 
 TRIAL, WINNER, BASELINE = "trial", "winner", "baseline"
@@ -68,7 +72,10 @@ class SweepPlan(Searcher):
         self._told = sum(run.state != "interrupted" for run in trials.values())
         self._number = max((_number(name) for name in trials), default=0)
         self._search = Search(sweep, list(trials.values()))
-        self._fixed = deque(run for run in _references(sweep) if run.name not in self.finished)
+        self._references = deque(
+            (after, run) for after, run in _spread(sweep) if run.name not in self.finished
+        )
+        self._last: deque[PlannedRun] = deque()
         self._running: dict[str, PlannedRun] = {}
         self._confirmed = False
         self.failure: str | None = None
@@ -86,8 +93,9 @@ class SweepPlan(Searcher):
         """Whether everything was handed out and came back."""
         settings = self.sweep.settings
         # Where nothing is to be confirmed, nobody asks for more after the last trial.
-        confirmed = self._confirmed or (settings.confirm == 0 and self._told >= settings.trials)
-        return confirmed and not self._fixed and not self._running
+        alone = settings.confirm == 0 and len(settings.seeds) == 1
+        confirmed = self._confirmed or (alone and self._told >= settings.trials)
+        return confirmed and not (self._references or self._last or self._running)
 
     def suggest(self, trial_id: str) -> Any:
         run = self._next(trial_id)
@@ -100,16 +108,18 @@ class SweepPlan(Searcher):
         """A run, or None to wait for those under way, or FINISHED."""
         if self.failure is not None:
             return str(Searcher.FINISHED)
-        while not self._fixed and self._told + self._asked() < self.sweep.settings.trials:
+        while (begun := self._told + self._asked()) < self.sweep.settings.trials or self._references:
+            if self._references and self._references[0][0] <= begun:
+                return self._references.popleft()[1]
             if run := self._suggested(trial_id):
                 return run
-        if not self._fixed and not self._confirmed and not self._asked():
+        if not self._confirmed and not self._asked():
             if any(run.role == BASELINE for run in self._running.values()):
                 return None
             self._confirmed = True
-            self._fixed.extend(run for run in self._confirmations() if run.name not in self.finished)
-        if self._fixed:
-            return self._fixed.popleft()
+            self._last.extend(run for run in self._confirmations() if run.name not in self.finished)
+        if self._last:
+            return self._last.popleft()
         return Searcher.FINISHED if self._confirmed else None
 
     def _asked(self) -> int:
@@ -130,16 +140,20 @@ class SweepPlan(Searcher):
         return PlannedRun(again[0] if again else f"trial-{self._number:02d}", TRIAL, experiment, params)
 
     def _confirmations(self) -> Iterator[PlannedRun]:
+        """The winners, seed by seed, and what is left of the baseline and the controls."""
         settings = self.sweep.settings
         runs = self.finished.values()
+        early = {run.name for _, run in _spread(self.sweep)}  # so that a resumed sweep picks the same winners
         winners = pick_winners(
             [run for run in runs if run.role == TRIAL],
-            [run.figures for run in runs if run.role == BASELINE],
+            [run.figures for run in runs if run.role == BASELINE and run.name in early],
             count=settings.confirm,
             margin=settings.margin,
             objectives=settings.objectives,
         )
         for seed in settings.seeds:
+            if seed not in _early_seeds(settings):
+                yield from _references(self.sweep, seed)
             for winner in winners:
                 experiment = self.sweep.trial(winner.params, seed)
                 yield PlannedRun(f"{winner.name}-seed{seed}", WINNER, experiment, dict(winner.params))
@@ -166,12 +180,23 @@ class SweepPlan(Searcher):
         raise NotImplementedError("a sweep is resumed from MLflow, not from Tune's files")
 
 
-def _references(sweep: Sweep) -> Iterator[PlannedRun]:
-    """The baseline over the seeds, then the controls."""
-    settings = sweep.settings
-    for role, keys in {BASELINE: settings.baseline, **settings.controls}.items():
-        for seed in settings.seeds:
-            yield PlannedRun(f"{role}-seed{seed}", role, sweep.experiment(keys, seed), dict(keys))
+def _references(sweep: Sweep, seed: int) -> Iterator[PlannedRun]:
+    """The baseline and the controls with one seed."""
+    for role, keys in {BASELINE: sweep.settings.baseline, **sweep.settings.controls}.items():
+        yield PlannedRun(f"{role}-seed{seed}", role, sweep.experiment(keys, seed), dict(keys))
+
+
+def _early_seeds(settings: SweepSettings) -> tuple[int, ...]:
+    """Those of the baseline that run before the winners are known: all but the last, the first in any case."""
+    return settings.seeds[: max(1, len(settings.seeds) - 1)]
+
+
+def _spread(sweep: Sweep) -> Iterator[tuple[int, PlannedRun]]:
+    """The references of the early seeds, each with the number of trials that begin before it."""
+    early = _early_seeds(sweep.settings)
+    for place, seed in enumerate(early):
+        for run in _references(sweep, seed):
+            yield place * sweep.settings.trials // len(early), run
 
 
 def _number(name: str) -> int:

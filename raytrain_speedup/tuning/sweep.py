@@ -30,6 +30,7 @@ from rich.console import Console
 from raytrain_speedup.config import ScalingSettings
 from raytrain_speedup.scaling.cluster import connect, driver_resources
 from raytrain_speedup.scaling.group_trial import group_trial
+from raytrain_speedup.scaling.storage import inside, is_address, parent_and_name
 from raytrain_speedup.scaling.tune_trial import trial
 from raytrain_speedup.settings import RunFailed, UserError
 from raytrain_speedup.tracking import store
@@ -160,10 +161,11 @@ def _conclude(
 
 def _fit(sweep: Sweep, plan: SweepPlan, callback: SweepCallback, trainable: Trainable, parent: str) -> None:
     settings, scaling = sweep.settings, sweep.base.scaling
-    storage = str((scaling.storage or Path("runs")).absolute())
+    name = f"{settings.name}-{parent[:8]}"
+    storage, _ = parent_and_name(inside(scaling.storage or "runs", name))
     tuner = tune.Tuner(
         tune.with_resources(guarded(trainable), _resources(scaling)),
-        param_space={"storage": str(Path(storage) / f"{settings.name}-{parent[:8]}")},
+        param_space={"storage": inside(storage, name)},
         tune_config=tune.TuneConfig(
             search_alg=plan,
             scheduler=_scheduler(settings.scheduler, next(iter(settings.objectives.items()))),
@@ -174,7 +176,7 @@ def _fit(sweep: Sweep, plan: SweepPlan, callback: SweepCallback, trainable: Trai
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name=f"{settings.name}-{parent[:8]}",
+            name=name,
             storage_path=storage,
             callbacks=[callback],
             failure_config=tune.FailureConfig(max_failures=scaling.max_failures),
@@ -204,12 +206,17 @@ def _trial_name(trial: Trial) -> str:
     return str(trial.config["run_name"])
 
 
+def _in_the_trial(scaling: ScalingSettings) -> bool:
+    """Whether a trial trains in its own process; a group can do more, and starts more slowly."""
+    return scaling.workers == 1 and not is_address(scaling.storage or "")
+
+
 def _trainable(scaling: ScalingSettings) -> Trainable:
-    return trial if scaling.workers == 1 else group_trial
+    return trial if _in_the_trial(scaling) else group_trial
 
 
 def _resources(scaling: ScalingSettings) -> dict[str, float]:
-    if scaling.workers == 1:
+    if _in_the_trial(scaling):
         return {"cpu": scaling.cpus_per_worker, "gpu": scaling.gpus_per_worker}
     return driver_resources()
 

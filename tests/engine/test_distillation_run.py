@@ -289,8 +289,14 @@ def test_a_teacher_from_a_file_is_taken_as_it_is_and_kept(file: Path, tmp_path: 
     diary = Watched(tmp_path / "run", stop_after=2)
     with pytest.raises(Stopped):
         run(experiment, diary, device=CPU)
-    file.unlink()  # the checkpoint holds it
+    moved = file.rename(tmp_path / "elsewhere.pt")  # the checkpoint holds it
     figures = run(experiment, Watched(tmp_path / "run"), device=CPU)
+    again = from_file(moved, **{"train.epochs": 2})
+    for key in ("baseline_key", "train_key"):
+        assert figures[key] == run(again, Watched(tmp_path / "again"), device=CPU)[key]
+    with pytest.raises(UserError, match=r"teacher.model.pretrained is '\w{12}' there and '\w{12}' here"):
+        torch.save({name: tensor + 1 for name, tensor in expected.items()}, file)
+        run(experiment, Watched(tmp_path / "run"), device=CPU)
     assert same(state(diary)[0]["companions"]["teacher"], expected)
     assert figures["teacher_accuracy"] > 20
 

@@ -1,5 +1,6 @@
 """Trials of two workers, steered by Tune: real Tuner, real worker groups."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ TINY = {"data.image_size": 8, "data.augment": "none", "train.epochs": 2} | {
 @pytest.fixture(scope="module")
 def results(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """Two trials of two workers each on two CPUs, one after the other."""
+    os.environ.pop("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", None)  # as a sweep in this process leaves it
     folder = tmp_path_factory.mktemp("tune")
     tuner = tune.Tuner(
         tune.with_resources(group_trial, driver_resources()),

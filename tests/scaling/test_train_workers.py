@@ -74,6 +74,21 @@ def test_a_second_launch_goes_on_from_the_folder(whole: tuple[Path, Listener, di
         assert again[name] == figures[name], name
 
 
+def test_a_run_is_found_by_its_address(whole: tuple[Path, Listener, dict]) -> None:
+    folder, _, figures = whole
+    listener = Listener()
+    again = launch(digits(), folder.as_uri(), listener)
+    assert listener.epochs() == []
+    assert again["train_seconds"] == figures["train_seconds"]
+
+
+def test_one_worker_leaves_its_checkpoints_at_an_address(tmp_path: Path) -> None:
+    experiment, listener = digits(scaling__workers=1, train__epochs=2), Listener()
+    figures = launch(experiment, (tmp_path / "one").as_uri(), listener)
+    assert listener.epochs() == [1, 2] and figures["hardware"].startswith("1 x ")
+    assert len(list((tmp_path / "one").glob("checkpoint_*/run.pt"))) == 2
+
+
 def test_a_killed_worker_costs_time_and_nothing_else(
     whole: tuple[Path, Listener, dict], tmp_path: Path
 ) -> None:

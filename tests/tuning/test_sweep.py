@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 from rich.console import Console
-from tiny_runs import space, tiny
+from tiny_runs import EPOCHS, space, tiny
 
 from raytrain_speedup.schedule import load_schedule
 from raytrain_speedup.settings import RunFailed, UserError
@@ -115,7 +115,9 @@ def test_a_baseline_that_fails_ends_the_sweep(tmp_path: Path, uri: str) -> None:
     file.write_text(file.read_text().replace("name: tiny", "name: nothing"))
     with pytest.raises(RunFailed, match="the loss is NaN in step 17"):
         go(file, uri, trainable=tiny)
-    assert len(runs_of(uri, "nothing")) <= 2
+    states = {run.name: run.state for run in runs_of(uri, "nothing")}
+    assert states["baseline-seed0"] == "failed"
+    assert len(states) < 9, "what was not under way yet did not begin"
 
 
 def test_a_sweep_without_confirmation(tmp_path: Path, uri: str) -> None:
@@ -133,7 +135,8 @@ def test_nothing_to_resume(tmp_path: Path, uri: str) -> None:
 
 
 def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None:
-    """SIGKILL to the driver; resumed and sent Ctrl-C; resumed again: nothing runs twice, nothing is lost."""
+    """SIGKILL to the driver; resumed and sent Ctrl-C; resumed again: nothing runs twice, nothing is lost, and
+    a trial that was in the middle goes on from its last checkpoint."""
     file = space(tmp_path, [0.2, 0.3, 0.4], pause=0.3, trials=4)
     file.write_text(file.read_text().replace("name: tiny", "name: resumed"))
 
@@ -143,8 +146,12 @@ def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None
             return set()
         return {run.run_id for run in store.records(client, "resumed") if run.finished}
 
+    def epochs(run: store.Record) -> int:
+        return int(MlflowClient(uri).get_run(run.run_id).data.metrics.get("epoch/epoch", 0))
+
     def running() -> bool:
-        return any(run.state == "running" for run in runs_of(uri, "resumed"))
+        """Whether a run is in the middle: it has some epochs behind it, and some before it."""
+        return any(0 < epochs(run) < EPOCHS for run in runs_of(uri, "resumed") if run.state == "running")
 
     def driver(*arguments: str, until: int, send: signal.Signals) -> int:
         script = Path(__file__).parent / "tiny_runs.py"
@@ -166,6 +173,8 @@ def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None
     before = finished()
     states = [run.state for run in runs_of(uri, "resumed")]
     assert "running" in states, "nobody was left to end them"
+    cut = {run.name: epochs(run) for run in runs_of(uri, "resumed") if run.state == "running"}
+    assert any(cut.values())
 
     assert driver("resume", until=4, send=signal.SIGINT) == 130
     middle = finished()
@@ -183,4 +192,10 @@ def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None
     assert len(set(names)) == len(names) == 3 + 4 + 3
     ratios = {run.params["pruning.prune_ratio"] for run in records if run.role == "trial"}
     assert {0.2, 0.3, 0.4} < ratios and len(ratios) == 4
+    for run in records:
+        assert run.figures["resumed_after"] >= cut.get(run.name, 0)
+        steps = [point.step for point in client.get_metric_history(run.run_id, "epoch/train_loss")]
+        assert steps == sorted(set(steps)), "an epoch was logged twice"
+        # An epoch whose checkpoint was written as the driver died was never told.
+        assert {1, 2, 3, 4} - set(steps) <= {run.figures["resumed_after"]}
     assert result.best is not None and result.best.seeds == (0, 1, 2)

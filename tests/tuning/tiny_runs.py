@@ -11,30 +11,40 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+from raytrain_speedup.scaling.tune_trial import trial_reporter
 
 EPOCHS = 4
 
 
 def tiny(config: dict[str, Any]) -> None:
-    """Accuracy falls with the prune ratio, and so does the cost. Faults by ratio: see `FAULTS`."""
+    """Accuracy falls with the prune ratio, and so does the cost. Faults by ratio: see `FAULTS`.
+
+    A checkpoint is a file that holds the number of epochs done.
+    """
+    reporter = trial_reporter(config)
     experiment = config["experiment"]
     ratio = experiment["pruning"].get("prune_ratio") or 0.0
     seed = experiment["train"]["seed"]
     accuracy = 90 + seed - (20 * (ratio - 0.5) if ratio > 0.5 else 0)
-    figures: dict[str, Any] = {}
-    for epoch in range(1, EPOCHS + 1):
-        time.sleep(experiment["train"]["lr"])
-        seconds = epoch * (1 - ratio / 2)
-        figures = {
+
+    def figures(epoch: int) -> dict[str, Any]:
+        return {
             "epoch": epoch,
             "progress": epoch / EPOCHS,
             "train_loss": 1 / epoch,
-            "train_seconds": seconds,
+            "train_seconds": epoch * (1 - ratio / 2),
+            "val_accuracy": accuracy * epoch / EPOCHS,
+            "pid": os.getpid(),
         }
-        figures |= {"val_accuracy": accuracy * epoch / EPOCHS, "pid": os.getpid()}
+
+    latest = reporter.latest()
+    done = int((latest / "epoch").read_text()) if latest is not None else 0
+    for epoch in range(done + 1, EPOCHS + 1):
+        time.sleep(experiment["train"]["lr"])
         FAULTS.get(ratio, lambda *_: None)(config, epoch)
-        tune.report(dict(figures))
+        folder = reporter.new_folder()
+        (folder / "epoch").write_text(str(epoch))
+        reporter.report(figures(epoch), folder)
     final = {
         "accuracy": accuracy,
         "val_accuracy": float("nan") if ratio == 0.9 else accuracy,
@@ -43,9 +53,10 @@ def tiny(config: dict[str, Any]) -> None:
         "baseline_key": "tiny",
         "hardware": "a desk",
         "process": os.getpid(),
+        "resumed_after": done,
         "done": True,
     }
-    tune.report({**figures, **final})
+    reporter.report({**figures(EPOCHS), **final})
 
 
 def _raise(config: dict[str, Any], epoch: int) -> None:

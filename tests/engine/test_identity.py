@@ -1,0 +1,56 @@
+"""Which experiments are the same run, and which runs may be compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_runs import tiny
+
+from raytrain_speedup.engine.identity import check_same, comparison_keys, identity
+from raytrain_speedup.settings import UserError
+
+
+def keys_of(path: Path | None) -> dict[str, Any]:
+    return identity(tiny({"model.pretrained": path and str(path)}), "data")
+
+
+def baseline_key(path: Path | None) -> str:
+    return comparison_keys(keys_of(path), workers=1)["baseline_key"]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(bytes(3_000_000))
+    return path
+
+
+def test_a_moved_file_is_the_same_and_another_one_is_not(file: Path, tmp_path: Path) -> None:
+    before = baseline_key(file)
+    assert baseline_key(file.rename(tmp_path / "moved.pt")) == before
+    file.write_bytes(bytes(2_999_999) + b"1")
+    assert baseline_key(file) != before
+    assert baseline_key(None) != before
+
+
+def test_a_file_that_is_gone_is_whatever_it_was(file: Path) -> None:
+    before = keys_of(file)
+    file.unlink()
+    check_same(before, keys_of(file), "this")
+    with pytest.raises(UserError, match=r"train.lr is 0.5 there"):
+        check_same({**before, "train.lr": 0.5}, keys_of(file), "this")
+
+
+def test_another_file_is_refused(file: Path) -> None:
+    before = keys_of(file)
+    file.write_bytes(b"another")
+    with pytest.raises(UserError, match=r"model.pretrained is '\w{12}' there and '\w{12}' here"):
+        check_same(before, keys_of(file), "this")
+
+
+def test_what_decides_no_number_may_be_another() -> None:
+    one, other = tiny(), tiny(compile=True, checkpoint_steps=3)
+    assert identity(one, "data") == identity(other, "data")
+    assert identity(one, "data") != identity(one, "other data")
