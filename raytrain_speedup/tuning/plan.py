@@ -166,7 +166,8 @@ class SweepPlan(Searcher):
         if run.role == TRIAL:
             self._told += 1
             self._search.on_trial_complete(trial_id, result, error)
-        if run.role == BASELINE and not (result and is_final(result)):
+        compared = any(other.role == BASELINE for other in self.finished.values())
+        if run.role == BASELINE and not compared and not (result and is_final(result)):
             self.failure = str((result or {}).get("error", "its process was lost"))
         if result and is_final(result):
             self.finished[run.name] = Outcome(

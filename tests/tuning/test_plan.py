@@ -96,6 +96,16 @@ def test_runs_under_way_are_waited_for_only_where_they_decide_the_winner(tmp_pat
     assert plan.suggest("e")["run_name"] == "trial-02-seed0"
 
 
+def test_a_baseline_that_fails_late_costs_a_seed_and_not_the_sweep(tmp_path: Path) -> None:
+    plan = SweepPlan(loaded(tmp_path))
+    run_through(plan, limit=4)
+    assert plan.suggest("late")["run_name"] == "baseline-seed1"
+    plan.on_trial_complete("late", {"error": "a lost disk"})
+    assert plan.failure is None
+    assert run_through(plan) == [name for name in WHOLE[4:] if name != "baseline-seed1"]
+    assert plan.done
+
+
 @pytest.mark.parametrize("ended", range(len(WHOLE) + 1))
 def test_a_resumed_sweep_runs_what_is_left(ended: int, tmp_path: Path) -> None:
     sweep = loaded(tmp_path)
