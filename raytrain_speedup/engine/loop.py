@@ -374,8 +374,9 @@ class Loop:
 
 
 def _blank(batch: Batch) -> Batch:
-    """An image of a batch's shape that weighs nothing, for a batch without any; its index stays empty."""
+    """Two images (batch normalisation may refuse one) of a batch's shape that weigh nothing, for a batch without
+    any; its index stays empty."""
     return {
-        key: tensor if key == "index" else tensor.new_zeros((1, *tensor.shape[1:]))
+        key: tensor if key == "index" else tensor.new_zeros((2, *tensor.shape[1:]))
         for key, tensor in batch.items()
     }
