@@ -246,7 +246,8 @@ def default_objectives(experiment: Experiment) -> dict[str, Literal["max", "min"
     """The task's metric and the FLOPs; without data the agreement with the teacher and the seconds.
 
     FLOPs rather than seconds, because what a search learns must not depend on what else the machine was doing;
-    but those of a synthesis are not counted. Seconds are what is reported in any case.
+    but a synthesis and the student's steps differ in how well they use a device, and trade seconds, not FLOPs,
+    with one another. Seconds are what is reported in any case.
     """
     if experiment.distillation is not None:
         return {"val_agreement": "max", "train_seconds": "min"}
