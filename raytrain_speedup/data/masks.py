@@ -118,8 +118,15 @@ class MaskFolderSettings(MaskSettings):
             raise UserError(
                 f"data.{kind}: there is no folder {folder.absolute()}; expected the {kind} of the {split} split"
             )
-        names = sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name))
-        return {Path(name).stem: name for name in names}
+        files: dict[str, str] = {}
+        for name in sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name)):
+            if other := files.get(Path(name).stem):
+                raise UserError(
+                    f"data.{kind}: {folder} has {other} and {name}; expected one file of a name, whatever its "
+                    "suffix"
+                )
+            files[Path(name).stem] = name
+        return files
 
     def _source(self, split: str) -> MaskedSource:
         images, masks = self._files("images", split), self._files("masks", split)

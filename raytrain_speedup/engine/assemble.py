@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,27 +21,43 @@ from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.distillation import Synthesizer
 from raytrain_speedup.methods.distillation.base import RealImages
 from raytrain_speedup.methods.pruning import FullData
-from raytrain_speedup.models import build_model, check_sizes, stride_of
+from raytrain_speedup.models import build_model, check_sizes, stride_of, without_weights
+from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks.distillation import Distillation
 
 
 def assemble(
-    experiment: Experiment, splits: Splits, reporter: Reporter, watch: Stopwatch
+    experiment: Experiment,
+    splits: Splits,
+    reporter: Reporter,
+    watch: Stopwatch,
+    *,
+    latest: Path | None = None,
 ) -> tuple[Loop, float]:
-    """The loop of an experiment, warmed up, and the sample passes its budget allows if nothing is pruned."""
+    """The loop of an experiment, warmed up, and the sample passes its budget allows if nothing is pruned.
+
+    Args:
+        latest: the checkpoint that the run will go on from. It has all weights, so files of weights that the
+            run began with may be gone.
+
+    Raises:
+        UserError: for whatever does not fit together.
+    """
+    _check_task(experiment, splits)
+    _check_sizes(splits, reporter.world)
     build = _with_data if experiment.distillation is None else _without_data
     with watch.phase("warmup"):
-        loop, passes = build(experiment, splits, reporter, watch)
+        loop, passes = build(experiment, splits, reporter, watch, latest)
         loop.warm_up(_distinct(loop.budget.stages))
     return loop, passes
 
 
 def _with_data(
-    experiment: Experiment, splits: Splits, reporter: Reporter, watch: Stopwatch
+    experiment: Experiment, splits: Splits, reporter: Reporter, watch: Stopwatch, latest: Path | None
 ) -> tuple[Loop, float]:
     train = experiment.train
     num_samples = len(splits.train)
-    model = _student(experiment, splits)
+    model = _student(experiment, splits, latest)
     stages = curriculum_stages(experiment, model, splits)
     factor = experiment.pruning.budget_factor()
     budget = Budget(train.epochs * factor, num_samples, stages)
@@ -69,12 +86,12 @@ def _with_data(
 
 
 def _without_data(
-    experiment: Experiment, splits: Splits, reporter: Reporter, watch: Stopwatch
+    experiment: Experiment, splits: Splits, reporter: Reporter, watch: Stopwatch, latest: Path | None
 ) -> tuple[Loop, float]:
     """An epoch is one call of the synthesizer and the student's steps after it."""
     train, settings, device = experiment.train, experiment.distillation, watch.device
     assert settings is not None
-    model = _placed(_student(experiment, splits), experiment, device)
+    model = _placed(_student(experiment, splits, latest), experiment, device)
     data = _real_loader(experiment, splits, reporter, device)
 
     def synthesizer_for(teacher: nn.Module) -> Synthesizer:
@@ -91,7 +108,7 @@ def _without_data(
         )
 
     with watch.phase("teacher"):
-        teacher = prepare_teacher(experiment, splits, reporter, device, refuse=synthesizer_for)
+        teacher = prepare_teacher(experiment, splits, reporter, device, latest=latest, refuse=synthesizer_for)
     teacher = _placed(teacher, experiment, device)
     loader = PoolLoader(
         data,
@@ -150,9 +167,9 @@ def input_shape(splits: Splits, size: int | None) -> tuple[int, int, int]:
     return splits.channels, size or splits.image_size, size or splits.image_size
 
 
-def _student(experiment: Experiment, splits: Splits) -> nn.Module:
+def _student(experiment: Experiment, splits: Splits, latest: Path | None) -> nn.Module:
     return build_model(
-        experiment.model,
+        experiment.model if latest is None else without_weights(experiment.model),
         num_classes=splits.num_classes,
         in_channels=splits.channels,
         image_size=splits.image_size,
@@ -181,3 +198,23 @@ def _real_loader(experiment: Experiment, splits: Splits, reporter: Reporter, dev
 def _distinct(stages: Sequence[Stage]) -> list[Stage]:
     """One stage of each input shape, the last and hardest."""
     return list({(stage.size, stage.batch_factor): stage for stage in stages}.values())
+
+
+def _check_task(experiment: Experiment, splits: Splits) -> None:
+    """The data have what the task asks about: a class for every image, or for every pixel."""
+    if experiment.task.dense != splits.dense:
+        found, kind = ("pixel", "segmentation") if splits.dense else ("image", "classification")
+        raise UserError(
+            f"task.kind: {experiment.task.kind!r} is not for data with a class for every {found} "
+            f"(data.source: {experiment.data.source}); expected {kind!r}, or other data"
+        )
+
+
+def _check_sizes(splits: Splits, world: int) -> None:
+    """Every worker needs a sample of every split; only a validation split may be empty."""
+    for name in ("train", "val", "test"):
+        size = len(getattr(splits, name))
+        if size < world and (size or name != "val"):
+            raise UserError(
+                f"data.{name}: {size} samples are too few for {world} workers; expected {world} at least"
+            )

@@ -25,7 +25,7 @@ FILES = {"model.pretrained"}
 """Keys whose file decides the numbers by its content, wherever it is; those of the data have a fingerprint."""
 
 GONE = "(a file that is gone)"
-"""Instead of a content: a run that goes on may not need its file any more (the checkpoint has the teacher)."""
+"""Instead of a content: a run that goes on does not need its file any more (the checkpoint has the weights)."""
 
 
 def identity(experiment: Experiment, fingerprint: str) -> dict[str, Any]:

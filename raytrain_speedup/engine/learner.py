@@ -6,7 +6,7 @@ loop's (`loop.py`). Nothing in a step waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -146,19 +146,27 @@ class Learner:
         inputs, mix = mix_batch(
             batch["inputs"], batch["weight"], self.train, key=(self.train.seed, epoch, step.number)
         )
-        losses = self._backward(inputs, mix, batch["target"], batch["weight"], count=step.count)
+        whole = self.train.batch_size * step.stage.batch_factor // self.world
+        pieces = _pieces(len(inputs), whole, self.train.accumulate)
+        losses = self._backward(inputs, mix, batch["target"], batch["weight"], pieces, count=step.count)
         self._step_optimizer()
         if self.ema is not None:
             self.ema.update(self.model, advance)
         return losses
 
     def _backward(
-        self, inputs: Tensor, mix: Mix | None, target: Tensor, weight: Tensor, *, count: int
+        self,
+        inputs: Tensor,
+        mix: Mix | None,
+        target: Tensor,
+        weight: Tensor,
+        pieces: Sequence[slice],
+        *,
+        count: int,
     ) -> Losses:
         """Gradients of the mean over the `count` samples of all ranks, piece by piece."""
         mixed_target = None if mix is None else target[mix.partner]
         own_losses, partner_losses = [], []
-        pieces = _pieces(len(inputs), self.train.accumulate)
         step_loss = torch.zeros((), device=self.device)
         for piece in pieces:
             with self._no_sync(unless=piece is pieces[-1]):
@@ -215,7 +223,8 @@ class Learner:
         self.scaler.load_state_dict(state["scaler"])
 
 
-def _pieces(length: int, parts: int) -> list[slice]:
-    """`length` samples in at most `parts` pieces of nearly equal size."""
-    parts = min(parts, length)
-    return [slice(length * part // parts, length * (part + 1) // parts) for part in range(parts)]
+def _pieces(length: int, whole: int, parts: int) -> list[slice]:
+    """`length` samples in pieces of nearly equal size, as large as those of a `whole` batch in `parts` pieces: the
+    few samples that are left at the end of an epoch are one piece, for batch normalisation needs several."""
+    wanted = min(parts, max(1, -(-length * parts // whole)))
+    return [slice(length * part // wanted, length * (part + 1) // wanted) for part in range(wanted)]

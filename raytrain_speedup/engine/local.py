@@ -12,6 +12,7 @@ from typing import Any
 
 from raytrain_speedup.engine.checkpoint import CheckpointFailed
 from raytrain_speedup.engine.reporter import Figures, Reporter
+from raytrain_speedup.settings import RunFailed
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Called with ("report" or "progress", figures), or ("picture", {"name": ..., "png": ...})."""
@@ -45,8 +46,11 @@ class LocalReporter(Reporter):
 
     def picture(self, name: str, epoch: int, png: bytes) -> None:
         file = self.folder / "pictures" / f"{name}-{epoch:04d}.png"
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(png)
+        try:
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(png)
+        except OSError as error:
+            raise RunFailed(f"{file}: picture not written ({error.strerror})") from error
         if self._listener is not None:
             self._listener("picture", {"name": file.name, "png": png})
 

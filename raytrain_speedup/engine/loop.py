@@ -30,12 +30,12 @@ from raytrain_speedup.engine.checkpoint import (
     restore_random_state,
     write_checkpoint,
 )
-from raytrain_speedup.engine.evaluate import evaluate, evaluating
+from raytrain_speedup.engine.evaluate import evaluate
 from raytrain_speedup.engine.identity import check_same, identity
 from raytrain_speedup.engine.learner import Learner
 from raytrain_speedup.engine.learning_rate import learning_rate
 from raytrain_speedup.engine.measure import Stopwatch
-from raytrain_speedup.engine.pictures import mask_grid
+from raytrain_speedup.engine.pictures import decisions
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.steps import epoch_steps
 from raytrain_speedup.methods.curriculum.base import Stage
@@ -47,9 +47,6 @@ from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks import Split, Task
 
 COUNTERS = ("epoch", "next_step", "steps_taken", "samples_shown", "compute_spent", "flops_spent")
-
-PICTURED = 8
-"""Images of the validation split that are shown with their masks."""
 
 
 class Stopped(UserError):
@@ -252,26 +249,16 @@ class Loop:
         self.reporter.report(figures, folder)
 
     def pictures(self) -> dict[str, bytes]:
-        """PNG files by name: what the loader has to show, and where pixels have classes, some images of the
-        validation split with their masks and what the network makes of them. Called on one rank."""
+        """PNG files by name: what the loader has to show, and where pixels have classes, what the network makes
+        of some images of the validation split. Called on one rank."""
         with self.watch.phase("eval"):
             pictures = self.loader.pictures()
             if self.task.dense and self.has_val:
-                pictures["decisions"] = self._decisions()
+                with at_size(self.learner.result, self.full_size) as model:
+                    pictures["decisions"] = decisions(
+                        model, self.task, self.loader, autocast=self.learner.autocast
+                    )
             return pictures
-
-    @torch.inference_mode()
-    def _decisions(self) -> bytes:
-        batches = self.loader.eval_batches("val", batch_size=PICTURED)
-        batch = next(batch for batch in batches if len(batch["inputs"]))
-        with at_size(self.learner.result, self.full_size) as model, evaluating(model), self.learner.autocast:
-            guess = model(batch["inputs"]).argmax(1)
-        mean, std = (
-            torch.tensor(values, device=self.device).view(-1, 1, 1)
-            for values in (self.experiment.data.mean, self.experiment.data.std)
-        )
-        images = (255 * (batch["inputs"] * std + mean)).round().clamp(0, 255).to(torch.uint8)
-        return mask_grid(images, self.task.classes(batch["target"]), guess)
 
     def costs(self) -> dict[str, float]:
         """What was spent up to now."""
@@ -374,8 +361,9 @@ class Loop:
 
 
 def _blank(batch: Batch) -> Batch:
-    """An image of a batch's shape that weighs nothing, for a batch without any; its index stays empty."""
+    """Two images (batch normalisation may refuse one) of a batch's shape that weigh nothing, for a batch without
+    any; its index stays empty."""
     return {
-        key: tensor if key == "index" else tensor.new_zeros((1, *tensor.shape[1:]))
+        key: tensor if key == "index" else tensor.new_zeros((2, *tensor.shape[1:]))
         for key, tensor in batch.items()
     }

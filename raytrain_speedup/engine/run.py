@@ -11,16 +11,12 @@ from typing import Any
 import torch
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data import Splits, open_data
+from raytrain_speedup.data import open_data
 from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.checkpoint import random_state, restore_random_state, save_json, save_tensors
 from raytrain_speedup.engine.identity import check_same, comparison_keys, identity
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.measure import (
-    Stopwatch,
-    hardware,
-    peak_memory,
-)
+from raytrain_speedup.engine.measure import Stopwatch, hardware, peak_memory
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.settings import UserError
 
@@ -50,14 +46,12 @@ def run(experiment: Experiment, reporter: Reporter, *, device: torch.device | No
     watch = Stopwatch(device)
     with _numerics(experiment), watch.phase("setup"):
         splits = open_data(experiment.data, seed=train.seed)
-        _check_task(experiment, splits)
-        _check_sizes(splits, reporter.world)
         latest = reporter.latest()
         if latest is not None and (latest / FIGURES).is_file():
             figures = _read_figures(latest, identity(experiment, splits.fingerprint))
             reporter.report(figures)
             return figures
-        loop, passes = assemble(experiment, splits, reporter, watch)
+        loop, passes = assemble(experiment, splits, reporter, watch, latest=latest)
         with contextlib.closing(loop.loader):
             if latest is not None:
                 loop.resume(latest)
@@ -135,23 +129,3 @@ def _read_figures(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
     content = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
     check_same(content["identity"], expected, f"{folder} is a finished run")
     return content["figures"]
-
-
-def _check_task(experiment: Experiment, splits: Splits) -> None:
-    """The data have what the task asks about: a class for every image, or for every pixel."""
-    if experiment.task.dense != splits.dense:
-        found, kind = ("pixel", "segmentation") if splits.dense else ("image", "classification")
-        raise UserError(
-            f"task.kind: {experiment.task.kind!r} is not for data with a class for every {found} "
-            f"(data.source: {experiment.data.source}); expected {kind!r}, or other data"
-        )
-
-
-def _check_sizes(splits: Splits, world: int) -> None:
-    """Every worker needs a sample of every split; only a validation split may be empty."""
-    for name in ("train", "val", "test"):
-        size = len(getattr(splits, name))
-        if size < world and (size or name != "val"):
-            raise UserError(
-                f"data.{name}: {size} samples are too few for {world} workers; expected {world} at least"
-            )

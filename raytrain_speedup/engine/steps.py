@@ -28,15 +28,17 @@ def epoch_steps(
             replays, a step reads only one in `replay` of them.
     """
     share = budget.last_epoch_share if epoch == len(budget.epoch_ends()) - 1 else 1.0
-    shown = min(max(world, round(share * plan.kept)), plan.kept)
+    # Two samples a rank where batches have as many: batch normalisation refuses to train on a single 1 x 1 map.
+    least = 2 * world
+    shown = min(max(least, round(share * plan.kept)), plan.kept)
     begins: list[tuple[float, Stage]] = []
     offsets = [0]
     while offsets[-1] < shown:
         progress = budget.progress(epoch, offsets[-1] / plan.kept)
         stage = budget.stage_at(progress)
-        stop = min(offsets[-1] + max(world, batch_size * stage.batch_factor // stage.replay), shown)
-        # Too few left to give every rank one join this step.
-        offsets.append(shown if shown - stop < world else stop)
+        whole = max(world, batch_size * stage.batch_factor // stage.replay)
+        stop = min(offsets[-1] + whole, shown)
+        offsets.append(shown if shown - stop < min(least, whole) else stop)  # too few left join this step
         begins.append((float(progress), stage))
     starts, stops = (bound.tolist() for bound in rank_bounds(torch.tensor(offsets), rank, world))
     return [

@@ -34,6 +34,7 @@ def prepare_teacher(
     reporter: Reporter,
     device: torch.device,
     *,
+    latest: Path | None,
     refuse: Callable[[nn.Module], object],
 ) -> nn.Module:
     """The teacher with its knowledge, on the device.
@@ -43,6 +44,7 @@ def prepare_teacher(
     so that it is trained once and its file may go. Its own training is not checkpointed.
 
     Args:
+        latest: the checkpoint that the run goes on from.
         refuse: raises for a network that cannot teach here; tried on a copy of one that is to be trained first.
 
     Raises:
@@ -52,7 +54,6 @@ def prepare_teacher(
     """
     settings = experiment.teacher
     assert settings is not None, "an experiment with a section `distillation` has a teacher"
-    latest = reporter.latest()
     with _own_draws(settings):
         if latest is not None:
             return _restore(latest, experiment, splits, device)

@@ -237,6 +237,8 @@ def _refusal(
         return str(error) or type(error).__name__
     finally:
         model.train()
+    if not isinstance(logits, torch.Tensor):
+        return f"it gives a {type(logits).__name__}, not a tensor of logits"
     expected = (num_classes, *image_shape[1:]) if dense else (num_classes,)
     if (found := tuple(logits.shape[1:])) != expected:
         wanted = "each pixel, as torchvision's segmentation networks do" if dense else "an image"

@@ -14,8 +14,11 @@ def logits_alone(model: nn.Module) -> None:
     """Make a network that returns a dict return its logits (b, num_classes, H, W), and train on a single image.
 
     In place, and without changing the keys of its state dict: weights come from and go to torchvision as they
-    are. The auxiliary head's logits, which only a loss of its own would train, are dropped.
+    are. The auxiliary head's logits, which only a loss of its own would train, are dropped, and the head is frozen:
+    several workers wait for a gradient of every parameter that asks for one.
     """
+    if (head := getattr(model, "aux_classifier", None)) is not None:
+        head.requires_grad_(False)
     for pooling in model.modules():
         if isinstance(pooling, ASPPPooling):
             for layer in pooling:
@@ -26,7 +29,7 @@ def logits_alone(model: nn.Module) -> None:
 
 class PooledBatchNorm(nn.BatchNorm2d):
     """Batch normalisation of pooled features (b, C, 1, 1): a single image has no statistics and gets the running
-    ones. Pruning leaves any number of images for the last batch of an epoch."""
+    ones. Images of scenes are large, and one at a time on a worker is nothing unusual."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and input.numel() == input.shape[1]:

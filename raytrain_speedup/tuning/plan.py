@@ -167,12 +167,21 @@ class SweepPlan(Searcher):
             self._told += 1
             self._search.on_trial_complete(trial_id, result, error)
         compared = any(other.role == BASELINE for other in self.finished.values())
-        if run.role == BASELINE and not compared and not (result and is_final(result)):
-            self.failure = str((result or {}).get("error", "its process was lost"))
+        if run.role == BASELINE and not compared:
+            self.failure = self._lack_of(result or {})
         if result and is_final(result):
             self.finished[run.name] = Outcome(
                 run.name, run.role, group_of(run.experiment), run.params, dict(result)
             )
+
+    def _lack_of(self, result: dict) -> str | None:
+        """Why nothing can be compared with what the baseline reported."""
+        if not is_final(result):
+            return str(result.get("error", "its process was lost"))
+        lacking = [name for name in self.sweep.settings.objectives if name not in result]
+        if not lacking:
+            return None
+        return f"it has no figure '{lacking[0]}'; expected data to validate on, such as data.val_share=0.1"
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to keep: the plan is made again from MLflow."""

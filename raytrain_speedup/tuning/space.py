@@ -22,6 +22,12 @@ from raytrain_speedup.settings import Settings, UserError, explain
 
 Overrides = dict[str, Any]
 
+COSTS = (
+    *("train_seconds", "synthesis_seconds", "wall_seconds", "train_flops"),
+    *("compute_spent", "samples_shown", "passes_saved", "peak_memory_bytes"),
+)
+"""Final figures of a run that quality may be traded against."""
+
 
 class FloatRange(Settings):
     """`{type: float, low: 0.1, high: 0.9}`"""
@@ -149,9 +155,11 @@ class SweepSettings(Settings):
         return value
 
     @model_validator(mode="after")
-    def _points_lie_in_the_space(self) -> SweepSettings:
+    def _holds_together(self) -> SweepSettings:
         if "train.seed" in self.search:
             raise ValueError("search: 'train.seed' is not searched; 'seeds' says what is repeated")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} is not allowed; expected every seed once")
         for point in self.points_to_evaluate:
             for key in point:
                 if key not in self.search:
@@ -235,6 +243,11 @@ def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
     base = base.with_overrides(parse_overrides(overrides))
     if not read.objectives:
         read = read.model_copy(update={"objectives": default_objectives(base)})
+    if unknown := [name for name in read.objectives if name not in (known := _objectives_of(base))]:
+        raise UserError(
+            f"{path}: objectives: no run has a figure '{unknown[0]}' to be tuned by; expected one of: "
+            + ", ".join(known)
+        )
     sweep = Sweep(read, base)
     for what, keys in _to_try(read):
         with _told(path, what):
@@ -246,11 +259,19 @@ def default_objectives(experiment: Experiment) -> dict[str, Literal["max", "min"
     """The task's metric and the FLOPs; without data the agreement with the teacher and the seconds.
 
     FLOPs rather than seconds, because what a search learns must not depend on what else the machine was doing;
-    but those of a synthesis are not counted. Seconds are what is reported in any case.
+    but a synthesis and the student's steps differ in how well they use a device, and trade seconds, not FLOPs,
+    with one another. Seconds are what is reported in any case.
     """
     if experiment.distillation is not None:
         return {"val_agreement": "max", "train_seconds": "min"}
     return {f"val_{experiment.task.build().metric}": "max", "train_flops": "min"}
+
+
+def _objectives_of(experiment: Experiment) -> list[str]:
+    """Figures that a search may use: those of the test split are read once, when it is over."""
+    task = experiment.task.build()
+    judged = (task.metric, task.decisions) if experiment.distillation is None else ("agreement",)
+    return [*dict.fromkeys(f"val_{name}" for name in (*judged, "loss")), *COSTS]
 
 
 def _to_try(settings: SweepSettings) -> Iterator[tuple[str, Overrides]]:

@@ -203,6 +203,13 @@ class TestMaskFolders:
         ):
             self.read(root)
 
+    def test_two_files_of_one_name(self, root) -> None:
+        (root / "seg13" / "train" / "00003.bmp").write_bytes(b"")
+        with pytest.raises(
+            UserError, match=r"data\.masks: .*seg13/train has 00003.bmp and 00003.png; expected one"
+        ):
+            self.read(root)
+
     def test_a_missing_folder(self, root) -> None:
         with pytest.raises(
             UserError, match=r"data\.masks: there is no folder .*/train/masks; expected the masks"

@@ -17,7 +17,7 @@ from engine_runs import CPU, Diary, same, tiny, trained
 from raytrain_speedup.engine.checkpoint import CheckpointFailed, read_own, read_shared, write_checkpoint
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.run import run
-from raytrain_speedup.settings import UserError
+from raytrain_speedup.settings import RunFailed, UserError
 
 
 @pytest.fixture
@@ -85,6 +85,14 @@ def test_a_write_that_breaks_off_leaves_nothing_half_written(tmp_path: Path):
     assert read_own(tmp_path, rank=0) == {"random": 7}
     assert read_own(tmp_path, rank=1) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank-0.pt", "run.pt"]
+
+
+def test_a_picture_that_cannot_be_written_is_told_in_a_line(tmp_path: Path):
+    with (
+        file_limit(1000),
+        pytest.raises(RunFailed, match=r"grid-0001.png: picture not written \(File too large\)"),
+    ):
+        Diary(tmp_path).picture("grid", 1, bytes(5000))
 
 
 def test_the_last_file_of_a_run_may_fail_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

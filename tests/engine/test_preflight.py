@@ -184,6 +184,13 @@ def test_a_model_that_cannot_take_a_size_is_refused_in_seconds():
     assert time.perf_counter() - start < 10
 
 
+def test_a_task_that_the_data_are_not_for_is_refused():
+    with pytest.raises(
+        UserError, match=r"task\.kind: 'segmentation' is not for data with a class for every image"
+    ):
+        preflight(tiny({"task.kind": "segmentation"}))
+
+
 def test_what_has_no_stages_is_refused_before_a_teacher_is_trained():
     with pytest.raises(UserError, match="distillation: a preflight tries the stages of a curriculum"):
         preflight(load_experiment("digits-dfkd"))

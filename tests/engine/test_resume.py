@@ -89,6 +89,20 @@ def test_workers_that_decode_on_the_fly_do_not_disturb_dropout(tmp_path: Path):
     assert same(weights(interrupted(tiny(keys), tmp_path / "parts", 6)), expected)
 
 
+def test_the_file_of_weights_it_began_with_may_be_gone(tmp_path: Path):
+    _, before, _ = trained(tiny(epochs=1, seed=1), tmp_path / "before")
+    file = tmp_path / "before.pt"
+    torch.save(before, file)
+    experiment = tiny({"model.pretrained": str(file)})
+    _, expected, _ = trained(experiment, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(experiment, Diary(tmp_path / "parts", stop_after=5), device=CPU)
+    file.unlink()
+    assert same(trained(experiment, tmp_path / "parts")[1], expected)
+    with pytest.raises(UserError, match=r"model.pretrained: cannot read .*before.pt"):
+        run(experiment, Diary(tmp_path / "afresh"), device=CPU)
+
+
 def test_where_and_how_often_may_change_on_resuming(tmp_path: Path):
     """What decides no number may be another: evaluation, checkpoints, the loader."""
     _, expected, _ = trained(tiny(), tmp_path / "whole")

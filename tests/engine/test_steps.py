@@ -33,7 +33,7 @@ def test_ranks_share_every_step_and_show_no_sample_twice(
     for together in zip(*ranks, strict=True):
         assert sum(len(step.index) for step in together) == together[0].count
         assert len({(s.number, s.count, s.progress, s.stage) for s in together}) == 1
-        assert min(len(step.index) for step in together) >= (1 if kept >= world else 0)
+        assert min(len(step.index) for step in together) >= min(2, per_rank, kept // world)
     if epoch < math.floor(epochs):
         assert len(shown) == kept
 

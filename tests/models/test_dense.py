@@ -27,7 +27,7 @@ def build(name: str, *, dense: bool = True, classes: int = 5, channels: int = 3,
 def test_a_map_of_logits(name: str, channels: int):
     model = build(name, channels=channels)
     assert name in model_names() and model.training
-    for batch in (2, 1):  # the last batch of a pruned epoch may hold a single image
+    for batch in (2, 1):  # a worker may get a single image
         logits = model(torch.randn(batch, channels, 32, 32))
         assert logits.shape == (batch, 5, 32, 32) and torch.isfinite(logits).all()
 
@@ -81,3 +81,17 @@ def test_a_head_for_other_classes_starts_afresh(tmp_path: Path):
             assert torch.equal(tensor, after[key]), key
         else:
             assert "classifier" in key and len(after[key]) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(SMALL[0], {}), (SMALL[1], {}), (SMALL[1], {"aux_loss": True})],
+    ids=["lraspp", "deeplab", "auxiliary head"],
+)
+def test_every_parameter_that_asks_for_a_gradient_gets_one(name: str, options: dict[str, bool]):
+    """DistributedDataParallel waits for all of them."""
+    model = build(name, options=options)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+    assert any("aux_classifier" in key for key in model.state_dict()) == bool(options)

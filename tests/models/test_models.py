@@ -122,6 +122,7 @@ def test_names_are_complete() -> None:
         ({"name": "timm/resnet18", "options": {"colour": 3}}, "colour"),
         ({"name": "torchvision/inception_v3"}, "takes no images of 3 x 32 x 32"),
         ({"name": "cswin_t", "size": 40}, "takes no images of 3 x 40 x 40"),
+        ({"name": "timm/resnet18", "options": {"features_only": True}}, "it gives a list, not a tensor of"),
     ],
 )
 def test_mistakes_are_told(given: dict[str, Any], expected: str) -> None:

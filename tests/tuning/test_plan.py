@@ -106,6 +106,16 @@ def test_a_baseline_that_fails_late_costs_a_seed_and_not_the_sweep(tmp_path: Pat
     assert plan.done
 
 
+def test_a_baseline_without_the_figure_that_is_searched_for_ends_the_sweep(tmp_path: Path) -> None:
+    plan = SweepPlan(loaded(tmp_path))
+    plan.suggest("first")
+    plan.on_trial_complete("first", {"train_flops": 1.0, "baseline_key": "k"})
+    assert plan.failure is not None and plan.failure.startswith(
+        "it has no figure 'val_accuracy'; expected data"
+    )
+    assert plan.suggest("second") == SweepPlan.FINISHED
+
+
 @pytest.mark.parametrize("ended", range(len(WHOLE) + 1))
 def test_a_resumed_sweep_runs_what_is_left(ended: int, tmp_path: Path) -> None:
     sweep = loaded(tmp_path)

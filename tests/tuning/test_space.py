@@ -97,6 +97,12 @@ def entry(**fields: object) -> dict[str, object]:
         ({"overrides": {"train.epoch": 3}}, "experiment: digits: train.epoch: unknown key"),
         ({"experiment": "digit"}, "experiment: digit: no such recipe"),
         ({"objectives": {"val_accuracy": "up"}}, "objectives"),
+        (
+            {"objectives": {"val_miou": "max"}},
+            "objectives: no run has a figure 'val_miou' to be tuned by; expected",
+        ),
+        ({"objectives": {"accuracy": "max"}}, "objectives: no run has a figure 'accuracy' to be tuned by"),
+        ({"seeds": [0, 1, 1]}, "seeds: [0, 1, 1] is not allowed; expected every seed once"),
     ],
 )
 def test_mistakes(tmp_path: Path, changes: dict[str, object], message: str) -> None:
