@@ -98,8 +98,8 @@ def test_an_override_that_is_none(override: str, message: str):
     ("text", "message"),
     [
         ("a: [", r"not YAML: .* line 1"),
-        ("- a\n- b", r"holds list; expected sections"),
-        ("", r"holds NoneType; expected sections"),
+        ("- a\n- b", r"holds a list; expected sections"),
+        ("", r"holds nothing; expected sections"),
         (
             "name: x",
             r"data: missing; expected where the samples come from(.|\n)*model: missing; expected the net",

@@ -54,6 +54,10 @@ def launch(experiment: Experiment, folder: Place, listener: Listener) -> dict[st
         return _launch_group(experiment, folder, listener)
     except Stopped as stop:
         raise Stopped(f"{stop}; go on with: --resume {folder}") from None
+    finally:
+        if not is_address(folder):
+            with contextlib.suppress(OSError):
+                Path(folder).rmdir()  # only where it is empty: nothing came of the run
 
 
 def _refuse_other_kind(folder: Path, others: str, experiment: Experiment) -> None:

@@ -22,6 +22,12 @@ from raytrain_speedup.settings import Settings, UserError, explain
 
 Overrides = dict[str, Any]
 
+COSTS = (
+    *("train_seconds", "train_flops", "wall_seconds", "compute_spent", "samples_shown", "samples_per_second"),
+    *("passes_saved", "peak_memory_bytes"),
+)
+"""Figures of every run that a search may weigh against its quality."""
+
 
 class FloatRange(Settings):
     """`{type: float, low: 0.1, high: 0.9}`"""
@@ -235,6 +241,7 @@ def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
     base = base.with_overrides(parse_overrides(overrides))
     if not read.objectives:
         read = read.model_copy(update={"objectives": default_objectives(base)})
+    _check_objectives(read, base, path)
     sweep = Sweep(read, base)
     for what, keys in _to_try(read):
         with _told(path, what):
@@ -245,12 +252,22 @@ def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
 def default_objectives(experiment: Experiment) -> dict[str, Literal["max", "min"]]:
     """The task's metric and the FLOPs; without data the agreement with the teacher and the seconds.
 
-    FLOPs rather than seconds, because what a search learns must not depend on what else the machine was doing;
-    but those of a synthesis are not counted. Seconds are what is reported in any case.
+    FLOPs rather than seconds, because what a search learns must not depend on what else the machine was doing.
+    Without data the cost is seconds; `train_flops`, which hold the synthesis too, can be asked for.
     """
     if experiment.distillation is not None:
         return {"val_agreement": "max", "train_seconds": "min"}
     return {f"val_{experiment.task.build().metric}": "max", "train_flops": "min"}
+
+
+def _check_objectives(settings: SweepSettings, experiment: Experiment, path: Path) -> None:
+    """Every objective is a figure that a run will have; those of the test split are not for searches."""
+    task = experiment.task.build()
+    quality = [task.metric, task.decisions] if experiment.distillation is None else ["agreement"]
+    known = [*dict.fromkeys(f"val_{name}" for name in (*quality, "loss")), *COSTS]
+    for name in settings.objectives:
+        if name not in known:
+            raise UserError(f"{path}: objectives: '{name}' is not allowed; expected of {', '.join(known)}")
 
 
 def _to_try(settings: SweepSettings) -> Iterator[tuple[str, Overrides]]:

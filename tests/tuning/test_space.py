@@ -97,6 +97,11 @@ def entry(**fields: object) -> dict[str, object]:
         ({"overrides": {"train.epoch": 3}}, "experiment: digits: train.epoch: unknown key"),
         ({"experiment": "digit"}, "experiment: digit: no such recipe"),
         ({"objectives": {"val_accuracy": "up"}}, "objectives"),
+        (
+            {"objectives": {"val_acc": "max"}},
+            "objectives: 'val_acc' is not allowed; expected of val_accuracy",
+        ),
+        ({"objectives": {"val_accuracy": "max", "accuracy": "max"}}, "objectives: 'accuracy' is not allowed"),
     ],
 )
 def test_mistakes(tmp_path: Path, changes: dict[str, object], message: str) -> None:
