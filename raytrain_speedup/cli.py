@@ -256,7 +256,7 @@ def _run_command() -> int:
 
 
 def _run_folder(storage: str | None, name: str, resume: str | None) -> str:
-    from raytrain_speedup.scaling.storage import exists, inside, is_address
+    from raytrain_speedup.scaling.storage import exists, inside, may_hold_checkpoint
     from raytrain_speedup.settings import UserError
 
     if resume is None:
@@ -264,7 +264,7 @@ def _run_folder(storage: str | None, name: str, resume: str | None) -> str:
         return inside(storage or "runs", f"{name}-{stamp}-{uuid.uuid4().hex[:4]}")
     if not exists(resume):
         raise UserError(f"--resume: {resume} is not a folder; expected the folder of an earlier run")
-    if not is_address(resume) and not any(Path(resume).glob("checkpoint[-_][0-9]*")):
+    if not may_hold_checkpoint(resume):
         raise UserError(f"--resume: {resume} holds no checkpoint; expected the folder of an earlier run")
     return resume
 

@@ -118,8 +118,8 @@ def test_a_file_that_is_no_experiment(text: str, message: str, tmp_path: Path):
 def test_a_file_or_recipe_that_is_not_there(tmp_path: Path):
     with pytest.raises(UserError, match=r"nowhere.yaml: no such file; expected an experiment .*digits"):
         load_experiment(tmp_path / "nowhere.yaml")
-    with pytest.raises(UserError, match=r"digit: no such recipe; expected a YAML file or one of: .*digits"):
-        load_experiment("digit")
+    with pytest.raises(UserError, match=r"mnist: no such recipe; expected a YAML file or one of: .*digits"):
+        load_experiment("mnist")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(UserError, match="not YAML"):
         load_experiment(tmp_path / "binary.yaml")
