@@ -26,6 +26,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -91,8 +94,10 @@ def preflight(
 ) -> None:
     """Try a few steps of every stage of a curriculum before paying for any.
 
-    Shows what each stage needs and which of them wait for images, and estimates time and speedup. What would
-    stop the run in its last stage stops the preflight in seconds.
+    Shows what each stage needs and which of them wait for images, and estimates
+    time and speedup. What would stop the run in its last stage stops the preflight.
+
+    speedup preflight digits curriculum.method=efficienttrain++
     """
     from raytrain_speedup.config import load_experiment
     from raytrain_speedup.engine.preflight import preflight as check
@@ -117,7 +122,11 @@ def recipes(
         str | None, typer.Argument(help="show this recipe in full, every default written out")
     ] = None,
 ) -> None:
-    """List the ready experiments, or show one."""
+    """List the ready experiments, or show one.
+
+    speedup recipes
+    speedup recipes digits > mine.yaml
+    """
     from raytrain_speedup.config import load_experiment
     from raytrain_speedup.config import recipes as ready
 
@@ -156,9 +165,13 @@ def sweep(
 ) -> None:
     """Search for the settings that train fastest without losing accuracy.
 
-    The baseline runs first, then the trials, then the winners once more over several seeds; the other seeds of
-    the baseline run in between. Ends with a leaderboard, a picture of speedup against accuracy and the best
-    schedule.
+    The baseline runs first, then the trials, then the winners once more over
+    several seeds; the other seeds of the baseline run in between. Ends with a
+    leaderboard, a picture of speedup against accuracy and the best schedule.
+
+    speedup sweep search_spaces/quickstart.yaml
+    speedup sweep search_spaces/quickstart.yaml --trials 20 train.epochs=10
+    speedup sweep search_spaces/quickstart.yaml --resume
     """
     from raytrain_speedup.tuning.sweep import sweep as run_sweep
 
@@ -181,7 +194,11 @@ def leaderboard(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable rows")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """What is faster, by how much, at what accuracy, and how sure that is."""
+    """What is faster, by how much, at what accuracy, and how sure that is.
+
+    speedup leaderboard --experiment quickstart
+    speedup leaderboard --json
+    """
     from raytrain_speedup.tracking.leaderboard import leaderboard as rows_of
     from raytrain_speedup.tracking.leaderboard import show
 
@@ -200,7 +217,10 @@ def export(
     ),
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write the tuned schedule of a run, with its evidence, for `load_schedule` in any training loop."""
+    """Write the tuned schedule of a run, with its evidence, for `load_schedule` in any training loop.
+
+    speedup export 1a2b3c4d -o schedule.yaml
+    """
     from raytrain_speedup.tracking.export import export as export_run
 
     schedule = export_run(run, out, tracking_uri=tracking_uri)
@@ -209,22 +229,34 @@ def export(
 
 def main() -> None:
     """Entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
-    from raytrain_speedup.settings import UserError
-
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    try:
+        code = _run_command()
+    except KeyboardInterrupt:  # during the first imports
+        code = INTERRUPTED
+        errors.print("interrupted")
+    sys.exit(code)
+
+
+def _run_command() -> int:
+    """Run the command; gives its exit code."""
+    from raytrain_speedup.settings import UserError
+
     try:
         app()
     except UserError as error:
         errors.print(f"[bold red]error[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        sys.exit(130)
+        return error.exit_code
+    except SystemExit as end:  # how typer ends, also after Ctrl-C
+        if end.code == INTERRUPTED:
+            errors.print("interrupted")
+        return int(end.code or 0)
+    return 0
 
 
 def _run_folder(storage: str | None, name: str, resume: str | None) -> str:
-    from raytrain_speedup.scaling.storage import exists, inside
+    from raytrain_speedup.scaling.storage import exists, inside, may_hold_checkpoint
     from raytrain_speedup.settings import UserError
 
     if resume is None:
@@ -232,6 +264,8 @@ def _run_folder(storage: str | None, name: str, resume: str | None) -> str:
         return inside(storage or "runs", f"{name}-{stamp}-{uuid.uuid4().hex[:4]}")
     if not exists(resume):
         raise UserError(f"--resume: {resume} is not a folder; expected the folder of an earlier run")
+    if not may_hold_checkpoint(resume):
+        raise UserError(f"--resume: {resume} holds no checkpoint; expected the folder of an earlier run")
     return resume
 
 

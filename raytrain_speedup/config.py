@@ -21,7 +21,7 @@ from raytrain_speedup.methods.curriculum import CURRICULA, CurriculumSettings
 from raytrain_speedup.methods.distillation import SYNTHESIZERS, SynthesisSettings
 from raytrain_speedup.methods.pruning import PRUNERS, PrunerSettings
 from raytrain_speedup.models import ModelSettings
-from raytrain_speedup.settings import Settings, UserError, explain
+from raytrain_speedup.settings import Settings, UserError, did_you_mean, explain
 from raytrain_speedup.tasks import TASKS, TaskSettings
 
 if TYPE_CHECKING:
@@ -264,14 +264,18 @@ def find_experiment(name: str | Path) -> Path:
             )
         return path
     if str(name) not in recipes():
-        raise UserError(f"{name}: no such recipe; expected a YAML file or one of: {', '.join(recipes())}")
+        expected = (
+            did_you_mean(str(name), list(recipes()))
+            or f"expected a YAML file or one of: {', '.join(recipes())}"
+        )
+        raise UserError(f"{name}: no such recipe; {expected}")
     return recipes()[str(name)]
 
 
 def recipes() -> dict[str, Path]:
     """The ready experiments by name."""
     folder = Path(str(resources.files("raytrain_speedup"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -287,9 +291,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: holds {type(content).__name__}; expected sections such as 'data:' and 'train:'"
-        )
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise UserError(f"{path}: holds {found}; expected sections such as 'data:' and 'train:'")
     return content
 
 

@@ -98,4 +98,6 @@ def _default(field: Any) -> str:
         return "required" if field.default_factory is None else ""
     if isinstance(field.default, tuple):
         return f"[{', '.join(map(str, field.default))}]"
+    if isinstance(field.default, float):
+        return f"{field.default:.4g}"
     return "" if field.default is None else str(field.default)

@@ -53,13 +53,13 @@ def _line(details: ErrorDetails, model: type[BaseModel]) -> str:
     key = ".".join(shown)
     if kind == "extra_forbidden":
         known = sorted({name for section in here for name in section.model_fields})
-        return f"{key}: unknown key; {_close(shown[-1], known) or 'known here: ' + ', '.join(known)}"
+        return f"{key}: unknown key; {did_you_mean(shown[-1], known) or 'known here: ' + ', '.join(known)}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tags = [tag for section in here if (tag := _tag(section)) is not None]
         found = context.get("tag")
         head = f"{key}.{context['discriminator'].strip(chr(39))}: "
         head += "missing" if found is None else f"{found!r} is not allowed"
-        close = f"; {_close(found, tags)}" if found is not None and _close(found, tags) else ""
+        close = f"; {did_you_mean(found, tags)}" if found is not None and did_you_mean(found, tags) else ""
         return f"{head}; expected one of {', '.join(tags)}{close}"
     if kind == "missing":
         return f"{key}: missing; expected {_description(model, shown) or 'a value'}"
@@ -81,8 +81,9 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _close(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+def did_you_mean(name: str, known: list[str]) -> str:
+    """The likeliest of the known names as a question, or nothing."""
+    close = difflib.get_close_matches(name.lower(), known, n=1)
     return f"did you mean '{close[0]}'?" if close else ""
 
 

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.table import Table
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.engine.compare import metric_of
+from raytrain_speedup.engine.compare import metric_of, spoken
 from raytrain_speedup.engine.preflight import Preflight
 from raytrain_speedup.engine.reporter import Figures
 
@@ -81,7 +81,7 @@ class TrainProgress:
 
 
 def epoch_line(figures: Figures) -> str:
-    """One finished epoch in a line."""
+    """One finished epoch in a line that fits 80 columns: of the validation figures the one of merit alone."""
     parts = [
         f"epoch {figures['epoch']:>3}",
         f"{figures['progress']:4.0%}",
@@ -89,11 +89,8 @@ def epoch_line(figures: Figures) -> str:
         f"kept {figures['kept_share']:4.0%}",
         f"{figures['samples_per_second']:,.0f} samples/s",
     ]
-    parts += [
-        f"{name.removeprefix('val_')} {value:.2f}"
-        for name, value in figures.items()
-        if name.startswith("val_") and name != "val_loss"
-    ]
+    merits = [name for name in figures if name.startswith("val_") and name != "val_loss"]
+    parts += [f"{spoken(name.removeprefix('val_'))} {figures[name]:.2f} %" for name in merits[:1]]
     return "  ".join(parts)
 
 
@@ -101,11 +98,13 @@ def summary(figures: Figures) -> Table:
     """The final figures of a run, for people."""
     table = Table(title="result", show_header=False, title_justify="left")
     metric = metric_of(figures)
+    name_of_metric = spoken(metric)
     rows = {
-        f"test {metric}": (metric, "{:.2f} %"),
-        f"teacher's test {metric}": (f"teacher_{metric}", "{:.2f} %"),
+        f"test {name_of_metric}": (metric, "{:.2f} %"),
+        "test pixel accuracy": ("pixel_accuracy", "{:.2f} %"),
+        f"teacher's test {name_of_metric}": (f"teacher_{metric}", "{:.2f} %"),
         "agreement with the teacher": ("val_agreement", "{:.2f} %"),
-        f"validation {metric}": (f"val_{metric}", "{:.2f} %"),
+        f"validation {name_of_metric}": (f"val_{metric}", "{:.2f} %"),
         "preparing the teacher": ("teacher_seconds", "{:.1f} s"),
         "training time": ("train_seconds", "{:.1f} s"),
         "of it, synthesis": ("synthesis_seconds", "{:.1f} s"),

@@ -55,7 +55,12 @@ def program(*arguments: str, folder: Path) -> subprocess.Popen[str]:
         (["train", "digit"], "digit: no such recipe"),
         (["train", "digits", "train.lr"], "'train.lr': expected key=value"),
         (["train", "digits", "--resume", "nowhere"], "--resume: nowhere is not a folder"),
-        (["recipes", "digit"], "digit: no such recipe"),
+        (["train", "digits", "--resume", "."], "--resume: . holds no checkpoint; expected the folder of an"),
+        (["recipes", "digit"], "digit: no such recipe; did you mean 'digits'?"),
+        (
+            ["recipes", "mnist"],
+            "mnist: no such recipe; expected a YAML file or one of: camvid, camvid-dfkd, ",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(arguments, expected, monkeypatch, capsys):
@@ -162,3 +167,31 @@ def test_ctrl_c_leaves_a_checkpoint_exits_with_130_and_the_run_can_be_resumed(tm
     assert "stopped in epoch" in err
     assert "Traceback" not in err
     assert list(tmp_path.glob("runs/*/checkpoint-0*/run.pt"))
+
+
+def test_a_mistake_found_late_leaves_nothing_behind(tmp_path: Path):
+    """No folder and no row of the leaderboard: nothing came of it."""
+    with program("train", "digits", "model.name=resnet7", folder=tmp_path) as run:
+        _, told = run.communicate(timeout=120)
+    assert run.returncode == 2 and "there is no model 'resnet7'" in told
+    assert not list(tmp_path.glob("runs/*"))
+    with program("leaderboard", folder=tmp_path) as board:
+        assert "no runs yet" in board.communicate(timeout=120)[0]
+
+
+@pytest.mark.parametrize("name", ["train", "preflight", "recipes", "sweep", "leaderboard", "export"])
+def test_the_help_of_every_command_has_an_example_and_fits(name: str, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert command(monkeypatch, name, "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.strip().startswith(f"speedup {name}") for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_ctrl_c_in_the_first_imports_is_no_traceback(monkeypatch, capsys):
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run_command", interrupt)
+    assert command(monkeypatch, "recipes") == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -98,8 +98,8 @@ def test_an_override_that_is_none(override: str, message: str):
     ("text", "message"),
     [
         ("a: [", r"not YAML: .* line 1"),
-        ("- a\n- b", r"holds list; expected sections"),
-        ("", r"holds NoneType; expected sections"),
+        ("- a\n- b", r"holds a list; expected sections"),
+        ("", r"holds nothing; expected sections"),
         (
             "name: x",
             r"data: missing; expected where the samples come from(.|\n)*model: missing; expected the net",
@@ -118,8 +118,8 @@ def test_a_file_that_is_no_experiment(text: str, message: str, tmp_path: Path):
 def test_a_file_or_recipe_that_is_not_there(tmp_path: Path):
     with pytest.raises(UserError, match=r"nowhere.yaml: no such file; expected an experiment .*digits"):
         load_experiment(tmp_path / "nowhere.yaml")
-    with pytest.raises(UserError, match=r"digit: no such recipe; expected a YAML file or one of: .*digits"):
-        load_experiment("digit")
+    with pytest.raises(UserError, match=r"mnist: no such recipe; expected a YAML file or one of: .*digits"):
+        load_experiment("mnist")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(UserError, match="not YAML"):
         load_experiment(tmp_path / "binary.yaml")

@@ -6,9 +6,10 @@ import io
 import re
 from typing import Any
 
+import pytest
 from rich.console import Console
 
-from raytrain_speedup.terminal import TrainProgress, summary
+from raytrain_speedup.terminal import TrainProgress, epoch_line, summary
 
 
 def shown(progress: TrainProgress) -> str:
@@ -71,8 +72,26 @@ def test_the_summary_names_the_tasks_metric():
     console.print(summary(figures))
     text = console.export_text()
     for label, value in (
-        ("test miou", "61.50 %"),
-        ("teacher's test miou", "64.00 %"),
-        ("validation miou", "60.20 %"),
+        ("test mIoU", "61.50 %"),
+        ("test pixel accuracy", "91.00 %"),
+        ("teacher's test mIoU", "64.00 %"),
+        ("validation mIoU", "60.20 %"),
     ):
         assert re.search(rf"{label}\W+{re.escape(value)}", text), label
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({"val_miou": 49.66, "val_pixel_accuracy": 88.01}, "mIoU 49.66 %"),
+        ({"val_accuracy": 98.25}, "accuracy 98.25 %"),
+        ({"val_agreement": 100.0}, "agreement 100.00 %"),
+        ({}, "123,457 samples/s"),  # an epoch without evaluation
+    ],
+)
+def test_an_epoch_is_a_line_of_80_columns_that_ends_with_the_figure_of_merit(
+    figures: dict[str, float], expected: str
+):
+    told = {"epoch": 100, "progress": 1.0, "train_loss": 12.3456, "kept_share": 1.0, "val_loss": 0.5}
+    line = epoch_line(told | {"samples_per_second": 123456.7} | figures)
+    assert line.endswith(expected) and len(line) <= 80

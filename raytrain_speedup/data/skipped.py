@@ -55,5 +55,5 @@ class Skipped:
         if self.count > self.limit * met:
             raise UserError(
                 f"data.{self.split}: {self.count} of {met} samples cannot be read, more than "
-                f"data.max_corrupt_share={self.limit:g} allows; the first: " + "; ".join(self.names)
+                f"data.max_corrupt_share={self.limit:g} allows; the first: {self.names[0]}"
             )

@@ -107,6 +107,11 @@ def metric_of(run: Run) -> str:
     return str(run.get("metric", DEFAULT_METRIC))
 
 
+def spoken(figure: str) -> str:
+    """A figure's name for people: `miou` is mIoU, `pixel_accuracy` pixel accuracy."""
+    return figure.replace("miou", "mIoU").replace("_", " ")
+
+
 def difference_interval(
     method: Mapping[int, float],
     baseline: Mapping[int, float],

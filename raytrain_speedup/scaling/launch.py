@@ -26,7 +26,7 @@ from raytrain_speedup.engine.run import run
 from raytrain_speedup.scaling.board import new_board
 from raytrain_speedup.scaling.cluster import connect, on_cluster
 from raytrain_speedup.scaling.group import fit, worker_group
-from raytrain_speedup.scaling.storage import Place, is_address
+from raytrain_speedup.scaling.storage import Place, is_address, may_hold_checkpoint
 from raytrain_speedup.settings import UserError
 
 LISTEN_SECONDS = 0.25
@@ -53,7 +53,14 @@ def launch(experiment: Experiment, folder: Place, listener: Listener) -> dict[st
             return _launch_here(experiment, Path(folder), listener)
         return _launch_group(experiment, folder, listener)
     except Stopped as stop:
-        raise Stopped(f"{stop}; go on with: --resume {folder}") from None
+        way_on = (
+            f"go on with: --resume {folder}" if may_hold_checkpoint(folder) else "there is no checkpoint yet"
+        )
+        raise Stopped(f"{stop}; {way_on}") from None
+    finally:
+        if not is_address(folder):
+            with contextlib.suppress(OSError):
+                Path(folder).rmdir()  # only where it is empty: nothing came of the run
 
 
 def _refuse_other_kind(folder: Path, others: str, experiment: Experiment) -> None:

@@ -73,3 +73,8 @@ def exists(place: Place) -> bool:
             f"{place}: no storage that can be reached ({reason}); expected a folder or an address such as "
             "s3://bucket/runs"
         ) from error
+
+
+def may_hold_checkpoint(place: Place) -> bool:
+    """Whether there is a checkpoint in a folder, this package's or Ray Train's; an address is not looked into."""
+    return is_address(place) or any(Path(place).glob("checkpoint[-_][0-9]*"))

@@ -17,7 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raytrain_speedup.engine.compare import DEFAULT_METRIC, Comparison, NotComparable, compare, metric_of
+from raytrain_speedup.engine.compare import (
+    DEFAULT_METRIC,
+    Comparison,
+    NotComparable,
+    compare,
+    metric_of,
+    spoken,
+)
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.store import Record
 
@@ -114,6 +121,9 @@ def show(rows: Sequence[Row], console: Console) -> None:
     for experiment in dict.fromkeys(row.experiment for row in rows):
         shown = [row for row in rows if row.experiment == experiment]
         console.print(_table(experiment, shown, wide=console.width >= WIDE))
+        for row in shown:
+            if row.state != "finished" and row.note != row.state:  # a reason is too long for a column
+                console.print(Text(f"{row.run_id[:8]} {row.state}: {row.note}", style="dim"), soft_wrap=True)
     if not rows:
         console.print("no runs yet; `speedup sweep search_spaces/quickstart.yaml` makes some")
 
@@ -121,7 +131,7 @@ def show(rows: Sequence[Row], console: Console) -> None:
 def metrics(rows: Sequence[Row]) -> str:
     """What is called accuracy in these rows, for a heading."""
     known = [row.metric for row in rows if row.accuracy is not None]
-    return " or ".join(dict.fromkeys(known)) or DEFAULT_METRIC
+    return " or ".join(spoken(name) for name in dict.fromkeys(known)) or DEFAULT_METRIC
 
 
 def _scope(record: Record) -> tuple[Any, ...]:
@@ -230,7 +240,7 @@ def _table(experiment: str, rows: Sequence[Row], *, wide: bool) -> Table:
     table.add_column("method", overflow="fold", min_width=18)
     for column in (f"{metric} %", "difference", "speedup", "saved", *(("seeds", "FLOPs") if wide else ())):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict", max_width=None if wide else 9)
+    table.add_column("verdict", max_width=None if wide else 11)
     table.add_column("run", no_wrap=True, min_width=8)
     for row in rows:
         table.add_row(*_cells(row, wide=wide), style="dim" if row.state != "finished" else None)
@@ -238,7 +248,7 @@ def _table(experiment: str, rows: Sequence[Row], *, wide: bool) -> Table:
 
 
 def _cells(row: Row, *, wide: bool) -> list[str | Text]:
-    verdict = row.verdict or row.note
+    verdict = row.verdict or (row.note if row.state == "finished" else row.state)
     if row.role == "baseline" and row.state == "finished":
         verdict = "baseline"
     more = [str(len(row.seeds)), _number(row.flops_ratio, "1/{:.2f}")] if wide else []

@@ -21,6 +21,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.config import Experiment
+from raytrain_speedup.engine.loop import Stopped
+from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking import store
 
 ENDINGS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -151,7 +153,7 @@ def log_run(experiment: Experiment, *, tracking_uri: str | None = None) -> Itera
     """The MLflow run of one `speedup train`: call `epoch` with each report and `finish` with the figures.
 
     It ends as failed after an exception, as interrupted after Ctrl-C, and as interrupted too if nobody
-    called `finish`.
+    called `finish`. A user's mistake that is found before the first epoch is no run: it is taken back.
     """
     client = store.connect(tracking_uri or experiment.tracking.uri)
     into = store.experiment_id(client, experiment.tracking.experiment or experiment.name)
@@ -159,6 +161,11 @@ def log_run(experiment: Experiment, *, tracking_uri: str | None = None) -> Itera
     log = RunLog.start(client, experiment, name=experiment.name, into=into, role=role)
     try:
         yield log
+    except UserError as error:
+        log.end("interrupted" if isinstance(error, Stopped) else "failed", str(error))
+        if type(error) is UserError and not log.last_epoch:
+            client.delete_run(log.run_id)
+        raise
     except Exception as error:
         log.end("failed", f"{type(error).__name__}: {error}")
         raise

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ TEXTS = ("baseline_key", "train_key", "hardware", "metric")
 """Figures of a run that are words; kept as tags, because an MLflow metric is a number."""
 
 
+FIRST_QUESTION = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+
+
 def resolve_uri(uri: str | None = None) -> str:
     """The tracking address: the one given, else MLFLOW_TRACKING_URI, else ./mlflow.db as an absolute URI."""
     given = uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -56,14 +60,29 @@ def connect(uri: str | None = None) -> MlflowClient:
     address = resolve_uri(uri)
     try:
         client = MlflowClient(tracking_uri=address)
-        client.search_experiments(max_results=1)
+        with _impatient():
+            client.search_experiments(max_results=1)
     except Exception as error:  # SQLAlchemy's, requests' and MLflow's own
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise UserError(
-            f"tracking uri {address!r} does not answer ({first}); expected an MLflow server or sqlite:///file.db"
+            f"tracking uri {address!r} does not answer ({first}); expected an MLflow server such as "
+            "http://host:5000, or sqlite:///file.db"
         ) from error
     mlflow.set_tracking_uri(address)  # artifacts and models are resolved through the global address
     return client
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """MLflow asks a server that is not there for four minutes; a first question may fail sooner."""
+    given = {name: os.environ.get(name) for name in FIRST_QUESTION}
+    os.environ.update({name: value for name, value in FIRST_QUESTION.items() if given[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in given.items():
+            if value is None:
+                del os.environ[name]
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:

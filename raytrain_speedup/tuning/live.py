@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raytrain_speedup.engine.compare import spoken
+
 ROWS_SHOWN = 18
 COLOURS = {"finished": "green", "stopped": "yellow", "failed": "red", "interrupted": "yellow"}
 
@@ -39,6 +41,7 @@ class SweepTable:
 
     def __init__(self, console: Console, title: str, *, total: int, done: int = 0, quality: str) -> None:
         self.quality = quality
+        self.unit = "" if quality.endswith("loss") else " %"
         self.console, self.title, self.total, self.done_before = console, title, total, done
         self.rows: dict[str, _Row] = {}
         self.started = time.monotonic()
@@ -83,7 +86,7 @@ class SweepTable:
             "run",
             "settings",
             "progress",
-            self.quality.replace("_", " "),
+            spoken(self.quality) + self.unit,
             "train s",
             "passes saved",
         ):
@@ -102,7 +105,7 @@ class SweepTable:
 
     def _figures(self, row: _Row, *, units: bool = True) -> list[str]:
         shown = {
-            self.quality: ("{:.2f}", " %"),
+            self.quality: ("{:.2f}", self.unit),
             "train_seconds": ("{:.1f}", " s"),
             "passes_saved": ("{:.0%}", " saved"),
         }

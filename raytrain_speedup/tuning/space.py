@@ -24,7 +24,7 @@ Overrides = dict[str, Any]
 
 COSTS = (
     *("train_seconds", "synthesis_seconds", "wall_seconds", "train_flops"),
-    *("compute_spent", "samples_shown", "passes_saved", "peak_memory_bytes"),
+    *("compute_spent", "samples_shown", "samples_per_second", "passes_saved", "peak_memory_bytes"),
 )
 """Final figures of a run that quality may be traded against."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,8 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from raytrain_speedup.config import load_experiment
-from raytrain_speedup.settings import UserError
+from raytrain_speedup.engine.loop import Stopped
+from raytrain_speedup.settings import RunFailed, UserError
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.leaderboard import Row, best, leaderboard, show
 from raytrain_speedup.tracking.mlflow_log import RunLog, log_run
@@ -70,6 +72,12 @@ def test_runs_that_did_not_end_are_shown_with_their_reason(
     assert first.role == "baseline"
     assert {row.note for row in others} == {"NaN in step 3", "behind", "interrupted"}
     assert all(row.speedup is None and row.accuracy is None for row in others)
+    screen = Console(file=io.StringIO(), width=80)
+    show([first, *others], screen)
+    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    failed = next(row for row in others if row.state == "failed")
+    assert f"{failed.run_id[:8]} failed: NaN in step 3" in lines, "whole, below the table"
+    assert sum("interrupted" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize("width", [80, 140])
@@ -97,7 +105,7 @@ def test_the_metric_is_the_tasks_own(
     screen = Console(file=io.StringIO(), width=140)
     show(rows, screen)
     text = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert "speedup against miou" in text and "miou %" in text and "accuracy" not in text
+    assert "speedup against mIoU" in text and "mIoU %" in text and "accuracy" not in text
 
 
 def test_rows_are_plain_data(client: MlflowClient, experiment_name: str, write: Callable[..., str]) -> None:
@@ -135,11 +143,24 @@ def test_log_run_ends_as_the_run_ended(client: MlflowClient, experiment_name: st
     for error, status, state in (
         (ValueError("broken"), "FAILED", "failed"),
         (KeyboardInterrupt(), "KILLED", "interrupted"),
+        (Stopped("stopped in epoch 2"), "KILLED", "interrupted"),
+        (RunFailed("the loss is not finite"), "FAILED", "failed"),
     ):
         with pytest.raises(type(error)), log_run(experiment, tracking_uri=client.tracking_uri) as log:
             raise error
         run = client.get_run(log.run_id)
         assert (run.info.status, run.data.tags["speedup.state"]) == (status, state)
+
+
+def test_a_mistake_before_the_first_epoch_is_no_run(client: MlflowClient, experiment_name: str) -> None:
+    experiment = load_experiment("digits", {"tracking.experiment": experiment_name})
+    told = {"epoch": 1, "train_loss": 1.0, "progress": 0.5}
+    for epochs, left in ((0, 0), (1, 1)):
+        with pytest.raises(UserError), log_run(experiment, tracking_uri=client.tracking_uri) as log:
+            for _ in range(epochs):
+                log("report", told)
+            raise UserError("data.train: no such file")
+        assert len(rows_of(client, experiment_name)) == left
 
 
 def test_where_runs_go(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,3 +178,7 @@ def test_where_runs_go(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
 def test_a_server_that_does_not_answer() -> None:
     with pytest.raises(UserError, match=r"tracking uri 'nonsense://here' does not answer"):
         store.connect("nonsense://here")
+    before = time.monotonic()
+    with pytest.raises(UserError, match=r"'http://127.0.0.1:9' does not answer .*http://host:5000"):
+        store.connect("http://127.0.0.1:9")
+    assert time.monotonic() - before < 60
