@@ -294,8 +294,11 @@ class _Group:
 
     def _lost_a_worker(self) -> bool:
         workers = getattr(self._loader._iterator, "_workers", [])
-        for worker in workers:
-            worker.join(0.2)  # its connection may close a moment before it is gone
+        try:
+            for worker in workers:
+                worker.join(0.2)  # its connection may close a moment before it is gone
+        except RuntimeError:  # and just then torch's handler of SIGCHLD says so
+            return True
         return any(not worker.is_alive() for worker in workers)
 
     def close(self) -> None:

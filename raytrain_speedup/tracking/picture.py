@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -129,8 +130,9 @@ def _winners(axes: Axes, rows: Sequence[Row]) -> None:
     _with_bars(axes, rows, marker="o", color=GREEN, label=f"confirmed over {len(rows[0].seeds)} seeds")
     for row in rows:
         assert row.speedup is not None and row.accuracy is not None
+        settings = textwrap.fill(textwrap.shorten(row.settings, 160), 44)
         axes.annotate(
-            f"{row.speedup:.2f}x, {row.verdict}\n{row.settings}", (row.speedup, row.accuracy),
+            f"{row.speedup:.2f}x, {row.verdict}\n{settings}", (row.speedup, row.accuracy),
             xytext=(9, 9), textcoords="offset points", fontsize=8, color=INK, zorder=2.5,
             bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"},
         )  # fmt: skip

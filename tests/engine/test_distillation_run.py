@@ -378,6 +378,8 @@ PAIRS = {  # recipe: channels, side in pixels, classes
     "cifar10-wrn40_2-wrn16_1": (3, 32, 10),
     "cifar100-resnet34-resnet18": (3, 32, 100),
     "imagenet-resnet50-mobilenetv2": (3, 224, 1000),
+    "camvid-dfkd": (3, 128, 11),
+    "nyuv2-dfkd": (3, 128, 13),
 }
 
 
@@ -390,8 +392,9 @@ def test_teacher_and_student_of_a_recipe_fit_its_synthesis(name: str):
     channels, side, classes = PAIRS[name]
     experiment = load_experiment(name)
     assert experiment.teacher is not None and experiment.distillation is not None
+    shapes = {"num_classes": classes, "in_channels": channels, "image_size": side}
     networks = [
-        build_model(without_weights(model), num_classes=classes, in_channels=channels, image_size=side)
+        build_model(without_weights(model), **shapes, dense=experiment.task.dense)
         for model in (experiment.teacher.model, experiment.model)
     ]
     synthesizer = experiment.distillation.build(
