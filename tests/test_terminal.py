@@ -20,6 +20,13 @@ def shown(progress: TrainProgress) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capture.get()).strip().splitlines()[-1]
 
 
+def told(figures: dict[str, Any]) -> str:
+    """The summary as text."""
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(summary(figures))
+    return console.export_text()
+
+
 def step(epoch: int, share: float, **more: Any) -> dict[str, Any]:
     return {"epoch": epoch, "epochs": 4, "progress": share, "samples_shown": 1000 * share, **more}
 
@@ -51,9 +58,7 @@ def test_the_summary_of_a_run_without_data():
         "pool_images": 2400,
         "passes_saved": 0.0,
     }
-    console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(summary(figures))
-    text = console.export_text()
+    text = told(figures)
     for label, value in (
         ("test accuracy", "98.90 %"),
         ("teacher's test accuracy", "99.70 %"),
@@ -68,9 +73,7 @@ def test_the_summary_of_a_run_without_data():
 
 def test_the_summary_names_the_tasks_metric():
     figures = {"metric": "miou", "miou": 61.5, "teacher_miou": 64.0, "val_miou": 60.2, "pixel_accuracy": 91.0}
-    console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(summary(figures))
-    text = console.export_text()
+    text = told(figures)
     for label, value in (
         ("test mIoU", "61.50 %"),
         ("test pixel accuracy", "91.00 %"),

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from raytrain_speedup.data.base import VOID, Buffer, CorruptSample, Dataset, DataSettings, Source
 from raytrain_speedup.data.decode import reason
 from raytrain_speedup.data.imagefolder import FolderSource, is_image
-from raytrain_speedup.data.parquet import PartFiles
+from raytrain_speedup.data.parquet import ParquetFilesSettings, PartFiles
 from raytrain_speedup.settings import UserError
 
 
@@ -53,26 +53,17 @@ class MaskSettings(DataSettings):
         return self.classes
 
 
-class ParquetMasksSettings(MaskSettings):
+class ParquetMasksSettings(MaskSettings, ParquetFilesSettings):
     """Images and masks as two columns of Parquet files."""
 
     source: Literal["parquet-masks"] = "parquet-masks"
-    train: Path = Field(description="training data: a .parquet file, or a folder of part files")
-    test: Path = Field(description="test data, likewise; read once, at the end")
-    val: Path | None = Field(
-        None, description="validation data, likewise; default: `val_share` of the training data"
-    )
-    image_column: str = Field("image", description="column of image files, as bytes or {bytes, path}")
     mask_column: str = Field("mask", description="column of masks, likewise: PNG files of class numbers")
 
     def read(self) -> Dataset:
-        paths = {"train": self.train, "test": self.test} | ({"val": self.val} if self.val else {})
-        sources = {key: self._source(f"data.{key}", path) for key, path in paths.items()}
+        sources = {split: self._source(files) for split, files in self.open_splits().items()}
         return Dataset(sources["train"], sources["test"], self.class_names, val=sources.get("val"))
 
-    def _source(self, key: str, path: Path) -> MaskedSource:
-        files = PartFiles(key, path)
-        files.require_images("data.image_column", self.image_column)
+    def _source(self, files: PartFiles) -> MaskedSource:
         files.require_images("data.mask_column", self.mask_column)
         targets = np.zeros(files.rows, dtype=np.int64)
         images, masks = (files.images(column, targets) for column in (self.image_column, self.mask_column))

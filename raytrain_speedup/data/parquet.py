@@ -29,23 +29,35 @@ from raytrain_speedup.settings import UserError
 _CACHE = 512e6
 
 
-class ParquetSettings(DataSettings):
-    """Image bytes and labels in Parquet files; Hugging Face's layout included."""
+class ParquetFilesSettings(DataSettings):
+    """Parquet files with a column of images, for every split; what an image is of is in another column."""
 
-    source: Literal["parquet"] = "parquet"
     train: Path = Field(description="training data: a .parquet file, or a folder of part files")
     test: Path = Field(description="test data, likewise; read once, at the end")
     val: Path | None = Field(
         None, description="validation data, likewise; default: `val_share` of the training data"
     )
     image_column: str = Field("image", description="column of image files, as bytes or {bytes, path}")
+
+    def open_splits(self) -> dict[str, PartFiles]:
+        """The files of every split that is named."""
+        paths = {"train": self.train, "test": self.test} | ({"val": self.val} if self.val else {})
+        splits = {split: PartFiles(f"data.{split}", path) for split, path in paths.items()}
+        for files in splits.values():
+            files.require_images("data.image_column", self.image_column)
+        return splits
+
+
+class ParquetSettings(ParquetFilesSettings):
+    """Image bytes and labels in Parquet files; Hugging Face's layout included."""
+
+    source: Literal["parquet"] = "parquet"
     label_column: str = Field("label", description="column of class numbers or class names")
 
     def read(self) -> Dataset:
-        paths = {"train": self.train, "test": self.test} | ({"val": self.val} if self.val else {})
-        tables = {key: _Table(f"data.{key}", path, self) for key, path in paths.items()}
+        tables = {split: _Table(files, self) for split, files in self.open_splits().items()}
         names = tables["train"].class_names()
-        sources = {key: table.source(names) for key, table in tables.items()}
+        sources = {split: table.source(names) for split, table in tables.items()}
         return Dataset(sources["train"], sources["test"], names, val=sources.get("val"))
 
 
@@ -238,9 +250,8 @@ class PartFiles:
 class _Table:
     """Images and labels of one split, checked."""
 
-    def __init__(self, key: str, path: Path, settings: ParquetSettings) -> None:
-        self.settings, self.files = settings, PartFiles(key, path)
-        self.files.require_images("data.image_column", settings.image_column)
+    def __init__(self, files: PartFiles, settings: ParquetSettings) -> None:
+        self.settings, self.files = settings, files
         self.files.require(
             "data.label_column",
             settings.label_column,

@@ -253,7 +253,7 @@ class Loop:
         of some images of the validation split. Called on one rank."""
         with self.watch.phase("eval"):
             pictures = self.loader.pictures()
-            if self.task.dense and self.has_val:
+            if self.loader.splits.dense and self.has_val:
                 with at_size(self.learner.result, self.full_size) as model:
                     pictures["decisions"] = decisions(
                         model, self.task, self.loader, autocast=self.learner.autocast

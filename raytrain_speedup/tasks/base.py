@@ -33,9 +33,6 @@ class Task(ABC):
     decisions: str
     """The figure that is the share of right decisions, in percent: against a teacher, the agreement."""
 
-    dense: bool = False
-    """Whether every pixel has a class."""
-
     @abstractmethod
     def losses(self, output: Tensor, target: Tensor) -> Tensor:
         """The training loss of every sample, (b,) float32, before weights and means."""

@@ -23,7 +23,7 @@ class Distillation(Task):
     def __init__(self, task: Task, temperature: float) -> None:
         self.task = task
         self.temperature = temperature
-        self.metric, self.decisions, self.dense = task.metric, task.decisions, task.dense
+        self.metric, self.decisions = task.metric, task.decisions
 
     def losses(self, output: Tensor, target: Tensor) -> Tensor:
         return distillation_loss(target.float(), output.float(), self.temperature)

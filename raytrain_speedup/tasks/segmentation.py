@@ -35,7 +35,6 @@ class Segmentation(Task):
         label_smoothing: training losses only.
     """
 
-    dense = True
     metric = "miou"
     decisions = "pixel_accuracy"
 

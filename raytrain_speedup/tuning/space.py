@@ -243,7 +243,8 @@ def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
     base = base.with_overrides(parse_overrides(overrides))
     if not read.objectives:
         read = read.model_copy(update={"objectives": default_objectives(base)})
-    if unknown := [name for name in read.objectives if name not in (known := _objectives_of(base))]:
+    known = _objectives_of(base)
+    if unknown := [name for name in read.objectives if name not in known]:
         raise UserError(
             f"{path}: objectives: no run has a figure '{unknown[0]}' to be tuned by; expected one of: "
             + ", ".join(known)

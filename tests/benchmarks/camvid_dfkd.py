@@ -14,8 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from digits_dfkd import control
-from side_by_side import Figures, data_folder, middle, provenance, side_by_side, spread
+from side_by_side import Figures, control, data_folder, middle, provenance, side_by_side, spread
 
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.engine.local import LocalReporter

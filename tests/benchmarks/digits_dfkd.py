@@ -12,11 +12,9 @@ from __future__ import annotations
 import argparse
 from statistics import mean
 
-from side_by_side import Figures, middle, provenance, side_by_side, spread
+from side_by_side import Figures, control, middle, provenance, side_by_side, spread
 
-from raytrain_speedup.config import Experiment, load_experiment
-
-SHARED_KEYS = ("batch_size", "warmup", "student_steps", "temperature", "pool_images")
+from raytrain_speedup.config import load_experiment
 
 
 def main() -> None:
@@ -48,13 +46,6 @@ def main() -> None:
     losses = [run["teacher_accuracy"] - run["accuracy"] for run in results["fastdfkd"]]
     print(f"\nwithout data, the student loses {mean(losses):.2f} points of its teacher's test accuracy")
     print(f"{teacher} to {base.model.name}, {base.train.epochs:g} calls. {provenance(seeds)}")
-
-
-def control(base: Experiment, method: str) -> dict[str, object]:
-    """A control: all that the methods share stays as the recipe has it."""
-    own = base.distillation.model_dump() if base.distillation is not None else {}
-    shared = {f"distillation.{key}": own[key] for key in SHARED_KEYS}
-    return {"distillation.method": method, "distillation.augment": own["augment"], **shared}
 
 
 def row(name: str, runs: list[Figures]) -> str:

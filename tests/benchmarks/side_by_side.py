@@ -25,6 +25,9 @@ from raytrain_speedup.engine.run import run
 
 Figures = dict[str, Any]
 
+SHARED_KEYS = ("batch_size", "warmup", "student_steps", "temperature", "pool_images")
+"""What the methods of distillation have in common."""
+
 
 def side_by_side(
     base: Experiment,
@@ -48,6 +51,13 @@ def side_by_side(
                 flush=True,
             )
     return results
+
+
+def control(base: Experiment, method: str) -> dict[str, object]:
+    """A control: all that the methods share stays as the recipe has it."""
+    own = base.distillation.model_dump() if base.distillation is not None else {}
+    shared = {f"distillation.{key}": own[key] for key in SHARED_KEYS}
+    return {"distillation.method": method, "distillation.augment": own["augment"], **shared}
 
 
 def ratios(results: Mapping[str, list[Figures]], name: str, of: str, baseline: str) -> list[float]:
