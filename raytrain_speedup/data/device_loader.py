@@ -33,6 +33,8 @@ _CHUNK = 256
 class DeviceLoader(Loader):
     """A `Loader` whose sets live on the device; each split is decoded when it is first asked for."""
 
+    name = "device loader"
+
     def __init__(self, splits: Splits, settings: DataSettings, **options: Any) -> None:
         super().__init__(splits, settings, **options)
         self._resident: dict[str, Resident] = {}

@@ -32,7 +32,12 @@ class Loader(ABC):
         rank, world: this worker among all; evaluation splits are shared out by them.
         channels_last: memory format of the inputs.
         kernel: how the bandwidth of a batch is lowered to that of the curriculum's stage.
+
+    Attributes:
+        name: what brings the batches, for people; runs are compared only where this is equal.
     """
+
+    name: str
 
     def __init__(
         self,

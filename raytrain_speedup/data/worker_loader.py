@@ -143,6 +143,7 @@ class WorkerLoader(Loader):
     def __init__(self, splits: Splits, settings: DataSettings, **options: Any) -> None:
         super().__init__(splits, settings, **options)
         self._groups: dict[str, _Group] = {}
+        self.name = f"{settings.num_workers} loading processes"
 
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
         if self.splits.dense:
