@@ -70,9 +70,10 @@ class TunedOn(Settings):
 
 
 class Evidence(Settings):
-    """What was measured. Accuracies and differences are in points of the test split."""
+    """What was measured. Accuracies and differences are in points, ratios are times."""
 
-    metric: str = Field("accuracy", description="the task's figure that is called accuracy here")
+    metric: str = Field("accuracy", description="the task's metric that is called accuracy here")
+    split: Literal["test", "validation"] = Field("test", description="the data that accuracy is of")
     seeds: tuple[int, ...] = Field(description="seeds of the runs with this schedule")
     accuracy: float = Field(description="mean over the seeds")
     accuracy_std: float | None = Field(None, description="standard deviation over the seeds")
@@ -81,8 +82,19 @@ class Evidence(Settings):
     interval: tuple[float, float] | None = Field(None, description="95 % bounds of the difference")
     margin: float = Field(description="points below the baseline that count as no loss")
     verdict: Literal["lossless", "lossy", "not yet known"] = Field(description="of the interval")
-    speedup: float = Field(description="baseline training seconds / training seconds")
-    passes_saved: float = Field(description="share of the budget's sample passes not shown")
+    plan: dict[str, Any] | None = Field(
+        None, description="how the difference was to be judged, made before the runs: looks, levels, error"
+    )
+    looks: int | None = Field(None, description="how often the data were looked at by then")
+    speedup: float | None = Field(description="baseline cost / cost; null where no clock is believed")
+    speedup_interval: tuple[float, float] | None = Field(None, description="90 % bounds of the speedup")
+    speedup_clock: Literal["reference steps", "wall seconds", "none"] = Field(
+        "wall seconds", description="what the cost was counted in"
+    )
+    wall_speedup: float | None = Field(None, description="by wall seconds of training")
+    flops_ratio: float | None = Field(None, description="baseline FLOPs / FLOPs of training")
+    disturbed: str = Field("", description="what disturbed the runs")
+    passes_saved: float = Field(description="fraction of the budget's sample passes not shown")
 
 
 class Schedule(Settings):
@@ -138,17 +150,26 @@ class Schedule(Settings):
             image_size, stride=stride, model=str(self.tuned_on.model.get("name", ""))
         )
 
+    @property
+    def proven(self) -> bool:
+        """Whether the evidence says that nothing is lost."""
+        return self.evidence is not None and self.evidence.verdict == "lossless"
+
     def to_yaml(self) -> str:
         """The text of the schedule file."""
         content = self.model_dump(mode="json")
-        return HEADER + yaml.safe_dump({**content, "checksum": checksum(content)}, sort_keys=False)
+        doubt = "" if self.proven else f"# Not proven lossless: {self.headline()}\n"
+        return doubt + HEADER + yaml.safe_dump({**content, "checksum": checksum(content)}, sort_keys=False)
 
     def headline(self) -> str:
         """The evidence in a line."""
         if self.evidence is None:
             return "no baseline to compare with"
         found = self.evidence
-        text = f"{found.speedup:.2f} x as fast, {found.difference:+.2f} points"
+        text = "no time believed" if found.speedup is None else f"{found.speedup:.2f} x as fast"
+        if found.speedup_interval is not None:
+            text += f" [{found.speedup_interval[0]:.2f}, {found.speedup_interval[1]:.2f}]"
+        text += f", {found.difference:+.2f} points"
         if found.interval is not None:
             text += f" [{found.interval[0]:+.2f}, {found.interval[1]:+.2f}]"
         count = len(found.seeds)

@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from raytrain_speedup.engine.speedup import Run, Speedup, by_seed
-from raytrain_speedup.engine.verdict import Look, Plan, Verdict, single_look
+from raytrain_speedup.engine.verdict import Look, Verdict, fixed_look
 
 DEFAULT_METRIC = "accuracy"
 """Of runs that do not say what theirs is."""
@@ -36,7 +36,6 @@ class Comparison:
         split: the data it is of.
         accuracy: mean over the method's seeds; `accuracy_std` is None for a single seed.
         look: difference, interval and verdict over the seeds.
-        looks: how many times the plan has looked at the data by now; None without a plan.
         speedup: by which clock, and how sure.
         passes_saved: fraction of the sample passes of the budget that were not shown.
     """
@@ -48,7 +47,6 @@ class Comparison:
     accuracy_std: float | None
     baseline_accuracy: float
     look: Look
-    looks: int | None
     speedup: Speedup
     passes_saved: float
 
@@ -70,8 +68,7 @@ def compare(
     baselines: Sequence[Run],
     *,
     margin: float = 0.5,
-    confidence: float = 0.95,
-    plan: Plan | None = None,
+    look: Look | None = None,
     declared: Collection[str] = (),
 ) -> Comparison:
     """Compare runs of one setting with their baseline.
@@ -80,8 +77,8 @@ def compare(
         runs: the method's runs, which differ in their seed alone.
         baselines: runs of the baseline on the same task, data, model, set-up and hardware.
         margin: how many points below the baseline still count as no loss.
-        confidence: of each bound of the interval, one-sided; with a plan its own error stands.
-        plan: how the difference is judged, where that was planned before the runs.
+        look: at the difference, where a plan made before the runs says how to (`verdict.settle`); otherwise
+            the seeds there are are taken for as many as were meant.
         declared: keys that the runs were said to vary: a budget (`train.epochs`) among them may differ.
 
     Raises:
@@ -92,12 +89,6 @@ def compare(
     split, key = split_of(runs, metric)
     _check(runs, baselines, key, same_budget="train.epochs" not in declared)
     method, baseline = by_seed(runs, key), by_seed(baselines, key)
-    samples = "test_samples" if split == "test" else "val_samples"
-    grain = 100 / min(run.get(samples, math.inf) for run in (*runs, *baselines))
-    if plan is None:
-        look = single_look(method, baseline, margin=margin, error=1 - confidence, grain=grain)
-    else:
-        look = plan.look(method, baseline, grain=grain)
     return Comparison(
         metric=metric,
         split=split,
@@ -105,8 +96,7 @@ def compare(
         accuracy=fmean(method.values()),
         accuracy_std=stdev(method.values()) if len(method) > 1 else None,
         baseline_accuracy=fmean(baseline.values()),
-        look=look,
-        looks=None if plan is None else sum(look.seeds >= planned for planned in plan.looks),
+        look=look or fixed_look(method, baseline, margin, grain=grain_of(runs, baselines, split)),
         speedup=Speedup.of(runs, baselines),
         passes_saved=fmean(run["passes_saved"] for run in runs),
     )
@@ -122,6 +112,12 @@ def split_of(runs: Sequence[Run], metric: str) -> tuple[Literal["test", "validat
     if any(metric not in run for run in runs) and all(f"val_{metric}" in run for run in runs):
         return "validation", f"val_{metric}"
     return "test", metric
+
+
+def grain_of(runs: Sequence[Run], baselines: Sequence[Run], split: Literal["test", "validation"]) -> float:
+    """Points that one sample of the split is worth."""
+    samples = "test_samples" if split == "test" else "val_samples"
+    return 100 / min(run.get(samples, math.inf) for run in (*runs, *baselines))
 
 
 def spoken(metric: str) -> str:

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from raytrain_speedup.engine.verdict import ratio_interval
+from raytrain_speedup.engine.estimate import ratio_interval
 
 Run = Mapping[str, Any]
 """The final metrics of a run, and its `seed`."""
 
 Clock = Literal["reference steps", "wall seconds", "none"]
 
-CONFIDENCE = 0.95
-"""Of each bound of an interval, one-sided: 90 % between the two."""
+CONFIDENCE = 0.9
+"""Of an interval: each bound holds with 95 %."""
 
 LEAST_CORE_SHARE = 0.9
 MOST_SPREAD = 1.25
@@ -57,18 +57,15 @@ class Speedup:
     def of(cls, runs: Sequence[Run], baselines: Sequence[Run]) -> Speedup:
         """The speedup of comparable runs, each side at least one."""
         everyone = (*runs, *baselines)
-        wall = _ratio(runs, baselines, "train_seconds")
-        flops = _ratio(runs, baselines, "train_flops") if _all_have(everyone, "train_flops") else None
+        wall, wall_interval = _ratio(runs, baselines, "train_seconds")
+        flops = _ratio(runs, baselines, "train_flops")[0] if _all_have(everyone, "train_flops") else None
         reasons = "; ".join(dict.fromkeys(reason for run in everyone for reason in disturbances(run)))
         units = {run.get("reference_batch") for run in everyone}
         if not _all_have(everyone, "reference_steps") or len(units) > 1:
-            interval = _interval(runs, baselines, "train_seconds")
-            doubt = _doubt(wall, None, flops)
-            return cls(wall, interval, "wall seconds", wall, flops, reasons, doubt)
+            return cls(wall, wall_interval, "wall seconds", wall, flops, reasons, _doubt(wall, None, flops))
         if max(run.get("reference_spread", 1.0) for run in everyone) > HOPELESS_SPREAD:
             return cls(None, None, "none", wall, flops, reasons)
-        ratio = _ratio(runs, baselines, "reference_steps")
-        interval = _interval(runs, baselines, "reference_steps")
+        ratio, interval = _ratio(runs, baselines, "reference_steps")
         return cls(ratio, interval, "reference steps", wall, flops, reasons, _doubt(ratio, wall, flops))
 
 
@@ -100,17 +97,12 @@ def _all_have(runs: Sequence[Run], key: str) -> bool:
     return all(run.get(key) for run in runs)
 
 
-def _ratio(runs: Sequence[Run], baselines: Sequence[Run], key: str) -> float:
-    """Of the geometric means over the seeds: what the interval is around."""
+def _ratio(
+    runs: Sequence[Run], baselines: Sequence[Run], key: str
+) -> tuple[float, tuple[float, float] | None]:
+    """Baseline over method, and its bounds: seed by seed where both sides ran the same ones."""
     ours, theirs = by_seed(runs, key), by_seed(baselines, key)
-    return math.exp(
-        fmean(math.log(cost) for cost in theirs.values()) - fmean(math.log(cost) for cost in ours.values())
-    )
-
-
-def _interval(runs: Sequence[Run], baselines: Sequence[Run], key: str) -> tuple[float, float] | None:
-    ours, theirs = by_seed(runs, key), by_seed(baselines, key)
-    return ratio_interval(ours, theirs, confidence=CONFIDENCE, paired=ours.keys() == theirs.keys())[1]
+    return ratio_interval(ours, theirs, confidence=CONFIDENCE, paired=ours.keys() == theirs.keys())
 
 
 def by_seed(runs: Sequence[Run], key: str) -> dict[int, float]:

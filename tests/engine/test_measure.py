@@ -24,8 +24,8 @@ def test_a_phase_inside_another_interrupts_it_and_all_add_up():
         time.sleep(0.02)
         read = watch.read()  # in the middle of a phase
     whole = time.perf_counter() - begun
-    seconds = watch.state_dict()
-    assert sum(seconds.values()) == pytest.approx(whole, abs=2e-3)
+    seconds = watch.seconds
+    assert watch.total() == pytest.approx(whole, abs=5e-3)
     assert seconds["eval"] >= 0.03
     assert seconds["train"] >= 0.04
     assert read["train_seconds"] <= seconds["train"]
