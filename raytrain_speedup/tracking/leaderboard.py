@@ -118,27 +118,28 @@ class Row:
         return self.method if self.role in (*SEARCHED, "run") else self.role
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for `--json`."""
+        """Plain data for `--json`: every key in every row."""
         plain = {key: value for key, value in asdict(self).items() if key not in ("comparison", "plan")}
-        plain |= {"plan": None if self.plan is None else self.plan.to_dict(), "looks": self.looks}
-        if (found := self.comparison) is not None:
-            plain |= {
-                "baseline_accuracy": found.baseline_accuracy,
-                "difference": found.difference,
-                "interval": found.interval,
-                "verdict": self.verdict,
-                "status": found.look.status,
-                "seeds_missing": found.look.seeds_missing,
-                "correlation": found.look.correlation,
-                "speedup": found.speedup.ratio,
-                "speedup_interval": found.speedup.interval,
-                "speedup_clock": found.speedup.clock,
-                "wall_speedup": found.speedup.wall,
-                "flops_ratio": found.speedup.flops,
-                "disturbed": found.speedup.disturbed,
-                "doubt": found.speedup.doubt,
-            }
-        return plain
+        found = self.comparison
+        look, cost = (None, None) if found is None else (found.look, found.speedup)
+        return plain | {
+            "baseline_accuracy": found and found.baseline_accuracy,
+            "difference": self.difference,
+            "interval": self.interval,
+            "verdict": self.verdict,
+            "status": look and look.status,
+            "seeds_missing": look and look.seeds_missing,
+            "correlation": look and look.correlation,
+            "plan": self.plan and self.plan.to_dict(),
+            "looks": self.looks,
+            "speedup": self.speedup,
+            "speedup_interval": self.speedup_interval,
+            "speedup_clock": cost and cost.clock,
+            "wall_speedup": cost and cost.wall,
+            "flops_ratio": self.flops_ratio,
+            "disturbed": cost and cost.disturbed,
+            "doubt": cost and cost.doubt,
+        }
 
 
 def leaderboard(
