@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 
 SEEDS_NEEDED = 3
 """Below these nothing is known of the spread, whatever the formula says."""
-MOST_SEEDS = 1000
+MOST_SEEDS = 200
 """Nobody is told to run more than this."""
 NO_DOUBT = 30.0
 """Standard errors beyond which the power is 1 (and scipy's figure of it is not a number)."""
@@ -143,7 +143,7 @@ def required_seeds(
     correlation: float = 0.0,
     pairing: Pairing = "paired",
 ) -> int | None:
-    """Seeds per side with which a single look at the end finds a method lossless; None if over a thousand.
+    """Seeds per side with which a single look at the end finds a method lossless; None if over two hundred.
 
     Args:
         margin: points below the baseline that still count as no loss.

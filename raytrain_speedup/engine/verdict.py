@@ -4,15 +4,15 @@ A difference is method - baseline, in points, over seeds. **Lossless** is the ve
 non-inferiority: the lower bound of the difference lies above -margin. **Lossy** is its mirror image: the upper
 bound lies below. Each has an error of its own, the chance of that verdict where the truth is -margin.
 
-Seeds arrive one by one, and whoever reads a 5 % bound after each of them calls 14 % of the lossy methods
-lossless. So a `Plan` says before the first seed at which numbers of seeds the data are looked at, and spends the
-error over those looks (`engine.spending`). The bounds are repeated confidence intervals (Jennison & Turnbull
-1989): true together, so one may stop after any look for any reason. Futility is not binding: the levels are those
-without it, so one may also go on past it. At 2 % it costs .03 of power (margin .3, sd .17), and a method on the
-boundary is given up after 5 seeds rather than 11; at 5 % it would cost .06.
+Seeds arrive one by one, and whoever reads a 5 % bound after each of twelve calls 16 % of the methods that lose
+the margin lossless. So a `Plan` says before the first seed at which numbers of seeds the data are looked at, and
+spends the error over those looks (`engine.spending`). The bounds are repeated confidence intervals (Jennison &
+Turnbull 1989): true together, so one may stop after any look for any reason. Futility is not binding: the levels
+are those without it, so one may also go on past it. At 2 % it costs .03 of power (margin .3, sd .17), and a method
+on the boundary is given up after 5 seeds rather than 11; at 5 % it would cost .06.
 
 What was tried (tests/engine/test_verdict.py): heavy tails and figures on a grid of test samples keep the error.
-Differences skewed to the left do not (an exponential tail: 22 % instead of 5 %): a method that fails badly on
+Differences skewed to the left do not (an exponential tail: 21 % instead of 5 %): a method that fails badly on
 one seed in ten may be called lossless by seeds that did not see it.
 """
 

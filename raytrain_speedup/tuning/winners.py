@@ -1,9 +1,9 @@
 """Which trials earn a confirmation over the seeds.
 
-A trial is one seed, and the cheapest of many that look lossless is the one whose luck was best. Those that reach
+A trial is one seed, and the cheapest of many that look lossless is the one that had most luck. Those that reach
 the baseline's mean come first, not those within the margin of it: in simulated sweeps
-(tests/tuning/test_winners.py) that leaves 9 to 22 % of the sweeps without a proven winner instead of 44 to 71 %,
-at a higher proven speedup. Asking for more than the mean leaves fewer still, but they are slower.
+(tests/tuning/test_winners.py) that leaves 4 to 18 % of them without a proven winner instead of 20 to 68 %, at an
+equal or higher speedup. To ask for more than the mean proves more still, but slower ones.
 """
 
 from __future__ import annotations
