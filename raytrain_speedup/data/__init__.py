@@ -28,6 +28,7 @@ from raytrain_speedup.data.imagefolder import ImageFolderSettings
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.masks import MaskFolderSettings, ParquetMasksSettings
 from raytrain_speedup.data.parquet import ParquetSettings
+from raytrain_speedup.data.probe import check_readable
 from raytrain_speedup.data.split import balanced_split
 from raytrain_speedup.data.worker_loader import WorkerLoader
 from raytrain_speedup.methods.curriculum.base import Kernel
@@ -43,6 +44,7 @@ __all__ = [
     "Splits",
     "Step",
     "build_loader",
+    "check_readable",
     "open_data",
 ]
 

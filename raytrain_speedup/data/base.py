@@ -175,7 +175,11 @@ class DataSettings(Settings):
         None, ge=4, le=2048, description="side in pixels of the square the network sees; default: as stored"
     )
     val_share: float = Field(
-        0.1, ge=0, lt=1, description="share of the training data set aside for validation, class by class"
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the training data set aside for validation, class by class; 0 trains on all of them "
+        "(a sweep then sets aside its own `val_share`)",
     )
     split_seed: int | None = Field(
         0, ge=0, description="seed of that choice; null: another validation split for every training seed"

@@ -1,7 +1,8 @@
 """A few steps of every stage before paying for any.
 
-Whatever would stop the run in its last stage (a model that cannot take the size, a batch that does not fit)
-stops it here, in seconds. And since loader and device are timed apart, it is seen which stages wait for images.
+Whatever would stop the run in its last stage (a model that cannot take the size, a batch that does not fit), or
+after it (a test split that cannot be read), stops it here, in seconds. And since loader and device are timed
+apart, it is seen which stages wait for images.
 """
 
 from __future__ import annotations

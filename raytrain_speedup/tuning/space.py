@@ -120,6 +120,13 @@ class SweepSettings(Settings):
     points_to_evaluate: list[Overrides] = Field(
         default_factory=list, description="settings to try first, the published ones for instance"
     )
+    val_share: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="share of the training data that every run keeps back to be tuned by, where the experiment "
+        "trains on all of them (data.val_share: 0) and they have no validation split of their own",
+    )
     baseline: Overrides = Field(
         default_factory=lambda: {"pruning.method": "none", "curriculum.method": "none"},
         description="experiment keys of what everything is compared with",
@@ -241,6 +248,8 @@ def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
             beside if beside.suffix in (".yaml", ".yml") else read.experiment, read.overrides
         )
     base = base.with_overrides(parse_overrides(overrides))
+    if base.distillation is None and not base.data.val_share:  # without data, synthetic images are kept back
+        base = base.with_overrides({"data.val_share": read.val_share})
     if not read.objectives:
         read = read.model_copy(update={"objectives": default_objectives(base)})
     known = _objectives_of(base)
