@@ -24,7 +24,7 @@ def test_what_is_left_of_an_epoch_is_cut_no_finer_than_a_whole_batch(length: int
     sizes: list[int] = []
     model[0].register_forward_hook(lambda layer, inputs, output: sizes.append(len(output)))
     train = TrainSettings(batch_size=16, accumulate=4)
-    learner = Learner(model, Classification(), train, device=CPU, world=1, full_size=2, full_steps=10)
+    learner = Learner(model, Classification(), train, device=CPU, rank=0, world=1, full_size=2, full_steps=10)
     index, weight = torch.arange(length), torch.ones(length)
     batch = {
         "inputs": torch.randn(length, 1, 2, 2),
