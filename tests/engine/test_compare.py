@@ -43,6 +43,14 @@ def test_paired_interval_by_hand() -> None:
     assert interval == pytest.approx((2 - half, 2 + half), abs=1e-5)
 
 
+def test_seeds_are_paired_by_their_number_and_not_by_their_order() -> None:
+    """The differences are 1, 2 and 3 whichever way round the runs came in."""
+    baseline = {0: 1.0, 1: 38.0, 2: 597.0}
+    difference, interval = difference_interval({2: 600.0, 0: 2.0, 1: 40.0}, baseline)
+    half = 2.919986 / math.sqrt(3)
+    assert difference == pytest.approx(2) and interval == pytest.approx((2 - half, 2 + half), abs=1e-5)
+
+
 def test_other_seeds_give_welchs_interval() -> None:
     method, baseline = {5: 91.2, 6: 90.1, 7: 92.4, 8: 88.0}, {0: 91.0, 1: 90.6, 2: 90.9}
     _, interval = difference_interval(method, baseline)
