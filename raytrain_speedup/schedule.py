@@ -193,11 +193,6 @@ class Schedule(Settings):
             image_size, stride=stride, model=str(self.tuned_on.model.get("name", ""))
         )
 
-    @property
-    def proven(self) -> bool:
-        """Whether the evidence says that nothing is lost."""
-        return self.evidence is not None and self.evidence.verdict == "lossless"
-
     def to_yaml(self) -> str:
         """The text of the schedule file."""
         content = self.model_dump(mode="json")

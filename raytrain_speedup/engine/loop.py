@@ -97,6 +97,7 @@ class Loop:
             task,
             train,
             device=self.device,
+            rank=reporter.rank,
             world=reporter.world,
             full_size=self.full_size,
             full_steps=train.epochs * budget.num_samples / train.batch_size,

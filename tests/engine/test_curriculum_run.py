@@ -193,7 +193,16 @@ def test_weights_and_scores_are_right_in_every_stage(loader: dict[str, Any], tmp
     """Weights travel with replayed samples, every sample has a score, and annealing shows all with weight 1."""
     pruned = {"pruning.method": "infobatch", "pruning.prune_ratio": 0.5, "pruning.anneal_from": 0.6}
     loop = loop_of(tiny(STAGED | VIT | loader | pruned, epochs=4), tmp_path)
+    observe, observed = loop.pruner.observe, []
+
+    def noted(index: torch.Tensor, loss: torch.Tensor) -> None:
+        observed.append(index)
+        observe(index, loss)
+
+    loop.pruner.observe = noted  # type: ignore[method-assign]
     steps = shown(loop)
+    for (step, _, _), index in zip(steps, observed, strict=True):
+        assert torch.equal(index, step.index), "a sample that is shown again is not observed again"
     weights: dict[int, set[float]] = {}
     for step, batch, _ in steps:
         read = len(step.index)
