@@ -10,6 +10,7 @@ seed more. O'Brien and Fleming's are out of reach at three seeds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -43,6 +44,28 @@ def look_level(error: float, looks: tuple[int, ...], pairing: Pairing, baseline_
     return level
 
 
+def chance_of_any(
+    parts: Sequence[tuple[float, tuple[int, ...]]], pairing: Pairing, baseline_seeds: int = 0
+) -> float:
+    """The chance that a bound errs at any look, where some have another level than others; simulated.
+
+    Args:
+        parts: a level, and the looks that have it.
+    """
+    last = max(count for _, looks in parts for count in looks)
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((2, max(last, baseline_seeds), PATHS)).swapaxes(1, 2)
+    if pairing == "paired":
+        y = np.zeros_like(y)
+    worst = 0.0
+    for spread in SPREADS[: 1 if pairing == "paired" else None]:
+        erred = np.zeros(2 * PATHS, dtype=bool)
+        for level, looks in parts:
+            erred |= _smallest_level(spread * x, y, looks, baseline_seeds, pairing) <= level
+        worst = max(worst, float(erred.mean()))
+    return worst
+
+
 def _chance_of_any(level: float, looks: tuple[int, ...]) -> float:
     """That Student's t of n figures of mean 0 lies beyond its quantile at any of the looks.
 
@@ -68,13 +91,15 @@ def _smallest_levels(looks: tuple[int, ...], baseline_seeds: int) -> list[Array]
     """The smallest level over the looks of simulated confirmations, for each ratio of the spreads."""
     random = np.random.default_rng(0)
     x, y = random.standard_normal((2, max(looks[-1], baseline_seeds), PATHS)).swapaxes(1, 2)
-    return [_smallest_level(spread * x, y, looks, baseline_seeds) for spread in SPREADS]
+    return [_smallest_level(spread * x, y, looks, baseline_seeds, "unpaired") for spread in SPREADS]
 
 
-def _smallest_level(x: Array, y: Array, looks: tuple[int, ...], baseline_seeds: int) -> Array:
+def _smallest_level(
+    x: Array, y: Array, looks: tuple[int, ...], baseline_seeds: int, pairing: Pairing
+) -> Array:
     smallest = np.ones((2, len(x)))  # of the lower and of the upper bound
     for count in looks:
-        found = Estimate.of(x[:, :count], y[:, : max(count, baseline_seeds)], "unpaired")
+        found = Estimate.of(x[:, :count], y[:, : max(count, baseline_seeds)], pairing)
         statistic = found.difference / found.error
         far = np.flatnonzero(np.abs(statistic) > 1)  # those below have levels of 15 % and more
         level = stdtr(found.freedom[far], -np.abs(statistic[far]))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self, cast
 
 import numpy as np
@@ -36,7 +36,7 @@ from raytrain_speedup.engine.estimate import (
     correlation_over_seeds,
     over_seeds,
 )
-from raytrain_speedup.engine.spending import look_level
+from raytrain_speedup.engine.spending import chance_of_any, look_level
 
 Verdict = Literal["lossless", "lossy", "not yet known"]
 Status = Literal["lossless", "lossy", "not yet known", "futile", "continue"]
@@ -141,6 +141,28 @@ class Plan:
             key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()
         }
         return cls(**fields)
+
+    def extended(self, max_seeds: int) -> Plan:
+        """The plan with further looks, for who asks for more seeds after having seen the data.
+
+        The further looks are at the level of a plan that had been as long from the start. What was decided at the
+        levels of before stays decided, so the error of the whole is more than that of either: it is computed, and
+        stands in `error`.
+        """
+        longer = plan_for(
+            self.margin,
+            error=self.error,
+            min_seeds=self.looks[0],
+            max_seeds=max_seeds,
+            winners=self.winners,
+            pairing=self.pairing,
+            baseline_seeds=self.baseline_seeds,
+            futility=self.futility,
+        )
+        more = tuple(n for n in longer.looks if n > self.max_seeds)
+        parts = ((self.levels[-1], self.looks), (longer.levels[-1], more))
+        error = self.winners * chance_of_any(parts, self.pairing, self.baseline_seeds)
+        return replace(longer, error=max(error, self.error), looks=self.looks + more)
 
     def look(
         self,

@@ -243,6 +243,7 @@ def _looks_of_winners(groups: Sequence[list[Record]], finished: Sequence[Record]
     for scope in dict.fromkeys((*_scope(group[0]), group[0].parent) for group in confirmed):
         winners = {g[0].run_id: g for g in confirmed if (*_scope(g[0]), g[0].parent) == scope}
         first = next(iter(winners.values()))[0]
+        plan = _longest_plan([run for group in winners.values() for run in group])
         baselines = _baselines_of(first, finished)
         metric = metric_of(first.figures)
         judged = {
@@ -250,11 +251,18 @@ def _looks_of_winners(groups: Sequence[list[Record]], finished: Sequence[Record]
             for run_id, group in winners.items()
             if all(metric in run.figures for run in (*group, *baselines))
         }
-        if baselines and judged and first.plan is not None:
+        if baselines and judged and plan is not None:
             level = by_seed([run.run() for run in baselines], metric)
             grain = grain_of([], [run.run() for run in baselines], "test")
-            looks |= settle(first.plan, judged, level, grain=grain)
+            looks |= settle(plan, judged, level, grain=grain)
     return looks
+
+
+def _longest_plan(runs: Sequence[Record]) -> Plan | None:
+    """The plan of a confirmation, which may have been extended since the first runs."""
+    return max(
+        (run.plan for run in runs if run.plan is not None), key=lambda plan: plan.max_seeds, default=None
+    )
 
 
 def _row(group: Sequence[Record], finished: Sequence[Record], look: Look | None) -> Row:
@@ -279,7 +287,7 @@ def _row(group: Sequence[Record], finished: Sequence[Record], look: Look | None)
         accuracy=fmean(accuracies) if accuracies else None,
         accuracy_std=stdev(accuracies) if len(accuracies) > 1 else None,
         margin=DEFAULT_MARGIN if first.margin is None else first.margin,
-        plan=first.plan,
+        plan=_longest_plan(group),
         passes_saved=fmean(run.figures["passes_saved"] for run in group),
         train_seconds=fmean(run.figures["train_seconds"] for run in group),
         hardware=str(first.figures.get("hardware", "")),

@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.verdict import Plan
-from raytrain_speedup.settings import UserError
+from raytrain_speedup.settings import UserError, flatten
 from raytrain_speedup.tracking import store
 
 ENDINGS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -66,12 +66,13 @@ class RunLog:
         params: Mapping[str, Any] | None = None,
         margin: float | None = None,
         plan: Plan | None = None,
+        folder: str | None = None,
     ) -> RunLog:
         """Create a run with its settings.
 
         Args:
             into: id of the MLflow experiment.
-            role, parent, params, margin, plan: as in `store.Record`.
+            role, parent, params, margin, plan, folder: as in `store.Record`.
         """
         tags = {
             store.ROLE: role,
@@ -89,6 +90,8 @@ class RunLog:
             tags[store.MARGIN] = str(margin)
         if plan is not None:
             tags[store.PLAN] = json.dumps(plan.to_dict())
+        if folder is not None:
+            tags[store.FOLDER] = folder
         run_id = client.create_run(into, tags=tags).info.run_id
         flat = flatten(experiment.to_dict())
         logged = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in flat.items()]
@@ -211,14 +214,6 @@ def group_of(experiment: Experiment) -> str:
     for section in BESIDE_THE_QUESTION:
         content.pop(section)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def flatten(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= flatten(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
-    return flat
 
 
 def _short(value: Any) -> str:
