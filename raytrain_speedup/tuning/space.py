@@ -31,7 +31,7 @@ COSTS = (
 MAY_DIFFER_ON_RESUME = (
     *("about", "concurrency"),  # no figure depends on them
     *("trials", "points_to_evaluate"),  # the search may go on
-    *("seeds", "confirm.until", "confirm.winners", "confirm.max_seeds"),  # and so may the proof
+    *("seeds", "confirm.until", "confirm.max_seeds"),  # and so may the proof
 )
 """Keys of a search-space file (dotted, where they are in a section) that may be others when a sweep is resumed.
 All the rest is the question; with another question it would be another sweep."""

@@ -33,7 +33,7 @@ def loaded(folder: Path, **changes: Any) -> Sweep:
 
 def figures(name: str) -> dict[str, Any]:
     """The second trial is the only one that reaches the baseline. On the test split it is as good."""
-    good = 98.0 if name == "trial-02" or not name.startswith("trial") else 90.0
+    good = 98.0 if name.startswith("trial-02") or not name.startswith("trial") else 90.0
     noise = 0.1 * (int(name.rpartition("seed")[2]) % 3) if "seed" in name else 0.0
     known = {"val_accuracy": good, "accuracy": good + noise, "train_flops": 1.0, "baseline_key": "k"}
     return known | {"progress": 1.0, "passes_saved": 0.0, "wall_seconds": 2.0}
@@ -111,12 +111,12 @@ def test_it_goes_on_until_a_verdict_and_says_what_it_finds(tmp_path: Path) -> No
 
 def test_a_plan_that_is_at_its_end_can_be_extended(tmp_path: Path) -> None:
     """With more seeds asked for, only these run; the error of the whole is computed and told."""
-    short = loaded(tmp_path, margin=0.18, confirm={"winners": 1, "max_seeds": 4})
+    short = loaded(tmp_path, margin=0.15, confirm={"winners": 1, "max_seeds": 4})
     first = SweepPlan(short)
     names = run_through(first)
     assert names[-1].endswith("seed3")
     past = [replace(run, plan=first.confirmation.plan) for run in records(first, names)]  # type: ignore[union-attr]
-    longer = loaded(tmp_path, margin=0.18, confirm={"winners": 1, "max_seeds": 6})
+    longer = loaded(tmp_path, margin=0.15, confirm={"winners": 1, "max_seeds": 6})
     assert longer.key == short.key
     second = SweepPlan(longer, past)
     assert run_through(second) == ["baseline-seed4", "trial-02-seed4"], "whose look is the verdict"
@@ -179,5 +179,3 @@ def test_more_seeds_are_for_the_winner_there_was(tmp_path: Path) -> None:
     more = SweepPlan(loaded(tmp_path, seeds=[0, 1, 2, 3]), records(first, WHOLE))
     assert run_through(more) == ["trial-02-seed3", "baseline-seed3", "random-seed3"]
     assert more.done
-    second_winner = SweepPlan(loaded(tmp_path, confirm=2), records(first, WHOLE))
-    assert run_through(second_winner) == [f"trial-01-seed{seed}" for seed in (0, 1, 2)]
