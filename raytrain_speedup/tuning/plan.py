@@ -82,6 +82,9 @@ class SweepPlan(Searcher):
         self.failure: str | None = None
         """Why the baseline failed: there is nothing to compare with, so nothing more is handed out."""
 
+    def __reduce__(self) -> Any:
+        return Searcher, ()  # Tune keeps a copy for its own restore; a sweep is resumed from MLflow
+
     @property
     def total(self) -> int:
         """Runs of the whole sweep, at most."""
