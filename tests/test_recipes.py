@@ -260,3 +260,12 @@ def test_the_budget_shows_as_many_epochs_as_in_the_paper():
     stages = experiment.curriculum.stages(224, stride=32)
     shown = sum(Budget(experiment.train.epochs, 1000, stages).samples_shown()) / 1000
     assert shown == pytest.approx(454, abs=1)
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_without_its_curriculum_a_recipe_has_the_randaugment_of_the_last_stage(name: str):
+    """So its controls differ in the curriculum alone, and fine-tuning has what its network was trained with."""
+    experiment = load_experiment(name)
+    last = experiment.curriculum.stages(224, stride=32)[-1]
+    assert experiment.data.randaugment == 9
+    assert last.magnitude in (9, None)

@@ -100,6 +100,7 @@ def test_draws_follow_the_policy(magnitude) -> None:
     levels = np.array([10 * strength for draw in draws for _, strength in draw])
     assert (levels < 0).sum() / (levels != 0).sum() == pytest.approx(0.5, abs=0.03)
     levels = np.abs(levels)
+    assert levels.max() <= 10
     for bound in (0, magnitude - 0.5, magnitude - 0.2, magnitude + 0.3, 10 - 1e-9):
         assert (levels <= bound).mean() == pytest.approx(
             norm.cdf(bound, magnitude, 0.5) * (bound >= 0), abs=0.03
