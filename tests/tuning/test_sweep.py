@@ -19,7 +19,6 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 from tiny_runs import EPOCHS, space, tiny
 
-from raytrain_speedup.schedule import load_schedule
 from raytrain_speedup.settings import RunFailed, UserError
 from raytrain_speedup.tracking import patience, store
 from raytrain_speedup.tracking.patience import TrackingLost
@@ -71,7 +70,11 @@ def test_a_sweep_of_the_engine(tmp_path: Path, uri: str, monkeypatch: pytest.Mon
     assert "accuracy" not in trial.figures and trial.figures["val_accuracy"] > 0, "the test split is not read"
     assert one.figures["reference_steps"] > 0 and one.figures["setup"].startswith("batch 64, device loader")
     row = next(row for row in result.rows if row.role == "winner")
-    assert row.seeds == (0, 1) and row.comparison is not None and row.comparison.speedup.clock == "reference steps"
+    assert (
+        row.seeds == (0, 1)
+        and row.comparison is not None
+        and row.comparison.speedup.clock == "reference steps"
+    )
     assert result.picture is not None and result.picture.read_bytes().startswith(b"\x89PNG")
     assert result.best is None and result.schedule is None, "two seeds prove nothing, and nothing is exported"
     assert not (tmp_path / "schedule.yaml").exists()
@@ -126,17 +129,19 @@ def test_a_baseline_that_fails_ends_the_sweep(tmp_path: Path, uri: str) -> None:
     with pytest.raises(RunFailed, match="the loss is NaN in step 17"):
         go(file, uri, trainable=tiny)
     states = {run.name: run.state for run in runs_of(uri, "nothing")}
-    assert states["baseline-seed0"] == "failed"
+    assert states["baseline-seed1000003"] == "failed"
     assert len(states) < 9, "what was not under way yet did not begin"
 
 
 def test_a_sweep_without_confirmation(tmp_path: Path, uri: str) -> None:
-    """The best of a single seed is exported, and says that it is not yet known."""
+    """What was chosen on one seed is not crowned, and not exported."""
     file = space(tmp_path, [0.4, 0.5])
-    file.write_text(file.read_text().replace("name: tiny", "name: quick").replace("{winners: 1}", "{winners: 0}"))
+    file.write_text(
+        file.read_text().replace("name: tiny", "name: quick").replace("{winners: 1}", "{winners: 0}")
+    )
     result, _ = go(file, uri, trainable=tiny)
-    assert len(runs_of(uri, "quick")) == 3 + 2
-    assert result.best is not None and result.best.verdict == "not yet known"
+    assert len(runs_of(uri, "quick")) == 2 + 2 + 3
+    assert result.best is None and result.schedule is None and not (tmp_path / "schedule.yaml").exists()
 
 
 def test_a_disk_that_is_full_and_a_proof_that_goes_on(
@@ -145,7 +150,8 @@ def test_a_disk_that_is_full_and_a_proof_that_goes_on(
     """Full for some seconds: no finished run is lost. Full for good: a line, and what was written goes on, with
     another seed."""
     file = space(tmp_path, [0.4, 0.5, 0.3])
-    file.write_text(file.read_text().replace("seeds: [0, 1, 2]", "seeds: [0]"))
+    text = file.read_text().replace("seeds: [0, 1, 2]", "seeds: [0]")
+    file.write_text(text.replace("{winners: 1}", "{winners: 1, until: seeds}"))
     store.connect(uri)
     with tiny_disk(tmp_path / "disk") as disk:
         shutil.copy(uri.removeprefix("sqlite:///"), disk / "mlflow.db")
@@ -169,14 +175,15 @@ def test_a_disk_that_is_full_and_a_proof_that_goes_on(
         go(file, here, trainable=tiny, trials=1, concurrency=1)
         full.join()
         runs = runs_of(here, "tiny")
+        search = ["baseline-seed1000003", "baseline-seed1000004", "trial-01"]
         assert {run.name: run.state for run in runs} == dict.fromkeys(
-            ["baseline-seed0", "trial-01", "trial-01-seed0"], "finished"
+            [*search, "baseline-seed0", "trial-01-seed0"], "finished"
         )
         said = [line for line in capfd.readouterr().err.splitlines() if "tracking" in line]
         assert said and all(" full); trying again" in line or "No space" in line for line in said)
 
         monkeypatch.setattr(patience, "PATIENCE_SECONDS", 1.0)
-        fill_when(4, seconds=0)
+        fill_when(6, seconds=0)
         with pytest.raises(TrackingLost, match=r"full|No space") as lost:
             go(file, here, trainable=tiny, trials=3, concurrency=1, resume=True)
         assert len(str(lost.value).splitlines()) == 1 and "Traceback" not in capfd.readouterr().err
@@ -188,10 +195,10 @@ def test_a_disk_that_is_full_and_a_proof_that_goes_on(
         after = runs_of(here, "tiny")
         assert {run.run_id for run in runs} <= {run.run_id for run in after}
         assert {run.name for run in after if run.finished} == {
-            *("baseline-seed0", "baseline-seed1", "trial-01", "trial-02", "trial-03"),
+            *(*search, "baseline-seed0", "baseline-seed1", "trial-02", "trial-03"),
             *("trial-01-seed0", "trial-01-seed1"),
         }, "the winner that was begun gets the new seed, though a later trial is cheaper"
-        assert result.best is not None and result.best.seeds == (0, 1)
+        assert [row.seeds for row in result.rows if row.role == "winner"] == [(0, 1)]
 
 
 def test_nothing_to_resume(tmp_path: Path, uri: str) -> None:
@@ -256,9 +263,9 @@ def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None
     result, _ = go(file, uri, trainable=tiny, resume=True)
     records = runs_of(uri, "resumed")
     assert middle <= {run.run_id for run in records if run.finished}
-    assert [run.state for run in records] == ["finished"] * 10
+    assert [run.state for run in records] == ["finished"] * 12
     names = [run.name for run in records]
-    assert len(set(names)) == len(names) == 3 + 4 + 3
+    assert len(set(names)) == len(names) == 2 + 4 + 3 * 2
     ratios = {run.params["pruning.prune_ratio"] for run in records if run.role == "trial"}
     assert {0.2, 0.3, 0.4} < ratios and len(ratios) == 4
     for run in records:
