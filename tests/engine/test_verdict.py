@@ -390,6 +390,19 @@ def test_who_is_settled_leaves_the_error_to_the_others() -> None:
     assert {name: look.status for name, look in looks.items()} == {"near": "continue", "clear": "lossy"}
 
 
+def test_a_share_is_handed_on_and_on() -> None:
+    """Of three, the second is found at half of the error and the third at all of it."""
+    gains = np.array([-0.075, 0.12, -0.12, 0.075])
+    methods = {
+        name: shifted(*(scale * gains)) for name, scale in (("third", 1.0), ("second", 0.84), ("first", 0.1))
+    }
+    alone = {name: THREE.look(figures, BASELINE).status for name, figures in methods.items()}
+    assert alone == {"third": "continue", "second": "continue", "first": "lossless"}
+    without_second = settle(THREE, {name: methods[name] for name in ("first", "third")}, BASELINE)
+    assert without_second["third"].status == "continue"
+    assert [look.status for look in settle(THREE, methods, BASELINE).values()] == ["lossless"] * 3
+
+
 def test_lossy_has_shares_of_its_own() -> None:
     plan = plan_for(MARGIN, winners=2)
     near = shifted(*(-2 * MARGIN - gain for gain in (-0.075, 0.12, -0.12, 0.075)))
