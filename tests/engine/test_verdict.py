@@ -332,9 +332,12 @@ def test_seeds_missing_may_be_more_than_the_plan_allows() -> None:
     assert undecidable.difference == pytest.approx(-MARGIN) and undecidable.seeds_missing is None
 
 
-def test_futility_is_the_chance_of_a_verdict_at_the_last_look() -> None:
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_futility_is_the_chance_of_a_verdict_at_the_last_look(mirrored: bool) -> None:
     """Against simulated futures of the estimate: the plan gives up just above that chance, not just below."""
-    gains = (-0.35, -0.1, -0.3, -0.05, -0.2)
+    gains = [-0.35, -0.1, -0.3, -0.05, -0.2]
+    if mirrored:
+        gains = [-2 * MARGIN - gain for gain in gains]
     futures = np.random.default_rng(11).normal(fmean(gains), stdev(gains), (200_000, 7))
     last = (sum(gains) + futures.sum(axis=1)) / 12
     half = stats.t.ppf(1 - PLAN.levels[0], 11) * stdev(gains) / math.sqrt(12)
