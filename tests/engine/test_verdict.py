@@ -332,9 +332,12 @@ def test_seeds_missing_may_be_more_than_the_plan_allows() -> None:
     assert undecidable.difference == pytest.approx(-MARGIN) and undecidable.seeds_missing is None
 
 
-def test_futility_is_the_chance_of_a_verdict_at_the_last_look() -> None:
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_futility_is_the_chance_of_a_verdict_at_the_last_look(mirrored: bool) -> None:
     """Against simulated futures of the estimate: the plan gives up just above that chance, not just below."""
-    gains = (-0.35, -0.1, -0.3, -0.05, -0.2)
+    gains = [-0.35, -0.1, -0.3, -0.05, -0.2]
+    if mirrored:
+        gains = [-2 * MARGIN - gain for gain in gains]
     futures = np.random.default_rng(11).normal(fmean(gains), stdev(gains), (200_000, 7))
     last = (sum(gains) + futures.sum(axis=1)) / 12
     half = stats.t.ppf(1 - PLAN.levels[0], 11) * stdev(gains) / math.sqrt(12)
@@ -388,6 +391,19 @@ def test_who_is_settled_leaves_the_error_to_the_others() -> None:
     assert {name: look.status for name, look in looks.items()} == {"near": "lossless", "clear": "lossless"}
     looks = settle(plan, {"near": near, "clear": lossy}, BASELINE)
     assert {name: look.status for name, look in looks.items()} == {"near": "continue", "clear": "lossy"}
+
+
+def test_a_share_is_handed_on_and_on() -> None:
+    """Of three, the second is found at half of the error and the third at all of it."""
+    gains = np.array([-0.075, 0.12, -0.12, 0.075])
+    methods = {
+        name: shifted(*(scale * gains)) for name, scale in (("third", 1.0), ("second", 0.84), ("first", 0.1))
+    }
+    alone = {name: THREE.look(figures, BASELINE).status for name, figures in methods.items()}
+    assert alone == {"third": "continue", "second": "continue", "first": "lossless"}
+    without_second = settle(THREE, {name: methods[name] for name in ("first", "third")}, BASELINE)
+    assert without_second["third"].status == "continue"
+    assert [look.status for look in settle(THREE, methods, BASELINE).values()] == ["lossless"] * 3
 
 
 def test_lossy_has_shares_of_its_own() -> None:
