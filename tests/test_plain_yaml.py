@@ -20,7 +20,7 @@ PLAIN = st.recursive(
 )
 
 
-def bomb(width: int = 9, depth: int = 9) -> str:
+def bomb(width: int = 9, depth: int = 7) -> str:
     """Under a kilobyte that stands for width ** depth values."""
     lines = ["a0: &a0 [" + ", ".join(["lol"] * width) + "]"]
     lines += [f"a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * width) + "]" for n in range(1, depth)]

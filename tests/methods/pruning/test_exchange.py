@@ -53,15 +53,20 @@ def stop_within_an_epoch(rank: int, world: int) -> InfoBatch:
 
 
 def observe_the_same() -> torch.Tensor:
-    """Scores after both workers saw samples 0 and 1, one saw 2 (a NaN), one 3, and none 4 again."""
-    pruner = InfoBatch(6, EPOCHS)
+    """Scores after both workers saw samples 0 and 1, one saw 2 (a NaN), one 3, none 4 again, and one a finite loss
+    of 6, of which both knew a NaN."""
+    pruner = InfoBatch(7, EPOCHS)
     rank = dist.get_rank()
     pruner.observe(torch.tensor([4]), torch.tensor([7.0]))
+    if rank == 0:
+        pruner.observe(torch.tensor([6]), torch.tensor([math.nan]))
     pruner.exchange()
     pruner.observe(torch.tensor([0, 1]), torch.tensor([[1.0, 5.0], [2.0, 5.0]][rank]))
     pruner.observe(torch.tensor([2 + rank]), torch.tensor([[math.nan], [3.0]][rank]))
+    if rank == 1:
+        pruner.observe(torch.tensor([6]), torch.tensor([2.0]))
     pruner.exchange()
-    assert pruner.state_dict()["seen"].tolist() == [True] * 5 + [False]
+    assert pruner.state_dict()["seen"].tolist() == [True] * 5 + [False, True]
     return pruner.scores
 
 
@@ -127,7 +132,7 @@ def test_one_worker_goes_on_where_two_stopped_within_an_epoch(ranks):
 
 
 def test_a_sample_seen_by_both_gets_the_mean_and_nan_stays_with_its_sample(ranks):
-    expected = torch.tensor([1.5, 5.0, math.nan, 3.0, 7.0, 0.0])
+    expected = torch.tensor([1.5, 5.0, math.nan, 3.0, 7.0, 0.0, 2.0])
     for rank in ranks:
         assert torch.equal(rank["same"].nan_to_num(-1), expected.nan_to_num(-1))
 

@@ -230,6 +230,14 @@ def test_comparing_in_float32_decides_as_the_exact_mean_does(seed):
     assert (values[:4] < median).tolist() == [float(value) < middle for value in values[:4]]
 
 
+@pytest.mark.parametrize("options", [{}, {"threshold": "quantile", "quantiles": (0.5,), "keep": (0.5,)}])
+def test_a_threshold_between_two_neighbours_in_float32_is_below_none_of_them(options):
+    """The mean of 1, 1, 1 and the next number above is nearest to 1, which three of them are below."""
+    above = float(np.nextafter(np.float32(1), np.float32(2)))
+    scores = [1.0, 1.0, above, above] if options else [1.0, 1.0, 1.0, above]
+    assert observed(scores, **options).plan(1).stats["eligible"] == scores.count(1.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_fault_5_indices_above_2_to_the_24_survive_any_loss_dtype(dtype):
     pruner = InfoBatch(2**24 + 10, epochs=10)

@@ -104,6 +104,16 @@ def test_the_threshold_is_raised_no_further_than_needed_and_weights_stay_below_f
     assert kept_high
 
 
+def test_ties_for_the_last_eligible_places_are_drawn_anew_in_every_epoch():
+    """All losses are equal and 85 % are eligible: were those always the same, the rest would never be dropped."""
+    pruner = InfoBatch(N, 10, saving=0.44)
+    pruner.observe(torch.arange(N), torch.ones(N))
+    shown = torch.zeros(N, dtype=torch.int64)
+    for epoch in range(1, 8):
+        shown[pruner.plan(epoch).indices] += 1
+    assert (shown == 7).float().mean() < 0.02
+
+
 @pytest.mark.parametrize(("method", "most"), [(InfoBatch, 0.75 * 0.85), (DynamicRandom, 0.75)])
 def test_a_saving_out_of_reach_is_refused_with_the_reachable_one(method, most):
     reachable = most * 6 / 8  # 8 epochs, the first for warm-up, the last for annealing
