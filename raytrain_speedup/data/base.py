@@ -195,6 +195,13 @@ class DataSettings(Settings):
     )
     cutout: int = Field(0, ge=0, description="side of the square that cutout blanks, in pixels; 0: off")
     erasing: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
+    randaugment: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="RandAugment magnitude (timm's rand-m{}-mstd0.5-inc1) wherever a curriculum gives none; "
+        "0: off",
+    )
     loader: Literal["auto", "device", "workers"] = Field(
         "auto", description="device: all images in device memory; workers: decode on the fly; auto: what fits"
     )
@@ -204,7 +211,7 @@ class DataSettings(Settings):
         description="most memory the decoded images may take for `auto` to choose the device loader",
     )
     replay_limit_gb: float = Field(
-        2.0, gt=0, description="most memory for the samples that a curriculum with replay shows again"
+        2.0, gt=0, description="most memory for the files that a curriculum with replay shows again"
     )
     num_workers: int = Field(2, ge=0, le=256, description="processes that decode images on the fly")
     max_corrupt_share: float = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import timm.optim
@@ -43,7 +44,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _groups(model: nn.Module, train: TrainSettings) -> list[dict[str, Any]]:
-    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    spared: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     if train.layer_decay is None:
         return timm.optim.param_groups_weight_decay(model, train.weight_decay, no_weight_decay_list=spared)
     if not hasattr(model, "group_matcher"):

@@ -77,10 +77,9 @@ class StageCheck:
             return ""
         times = self.device_rate / self.loader_rate
         wanted, cores = math.ceil(max(1, self.workers or 0) * times), os.cpu_count() or 1
-        more = f"data.num_workers={wanted}"
         if wanted > cores:
-            more = f"{wanted} processes that decode (data.num_workers; {cores} cores here)"
-        return f"{more}, or replay {math.ceil(self.stage.replay * times)}"
+            return f"{wanted} processes that decode (data.num_workers; {cores} cores here)"
+        return f"data.num_workers={wanted}"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.loop import Stopped
+from raytrain_speedup.engine.verdict import Plan
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking import store
 
@@ -64,12 +65,13 @@ class RunLog:
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
         margin: float | None = None,
+        plan: Plan | None = None,
     ) -> RunLog:
         """Create a run with its settings.
 
         Args:
             into: id of the MLflow experiment.
-            role, parent, params, margin: as in `store.Record`.
+            role, parent, params, margin, plan: as in `store.Record`.
         """
         tags = {
             store.ROLE: role,
@@ -85,6 +87,8 @@ class RunLog:
             tags[store.PARENT] = parent
         if margin is not None:
             tags[store.MARGIN] = str(margin)
+        if plan is not None:
+            tags[store.PLAN] = json.dumps(plan.to_dict())
         run_id = client.create_run(into, tags=tags).info.run_id
         flat = flatten(experiment.to_dict())
         logged = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in flat.items()]

@@ -148,7 +148,6 @@ class SweepPlan(Searcher):
             [run for run in runs if run.role == TRIAL],
             [run.figures for run in runs if run.role == BASELINE and run.name in early],
             count=settings.confirm,
-            margin=settings.margin,
             objectives=settings.objectives,
         )
         for seed in settings.seeds:
