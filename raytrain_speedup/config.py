@@ -67,7 +67,12 @@ class TrainSettings(Settings):
     lr: float = Field(0.1, gt=0, description="peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd and lars; beta1 of adamw and lamb")
     beta2: float = Field(0.999, gt=0, lt=1, description="beta2 of adamw and lamb")
-    weight_decay: float = Field(5e-4, ge=0, description="weight decay; normalisations and biases are spared")
+    weight_decay: float = Field(
+        5e-4,
+        ge=0,
+        description="weight decay; spared are normalisations, biases and what a timm model exempts (position "
+        "tables)",
+    )
     layer_decay: float | None = Field(
         None, gt=0, le=1, description="factor on the learning rate per layer below the head; for fine-tuning"
     )

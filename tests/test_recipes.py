@@ -47,6 +47,7 @@ EFFICIENTTRAIN = {
     "data.augment": "random-resized-crop",
     "data.min_scale": 0.08,
     "data.erasing": 0.25,
+    "data.randaugment": 9,  # where the curriculum has no magnitude
     "data.image_size": 224,
     "data.eval_crop": 0.875,
     "data.val_share": 0,

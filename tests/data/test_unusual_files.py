@@ -116,11 +116,17 @@ class TestLabels:
         assert "row 1 has the label 1000000000000; expected one of the 3 classes" in told
 
     def test_part_files_of_other_widths(self, parquet, tmp_path) -> None:
+        """The first part is of the narrowest numbers, which could not hold the others'."""
         (tmp_path / "parts").mkdir()
-        for number, kind in enumerate((pa.int32(), pa.int64(), pa.uint8())):
-            labels = pa.array([0, 1, 2], kind)
-            write_parquet(tmp_path / "parts" / f"{number}.parquet", [picture(0)] * 3, labels)
-        assert read_parquet(tmp_path / "parts", parquet["test"]).train.targets.tolist() == [0, 1, 2] * 3
+        labels = [[0, 1, 2], [0, 1, 300], [2, 1, 0]]
+        for number, kind in enumerate((pa.uint8(), pa.int32(), pa.int64())):
+            part = pa.array(labels[number], kind)
+            write_parquet(tmp_path / "parts" / f"{number}.parquet", [picture(0)] * 3, part)
+        splits = read_parquet(tmp_path / "parts", parquet["test"])
+        assert (
+            splits.train.targets.tolist() == [*labels[0], *labels[1], *labels[2]]
+            and splits.num_classes == 301
+        )
 
     def test_part_files_of_both_kinds_of_strings(self, parquet, tmp_path) -> None:
         (tmp_path / "parts").mkdir()

@@ -1,0 +1,48 @@
+"""The last figures of a run are of the split they name: each counted by hand, with the weights that were kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from engine_runs import CPU, Diary, weights
+from test_unreadable import experiment, write_images
+
+from raytrain_speedup.data import Source, open_data
+from raytrain_speedup.engine.run import run
+from raytrain_speedup.models import build_model
+
+
+@torch.no_grad()
+def by_hand(model: torch.nn.Module, source: Source, mean: tuple[float, ...], std: tuple[float, ...]) -> float:
+    """Accuracy in percent, image by image."""
+    right = 0
+    for index in range(len(source)):
+        image = torch.from_numpy(source.decode(index)).permute(2, 0, 1) / 255
+        shown = (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+        right += int(model(shown[None]).argmax()) == source.targets[index]
+    return 100 * right / len(source)
+
+
+@pytest.mark.parametrize("loader", ["device", "workers"])
+@pytest.mark.parametrize("own", [True, False], ids=["a validation file", "a carved validation split"])
+def test_accuracy_is_of_the_test_split(own: bool, loader: str, tmp_path: Path):
+    for name, count in (("train", 64), ("val", 11), ("test", 13)):
+        write_images(tmp_path / f"{name}.parquet", count)
+    split = {"val": str(tmp_path / "val.parquet")} if own else {"val_share": 0.25}
+    tried = experiment(tmp_path, loader, **split).with_overrides({"data.num_workers": 0})
+    diary = Diary(tmp_path / "run")
+    figures = run(tried, diary, device=CPU)
+    splits = open_data(tried.data, seed=0)
+    model = build_model(tried.model, num_classes=2, image_size=16).eval()
+    model.load_state_dict(weights(diary))
+    normalise = tried.data.mean, tried.data.std
+    accuracies = {
+        name: by_hand(model, source, *normalise)
+        for name, source in (("accuracy", splits.test), ("val_accuracy", splits.val))
+    }
+    assert {name: figures[name] for name in accuracies} == pytest.approx(accuracies)
+    assert accuracies["accuracy"] != accuracies["val_accuracy"]
+    assert figures["test_samples"] == 13 and len(splits.val) == (11 if own else 16)
+    assert len(splits.train) == (64 if own else 48)
