@@ -142,7 +142,7 @@ def test_what_a_run_says_it_cost(tmp_path: Path):
         ({"pruning.method": "random", "pruning.saving": 0.2, "train.epochs": 4.5}, 0.2),
         ({"pruning.method": "none", "train.epochs": 2.5}, 0.0),
     ],
-    ids=["fewer epochs", "a part of the last epoch", "nothing"],
+    ids=["fewer-epochs", "a-part-of-the-last", "nothing"],
 )
 def test_what_is_saved_is_what_was_asked_for(keys: dict[str, Any], saved: float, tmp_path: Path):
     """A budget that ends within an epoch has that part of it alone."""

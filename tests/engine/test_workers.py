@@ -5,10 +5,10 @@ Two gloo processes are started once, run every scenario and leave what they saw 
 
 import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -90,9 +90,11 @@ class Poisoned(Classification):
 class Begun(MovingAverage):
     """Keeps the weights that a rank begins with, before DDP hands out those of rank 0."""
 
+    weights: ClassVar[list[Mapping[str, Tensor]]] = []
+
     def __init__(self, model: nn.Module, *args: Any) -> None:
         super().__init__(model, *args)
-        self.begun = copy.deepcopy(self.module.state_dict())
+        Begun.weights.append(copy.deepcopy(self.module.state_dict()))
 
 
 @contextmanager
@@ -119,6 +121,7 @@ def observed(name: str, rank: int, folder: Path) -> dict[str, Any]:
         return ALL_REDUCE(tensor, *args, **options)
 
     Counted.syncs = 0
+    Begun.weights.clear()
     diary, error, figures = WorkerDiary(folder / name, rank), None, None
     with pytest.MonkeyPatch.context() as patch, masks_drawn() as masks:
         patch.setattr(dist, "all_reduce", counting)
@@ -126,8 +129,7 @@ def observed(name: str, rank: int, folder: Path) -> dict[str, Any]:
             patch.setattr("raytrain_speedup.data.DeviceLoader", Unreadable)
         if name == "poisoned":
             patch.setattr("raytrain_speedup.tasks.classification.Classification", Poisoned)
-        averages: list[Begun] = []
-        patch.setattr(learner, "MovingAverage", lambda *args: averages.append(Begun(*args)) or averages[-1])
+        patch.setattr(learner, "MovingAverage", Begun)
         try:
             figures = run(SCENARIOS[name], diary, device=CPU)
         except NonFinite as nonfinite:
@@ -139,7 +141,7 @@ def observed(name: str, rank: int, folder: Path) -> dict[str, Any]:
         "syncs": Counted.syncs,
         "collectives": collectives,
         "masks": masks,
-        "begun": [average.begun for average in averages],
+        "begun": Begun.weights[:],
     }
 
 
