@@ -159,7 +159,7 @@ def sweep(
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for the picture and the schedule")] = Path(),
     resume: Annotated[
-        bool, typer.Option(help="go on with the sweep of this file that was interrupted")
+        bool, typer.Option(help="go on with the last sweep of this file; it may ask for more trials or seeds")
     ] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:

@@ -8,7 +8,7 @@ reads a traceback for a typing error.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -126,3 +126,11 @@ def _tag(section: type[BaseModel]) -> str | None:
         if isinstance(field.default, str) and get_args(field.annotation) == (field.default,):
             return field.default
     return None
+
+
+def flatten(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= flatten(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
+    return flat

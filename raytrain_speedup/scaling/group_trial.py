@@ -29,14 +29,14 @@ def group_trial(config: dict[str, Any]) -> None:
     """The function Tune runs, under `tune.with_resources(group_trial, driver_resources())`.
 
     Args:
-        config: `experiment` is an experiment as plain data. The checkpoints go to `storage`/`run_name`; a
-            trial that is tried again under the same name goes on from them.
+        config: `experiment` is an experiment as plain data. The checkpoints go to `storage`/`folder`; a
+            trial that is tried again in the same one goes on from them.
 
     Raises:
         UserError: for what a user can mend.
     """
     experiment = load_experiment_dict(config["experiment"])
-    folder = inside(config["storage"], config["run_name"])
+    folder = inside(config["storage"], config["folder"])
     result = fit(worker_group(experiment, folder, callbacks=(EpochsToTune(),)))
     figures = dict(result.return_value)
     if result.checkpoint is not None:

@@ -21,10 +21,10 @@ from raytrain_speedup.engine.run import run
 def trial_reporter(config: Mapping[str, Any]) -> LocalReporter:
     """Reports to the Tune trial this process is.
 
-    The checkpoints are in `storage`/`run_name`, as those of `group_trial` are; a trial that is tried again, or
+    The checkpoints are in `storage`/`folder`, as those of `group_trial` are; a trial that is tried again, or
     that a resumed sweep begins again, goes on from them.
     """
-    return LocalReporter(Path(config["storage"]) / config["run_name"], _to_tune)
+    return LocalReporter(Path(config["storage"]) / config["folder"], _to_tune)
 
 
 def _to_tune(kind: str, figures: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.loop import Stopped
-from raytrain_speedup.settings import UserError
+from raytrain_speedup.settings import UserError, flatten
 from raytrain_speedup.tracking import store
 
 ENDINGS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -64,12 +64,13 @@ class RunLog:
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
         margin: float | None = None,
+        folder: str | None = None,
     ) -> RunLog:
         """Create a run with its settings.
 
         Args:
             into: id of the MLflow experiment.
-            role, parent, params, margin: as in `store.Record`.
+            role, parent, params, margin, folder: as in `store.Record`.
         """
         tags = {
             store.ROLE: role,
@@ -85,6 +86,8 @@ class RunLog:
             tags[store.PARENT] = parent
         if margin is not None:
             tags[store.MARGIN] = str(margin)
+        if folder is not None:
+            tags[store.FOLDER] = folder
         run_id = client.create_run(into, tags=tags).info.run_id
         flat = flatten(experiment.to_dict())
         logged = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in flat.items()]
@@ -207,14 +210,6 @@ def group_of(experiment: Experiment) -> str:
     for section in BESIDE_THE_QUESTION:
         content.pop(section)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def flatten(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= flatten(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
-    return flat
 
 
 def _short(value: Any) -> str:

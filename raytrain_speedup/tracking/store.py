@@ -9,23 +9,29 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # these are read at import
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
+from filelock import FileLock
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.settings import UserError
+from raytrain_speedup.tracking.patience import PatientClient, reason_of
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new database is no news
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors are raised, and told once
 
 PARENT = "mlflow.parentRunId"
 ROLE, STATE, SEED, METHOD, SETTINGS = (
@@ -34,55 +40,81 @@ ROLE, STATE, SEED, METHOD, SETTINGS = (
 GROUP, PARAMS, REASON, SWEEP, MARGIN = (
     f"speedup.{name}" for name in ("group", "params", "reason", "sweep", "margin")
 )
+FOLDER, DRIVER = (f"speedup.{name}" for name in ("folder", "driver"))
 TEXTS = ("baseline_key", "train_key", "hardware", "metric")
 """Figures of a run that are words; kept as tags, because an MLflow metric is a number."""
 
 
-FIRST_QUESTION = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+SQLITE = "sqlite:///"
+FIRST_TIMEOUT = ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 def resolve_uri(uri: str | None = None) -> str:
     """The tracking address: the one given, else MLFLOW_TRACKING_URI, else ./mlflow.db as an absolute URI."""
     given = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not given:
-        return f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-    if given.startswith("sqlite:///") and not given.startswith("sqlite:////"):
-        return f"sqlite:///{Path(given.removeprefix('sqlite:///')).absolute()}"
+        return f"{SQLITE}{Path.cwd() / 'mlflow.db'}"
+    if given.startswith(SQLITE) and not given.startswith(f"{SQLITE}/"):
+        return f"{SQLITE}{Path(given.removeprefix(SQLITE)).absolute()}"
     return given
 
 
-def connect(uri: str | None = None) -> MlflowClient:
-    """A client whose database exists: processes that create it together on first use break each other.
+def connect(uri: str | None = None) -> PatientClient:
+    """A client of a server that answers, or of a database that is there; it is made if need be.
 
     Raises:
         UserError: if nothing answers there.
     """
     address = resolve_uri(uri)
     try:
-        client = MlflowClient(tracking_uri=address)
+        if address.startswith(SQLITE):
+            _database(Path(address.removeprefix(SQLITE)))
         with _impatient():
-            client.search_experiments(max_results=1)
-    except Exception as error:  # SQLAlchemy's, requests' and MLflow's own
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
+            MlflowClient(tracking_uri=address).search_experiments(max_results=1)
+    except Exception as error:  # SQLite's, SQLAlchemy's, requests' and MLflow's own
         raise UserError(
-            f"tracking uri {address!r} does not answer ({first}); expected an MLflow server such as "
+            f"tracking uri {address!r} does not answer ({reason_of(error)}); expected an MLflow server such as "
             "http://host:5000, or sqlite:///file.db"
         ) from error
     mlflow.set_tracking_uri(address)  # artifacts and models are resolved through the global address
-    return client
+    return PatientClient(address)
+
+
+def _database(path: Path) -> None:
+    """Open a SQLite file, or make it with MLflow's tables, whole or not at all.
+
+    MLflow makes its tables by dozens of migrations, each of which finds the file as the one before left it.
+    Two processes at it at once, or one that is killed in the middle, leave tables behind that no later
+    migration gets past. So they are made aside, by one process at a time, and renamed.
+    """
+    if path.exists():
+        with closing(sqlite3.connect(path)) as database:  # MLflow tries for minutes what cannot be opened
+            database.execute("PRAGMA schema_version")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, prefix = path.with_name(f".{path.name}.lock"), f".{path.name}.new-"
+    with FileLock(lock):
+        if not path.exists():
+            for left in path.parent.glob(f"{prefix}*"):  # by a process that was killed
+                shutil.rmtree(left)
+            with TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
+                aside = Path(folder) / path.name
+                MlflowClient(tracking_uri=f"{SQLITE}{aside}").search_experiments(max_results=1)
+                aside.replace(path)
+        lock.unlink(missing_ok=True)  # whoever comes later finds the database and asks for no lock
 
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """MLflow asks a server that is not there for four minutes; a first question may fail sooner."""
-    given = {name: os.environ.get(name) for name in FIRST_QUESTION}
-    os.environ.update({name: value for name, value in FIRST_QUESTION.items() if given[name] is None})
+    """A server that is not there may be found out sooner by the first question than by a later one."""
+    name, seconds = FIRST_TIMEOUT
+    given = os.environ.get(name)
+    os.environ.setdefault(name, seconds)
     try:
         yield
     finally:
-        for name, value in given.items():
-            if value is None:
-                del os.environ[name]
+        if given is None:
+            del os.environ[name]
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
@@ -91,8 +123,8 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     address, place = client.tracking_uri, None
-    if address.startswith("sqlite:///"):
-        place = (Path(address.removeprefix("sqlite:///")).parent / "mlruns" / name).as_uri()
+    if address.startswith(SQLITE):
+        place = (Path(address.removeprefix(SQLITE)).parent / "mlruns" / name).as_uri()
     try:
         return str(client.create_experiment(name, artifact_location=place))
     except MlflowException:  # someone else was faster
@@ -109,6 +141,7 @@ class Record:
         group: equal for runs that differ in their seed alone.
         figures: the final figures of the run, words included; empty before it has finished.
         params: what the search chose, by experiment key.
+        folder: name of a sweep's run's own folder for checkpoints; an interrupted run goes on in it.
     """
 
     run_id: str
@@ -124,6 +157,7 @@ class Record:
     parent: str | None = None
     margin: float | None = None
     reason: str = ""
+    folder: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
 
@@ -155,6 +189,7 @@ def read(run: Run, experiment: str = "") -> Record:
         parent=tags.get(PARENT),
         margin=float(tags[MARGIN]) if MARGIN in tags else None,
         reason=tags.get(REASON, ""),
+        folder=tags.get(FOLDER, ""),
         figures={**finals, **texts},
         params=json.loads(tags.get(PARAMS, "{}")),
     )

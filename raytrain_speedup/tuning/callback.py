@@ -10,8 +10,9 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
 
-from raytrain_speedup.config import load_experiment_dict
-from raytrain_speedup.tracking.mlflow_log import RunLog, is_final
+from raytrain_speedup.config import Experiment, load_experiment_dict
+from raytrain_speedup.tracking.heartbeat import Heartbeat
+from raytrain_speedup.tracking.mlflow_log import RunLog, is_final, settings_of
 
 TUNES_OWN = {*AUTO_RESULT_KEYS, "done", "trial_id", "experiment_tag", "should_checkpoint"}
 FAILURE = {"error", "traceback"}
@@ -19,9 +20,12 @@ FAILURE = {"error", "traceback"}
 
 
 class Listener(Protocol):
-    """Hears of the runs of a sweep: `name` is the run's, `state` one of `store.Record`'s."""
+    """Hears of the runs of a sweep: `name` is the run's, `state` one of `store.Record`'s; the settings are told
+    when it begins."""
 
-    def __call__(self, name: str, state: str, figures: Mapping[str, Any], reason: str) -> None: ...
+    def __call__(
+        self, name: str, state: str, figures: Mapping[str, Any], reason: str = "", settings: str = ""
+    ) -> None: ...
 
 
 class SweepCallback(Callback):
@@ -30,7 +34,7 @@ class SweepCallback(Callback):
     Args:
         client: of `store.connect`.
         into: id of the MLflow experiment.
-        parent: the sweep's own run.
+        heartbeat: holds the sweep's own run; nothing is written once another driver has it.
         margin: of the sweep, kept with every run for the leaderboard.
         reopen: run name to the MLflow run to go on with.
         listener: is told the same.
@@ -41,13 +45,13 @@ class SweepCallback(Callback):
         client: MlflowClient,
         *,
         into: str,
-        parent: str,
+        heartbeat: Heartbeat,
         margin: float,
         reopen: Mapping[str, str],
         listener: Listener,
     ) -> None:
         self.client = client
-        self.into, self.parent, self.margin = into, parent, margin
+        self.into, self.heartbeat, self.margin = into, heartbeat, margin
         self.reopen = dict(reopen)
         self.listener = listener
         self._logs: dict[str, RunLog] = {}
@@ -56,23 +60,27 @@ class SweepCallback(Callback):
         return Callback, ()  # Tune keeps a copy for its own restore; a sweep is resumed from MLflow
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        if trial.trial_id not in self._logs:  # a retry starts again
-            self._logs[trial.trial_id] = self._open(trial.config)
-            self.listener(trial.config["run_name"], "running", {}, "")
+        if trial.trial_id in self._logs or self.heartbeat.replaced_by is not None:  # a retry starts again
+            return
+        experiment = load_experiment_dict(trial.config["experiment"])
+        self._logs[trial.trial_id] = self._open(trial.config, experiment)
+        settings = settings_of(experiment, trial.config["params"])
+        self.listener(trial.config["run_name"], "running", {}, settings=settings)
 
-    def _open(self, config: Mapping[str, Any]) -> RunLog:
+    def _open(self, config: Mapping[str, Any], experiment: Experiment) -> RunLog:
         name = config["run_name"]
         if name in self.reopen:
             return RunLog.reopen(self.client, self.reopen.pop(name))
         return RunLog.start(
             self.client,
-            load_experiment_dict(config["experiment"]),
+            experiment,
             name=name,
             into=self.into,
             role=config["role"],
-            parent=self.parent,
+            parent=self.heartbeat.parent,
             params=config["params"],
             margin=self.margin,
+            folder=config["folder"],
         )
 
     def on_trial_result(
@@ -80,7 +88,7 @@ class SweepCallback(Callback):
     ) -> None:
         figures = own_figures(result)
         log = self._logs.get(trial.trial_id)
-        if log is None:
+        if log is None or self.heartbeat.replaced_by is not None:
             return
         if "error" in result:
             self.client.log_text(log.run_id, str(result.get("traceback", "")), "error.txt")
@@ -88,10 +96,10 @@ class SweepCallback(Callback):
         elif is_final(figures):
             log.finish(figures)
             del self._logs[trial.trial_id]
-            self.listener(trial.config["run_name"], "finished", figures, "")
+            self.listener(trial.config["run_name"], "finished", figures)
         else:
             log.epoch(figures)
-            self.listener(trial.config["run_name"], "running", figures, "")
+            self.listener(trial.config["run_name"], "running", figures)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._end(trial, "stopped", f"behind the others at {trial.last_result.get('progress', 0):.0%}")
@@ -106,7 +114,7 @@ class SweepCallback(Callback):
     def _end(self, trial: Trial, state: str, reason: str) -> None:
         """End the run of a trial that has not ended yet."""
         log = self._logs.pop(trial.trial_id, None)
-        if log is not None:
+        if log is not None and self.heartbeat.replaced_by is None:
             log.end(state, reason)
             self.listener(trial.config["run_name"], state, own_figures(trial.last_result), reason)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -21,8 +21,8 @@ from raytrain_speedup.config import Experiment
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking.mlflow_log import group_of, is_final
 from raytrain_speedup.tracking.store import Record
-from raytrain_speedup.tuning.search import Search
-from raytrain_speedup.tuning.space import Sweep, SweepSettings
+from raytrain_speedup.tuning.search import Search, Suggestion
+from raytrain_speedup.tuning.space import SEARCH_SEED, Sweep, SweepSettings
 from raytrain_speedup.tuning.winners import Outcome, pick_winners
 
 TRIAL, WINNER, BASELINE = "trial", "winner", "baseline"
@@ -30,17 +30,23 @@ TRIAL, WINNER, BASELINE = "trial", "winner", "baseline"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run to be: its name is unique in the sweep and the same when the sweep is resumed."""
+    """A run to be: its name is unique in the sweep and the same when the sweep is resumed.
+
+    Its folder for checkpoints has the id of a Tune trial in its name, which is unique among sittings: only a run
+    that goes on gets the folder that it had.
+    """
 
     name: str
     role: str
     experiment: Experiment
     params: dict[str, Any] = field(default_factory=dict)
+    folder: str = ""
 
     def config(self) -> dict[str, Any]:
         """What the trial's process receives."""
         return {
             "run_name": self.name,
+            "folder": self.folder,
             "role": self.role,
             "params": self.params,
             "experiment": self.experiment.shipped(),
@@ -68,10 +74,13 @@ class SweepPlan(Searcher):
         self.interrupted = {
             run.name: run for run in past if run.state == "interrupted" and run.name not in self.finished
         }
-        trials = {run.name: run for run in past if run.role == TRIAL}
-        self._told = sum(run.state != "interrupted" for run in trials.values())
-        self._number = max((_number(name) for name in trials), default=0)
+        # A run that was begun twice, because MLflow's answer to the first was lost, is the one that finished.
+        trials = {run.name: run for run in sorted(past, key=lambda run: run.finished) if run.role == TRIAL}
+        self._begun_to_confirm = {
+            run.name.rpartition("-seed")[0]: run.group for run in past if run.role == WINNER
+        }
         self._search = Search(sweep, list(trials.values()))
+        self._suggestions: dict[str, Suggestion] = {}
         self._references = deque(
             (after, run) for after, run in _spread(sweep) if run.name not in self.finished
         )
@@ -94,21 +103,23 @@ class SweepPlan(Searcher):
         settings = self.sweep.settings
         # Where nothing is to be confirmed, nobody asks for more after the last trial.
         alone = settings.confirm == 0 and len(settings.seeds) == 1
-        confirmed = self._confirmed or (alone and self._told >= settings.trials)
+        confirmed = self._confirmed or (alone and self._search.told >= settings.trials)
         return confirmed and not (self._references or self._last or self._running)
 
     def suggest(self, trial_id: str) -> Any:
         run = self._next(trial_id)
-        if isinstance(run, PlannedRun):
-            self._running[trial_id] = run
-            return run.config()
-        return run
+        if not isinstance(run, PlannedRun):
+            return run
+        begun = self.interrupted.get(run.name)
+        run = replace(run, folder=begun.folder if begun else f"{run.name}-{trial_id}")
+        self._running[trial_id] = run
+        return run.config()
 
     def _next(self, trial_id: str) -> PlannedRun | str | None:
         """A run, or None to wait for those under way, or FINISHED."""
         if self.failure is not None:
             return str(Searcher.FINISHED)
-        while (begun := self._told + self._asked()) < self.sweep.settings.trials or self._references:
+        while (begun := self._search.told + self._asked()) < self.sweep.settings.trials or self._references:
             if self._references and self._references[0][0] <= begun:
                 return self._references.popleft()[1]
             if run := self._suggested(trial_id):
@@ -126,31 +137,20 @@ class SweepPlan(Searcher):
         return sum(run.role == TRIAL for run in self._running.values())
 
     def _suggested(self, trial_id: str) -> PlannedRun | None:
-        params = self._search.suggest(trial_id)
+        suggestion = self._search.suggest()
         try:
-            experiment = self.sweep.trial(params, self.sweep.search_seed)
+            experiment = self.sweep.trial(suggestion.params, SEARCH_SEED)
         except UserError as error:  # a combination that neither end of a range had shown
             self.refused.append(str(error))
-            self._search.on_trial_complete(trial_id, error=True)
-            self._told += 1
+            self._search.tell(suggestion, "failed", {})
             return None
-        again = [name for name, run in self.interrupted.items() if run.params == params]
-        if not again:
-            self._number += 1
-        return PlannedRun(again[0] if again else f"trial-{self._number:02d}", TRIAL, experiment, params)
+        self._suggestions[trial_id] = suggestion
+        return PlannedRun(f"trial-{suggestion.number:02d}", TRIAL, experiment, suggestion.params)
 
     def _confirmations(self) -> Iterator[PlannedRun]:
         """The winners, seed by seed, and what is left of the baseline and the controls."""
         settings = self.sweep.settings
-        runs = self.finished.values()
-        early = {run.name for _, run in _spread(self.sweep)}  # so that a resumed sweep picks the same winners
-        winners = pick_winners(
-            [run for run in runs if run.role == TRIAL],
-            [run.figures for run in runs if run.role == BASELINE and run.name in early],
-            count=settings.confirm,
-            margin=settings.margin,
-            objectives=settings.objectives,
-        )
+        winners = self._winners()
         for seed in settings.seeds:
             if seed not in _early_seeds(settings):
                 yield from _references(self.sweep, seed)
@@ -158,14 +158,27 @@ class SweepPlan(Searcher):
                 experiment = self.sweep.trial(winner.params, seed)
                 yield PlannedRun(f"{winner.name}-seed{seed}", WINNER, experiment, dict(winner.params))
 
+    def _winners(self) -> list[Outcome]:
+        """Those that an earlier sitting began to confirm, for more seeds are to be theirs; else the best."""
+        settings, runs, begun = self.sweep.settings, self.finished.values(), self._begun_to_confirm
+        early = {run.name for _, run in _spread(self.sweep)}  # so that a resumed sweep picks the same winners
+        trials = [run for run in runs if run.role == TRIAL]
+        before = [run for run in trials if run.name in begun][: settings.confirm]
+        return before + pick_winners(
+            [run for run in trials if run.group not in begun.values()],
+            [run.figures for run in runs if run.role == BASELINE and run.name in early],
+            count=settings.confirm - len(before),
+            margin=settings.margin,
+            objectives=settings.objectives,
+        )
+
     def on_trial_result(self, trial_id: str, result: dict) -> None:
         pass  # Optuna takes no intermediate figures where there are several objectives
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         run = self._running.pop(trial_id)
         if run.role == TRIAL:
-            self._told += 1
-            self._search.on_trial_complete(trial_id, result, error)
+            self._search.tell(self._suggestions.pop(trial_id), _ending(result, error), result or {})
         compared = any(other.role == BASELINE for other in self.finished.values())
         if run.role == BASELINE and not compared:
             self.failure = self._lack_of(result or {})
@@ -209,5 +222,8 @@ def _spread(sweep: Sweep) -> Iterator[tuple[int, PlannedRun]]:
             yield place * sweep.settings.trials // len(early), run
 
 
-def _number(name: str) -> int:
-    return int(name.rpartition("-")[2])
+def _ending(result: dict | None, error: bool) -> str:
+    """The state in which a trial came back, as the search is told."""
+    if error or not result or "error" in result:
+        return "failed"
+    return "finished" if is_final(result) else "stopped"

@@ -1,61 +1,122 @@
-"""Optuna behind Ray Tune: samplers, the history of an earlier sitting, and honest endings.
+"""Optuna as a sweep asks and tells it: samplers, the history of an earlier sitting, and honest endings.
 
-Ray's own wrapper tells Optuna that a trial stopped by ASHA was complete, with its accuracy of that moment:
-of seven "best" trials five had been stopped early. Here only a trial that spent its budget is complete.
+A trial is COMPLETE only if it spent its budget: one that ASHA stopped has the accuracy of that moment (told as
+complete, five of seven "best" trials had been stopped early). One that cannot be run, for lack of memory or
+because its settings are refused, violates a constraint: TPE does not look at a trial that is told FAIL, and
+goes on asking for the like of it.
+
+Every suggestion has a number, and a sampler of its own that is seeded by it; the suggestions of an earlier
+sitting are asked and told again in their order. So a sweep that was interrupted goes on with the points that it
+would have had, as far as its trials end in the same order (one at a time they do).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.trial import TrialState
-from ray.tune.search.optuna import OptunaSearch
 
 from raytrain_speedup.tracking.mlflow_log import is_final
 from raytrain_speedup.tracking.store import Record
 from raytrain_speedup.tuning.space import Sweep, SweepSettings
 
+FAILED = "failed"
+"""The constraint that a trial violates which could not be run to its end."""
 
-class Search(OptunaSearch):
-    """Suggests settings by dotted experiment key.
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Settings to try, by dotted experiment key; the numbers of a sweep count from 1."""
+
+    number: int
+    params: dict[str, Any]
+    trial: optuna.Trial
+
+
+class Search:
+    """Suggests settings and learns how they did.
 
     Args:
         sweep: what is searched and how.
-        past: trials of an earlier sitting; finished, stopped and failed ones become history, interrupted
-            ones are suggested again first.
+        past: trials of an earlier sitting, named `...-NUMBER`; finished, stopped and failed ones become
+            history, interrupted ones are suggested again first.
+
+    Attributes:
+        study: Optuna's, in memory.
+        told: how many suggestions have come to an end.
     """
 
     def __init__(self, sweep: Sweep, past: Sequence[Record] = ()) -> None:
-        settings, space = sweep.settings, sweep.distributions()
-        storage = optuna.storages.InMemoryStorage()
-        directions = [_direction(mode) for mode in settings.objectives.values()]
-        study = optuna.create_study(study_name=settings.name, storage=storage, directions=directions)
-        for trial in past:
-            if trial.state == "interrupted":
-                study.enqueue_trial(dict(trial.params))
-            else:
-                study.add_trial(_told(trial, space, list(settings.objectives)))
-        for point in settings.points_to_evaluate:
-            if not any(point.items() <= trial.params.items() for trial in past):
-                study.enqueue_trial(point)
-        super().__init__(
-            space,
-            metric=list(settings.objectives),
-            mode=list(settings.objectives.values()),
-            sampler=build_sampler(settings, past=len(past)),
-            study_name=settings.name,
-            storage=storage,
+        self.settings = sweep.settings
+        self.told = 0
+        self._space = sweep.distributions()
+        self.study = optuna.create_study(
+            study_name=sweep.settings.name,
+            directions=[_direction(mode) for mode in sweep.settings.objectives.values()],
         )
+        self._points = deque(dict(point) for point in sweep.settings.points_to_evaluate)
+        self._again: deque[Suggestion] = deque()
+        self._repeat({int(trial.name.rpartition("-")[2]): trial for trial in past})
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Tell COMPLETE for a spent budget, FAIL for an error or a figure that is no number, else PRUNED."""
-        values = objective_values(result or {}, self.metric)
-        failed = error or "error" in (result or {}) or (values is None and is_final(result or {}))
-        super().on_trial_complete(trial_id, result if values and not failed else None, error=failed)
+    def suggest(self) -> Suggestion:
+        """What to try next."""
+        return self._again.popleft() if self._again else self._ask(self._next_point())
+
+    def tell(self, suggestion: Suggestion, state: str, figures: Mapping[str, Any]) -> None:
+        """How it ended.
+
+        Args:
+            suggestion: one of `suggest`.
+            state: finished, stopped (early) or failed, as in `store.Record`.
+            figures: the final figures, if it finished. A figure that is no number is a failure.
+        """
+        values = objective_values(figures, list(self.settings.objectives)) if state == "finished" else None
+        if values is not None:
+            self.study.tell(suggestion.trial, values)
+        else:
+            if state != "stopped":
+                suggestion.trial.set_constraint(FAILED, 1.0)
+            self.study.tell(suggestion.trial, state=TrialState.PRUNED)
+        self.told += 1
+
+    def _next_point(self) -> Mapping[str, Any]:
+        return self._points.popleft() if self._points else {}
+
+    def _ask(self, fixed: Mapping[str, Any]) -> Suggestion:
+        """The next suggestion, with some settings given."""
+        number = len(self.study.get_trials(deepcopy=False)) + 1
+        self.study.sampler = build_sampler(self.settings, number)
+        if fixed:
+            self.study.enqueue_trial(dict(fixed))
+        trial = self.study.ask(fixed_distributions=self._space)
+        _ = (
+            trial.relative_params
+        )  # where all is given nobody asks for them, and NSGA-II would count no generation
+        return Suggestion(number, dict(trial.params), trial)
+
+    def _repeat(self, past: Mapping[int, Record]) -> None:
+        """Ask and tell again what an earlier sitting did.
+
+        A number without a record was refused before it was a run, or lost before it was written down. It is
+        suggested again; the sampler gives it the settings that it gave it then.
+        """
+        for number in range(1, max(past, default=0) + 1):
+            known = past.get(number)
+            suggestion = self._ask(known.params if known else self._next_point())
+            tried = [point for point in self._points if point.items() <= suggestion.params.items()]
+            if known and tried:
+                self._points.remove(tried[0])
+            if known is None or known.state == "interrupted":
+                self._again.append(suggestion)
+            else:
+                self.tell(suggestion, known.state, known.figures)
 
 
 def objective_values(figures: Mapping[str, Any], objectives: Sequence[str]) -> list[float] | None:
@@ -64,9 +125,9 @@ def objective_values(figures: Mapping[str, Any], objectives: Sequence[str]) -> l
     return values if is_final(figures) and all(map(math.isfinite, values)) else None
 
 
-def build_sampler(settings: SweepSettings, *, past: int = 0) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler, seeded; a later sitting draws other numbers than the first."""
-    seed = settings.seed + past
+def build_sampler(settings: SweepSettings, number: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler for the suggestion of this number; what it knows is in the study."""
+    seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
     if settings.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if settings.sampler == "nsga2":
@@ -83,16 +144,3 @@ def build_sampler(settings: SweepSettings, *, past: int = 0) -> optuna.samplers.
 
 def _direction(mode: str) -> str:
     return "maximize" if mode == "max" else "minimize"
-
-
-def _told(
-    trial: Record, space: Mapping[str, optuna.distributions.BaseDistribution], objectives: Sequence[str]
-) -> optuna.trial.FrozenTrial:
-    values = objective_values(trial.figures, objectives) if trial.finished else None
-    stopped = TrialState.PRUNED if trial.state == "stopped" else TrialState.FAIL
-    return optuna.trial.create_trial(
-        state=TrialState.COMPLETE if values else stopped,
-        values=values,
-        params=dict(trial.params),
-        distributions=dict(space),
-    )

@@ -18,7 +18,7 @@ from optuna import distributions
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
 from raytrain_speedup.config import Experiment, load_experiment, parse_overrides, read_yaml
-from raytrain_speedup.settings import Settings, UserError, explain
+from raytrain_speedup.settings import Settings, UserError, explain, flatten
 
 Overrides = dict[str, Any]
 
@@ -27,6 +27,18 @@ COSTS = (
     *("compute_spent", "samples_shown", "samples_per_second", "passes_saved", "peak_memory_bytes"),
 )
 """Final figures of a run that quality may be traded against."""
+
+MAY_DIFFER_ON_RESUME = (
+    *("about", "concurrency"),  # no figure depends on them
+    *("trials", "points_to_evaluate"),  # the search may go on
+    *("seeds", "confirm"),  # and so may the proof: a sweep that is not yet known asks for more of it
+)
+"""Keys of a search-space file (dotted, where they are in a section) that may be others when a sweep is resumed.
+All the rest is the question; with another question it would be another sweep."""
+
+SEARCH_SEED = 1_000_003
+"""The search trains with a seed of its own, so that a winner's luck is no evidence for it, however many seeds are
+asked for later."""
 
 
 class FloatRange(Settings):
@@ -127,7 +139,7 @@ class SweepSettings(Settings):
     controls: dict[str, Overrides] = Field(
         default_factory=dict, description="name: experiment keys; run over the seeds beside the baseline"
     )
-    seeds: tuple[int, ...] = Field(
+    seeds: tuple[Annotated[int, Field(ge=0, lt=SEARCH_SEED)], ...] = Field(
         (0, 1, 2), min_length=1, description="of the baseline, the controls and the confirmed winners"
     )
     confirm: int = Field(2, ge=0, description="how many of the best trials to run again over the seeds")
@@ -200,20 +212,14 @@ class Sweep:
         """A trial's experiment: `params` are the values the search chose."""
         return self.experiment({**self.settings.trial, **params}, seed)
 
-    @property
-    def search_seed(self) -> int:
-        """The search trains with a seed of its own, so that a winner's luck is no evidence for it."""
-        return max(self.settings.seeds) + 1
-
     def distributions(self) -> dict[str, distributions.BaseDistribution]:
         return {key: entry.build() for key, entry in self.settings.search.items()}
 
     @property
     def key(self) -> str:
-        """Equal for files that ask the same question; `trials`, `confirm` and the like may differ."""
-        asked = self.settings.model_dump(
-            mode="json", include={"name", "trial", "search", "objectives", "baseline", "controls", "seeds"}
-        )
+        """Equal for files that ask the same question, see `MAY_DIFFER_ON_RESUME`."""
+        said = flatten(self.settings.model_dump(mode="json", exclude={"experiment", "overrides"}))
+        asked = {key: value for key, value in said.items() if key not in MAY_DIFFER_ON_RESUME}
         text = json.dumps([asked, self.base.to_dict()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

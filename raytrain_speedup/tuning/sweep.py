@@ -20,7 +20,6 @@ from typing import Any
 
 import optuna
 import ray
-from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from ray import tune
 from ray.tune.experiment import Trial
@@ -35,12 +34,14 @@ from raytrain_speedup.scaling.tune_trial import trial
 from raytrain_speedup.settings import RunFailed, UserError
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.export import export
+from raytrain_speedup.tracking.heartbeat import Heartbeat
 from raytrain_speedup.tracking.leaderboard import Row, best, leaderboard, show
+from raytrain_speedup.tracking.patience import PatientClient
 from raytrain_speedup.tracking.picture import draw
 from raytrain_speedup.tuning.callback import SweepCallback
 from raytrain_speedup.tuning.live import SweepTable
 from raytrain_speedup.tuning.plan import TRIAL, SweepPlan
-from raytrain_speedup.tuning.space import AshaSettings, Sweep, load_sweep
+from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, AshaSettings, Sweep, load_sweep
 
 Trainable = Callable[[dict[str, Any]], None]
 """Runs one experiment in a Tune trial and reports by `tune.report`. `config["experiment"]` is the experiment
@@ -88,11 +89,12 @@ def sweep(
         tracking_uri: MLflow; MLFLOW_TRACKING_URI or ./mlflow.db by default.
         out: folder for the picture and the schedule.
         resume: go on with the last sweep of the same question: finished runs are kept, interrupted ones
-            run again.
+            run again. More trials or seeds may be asked for, see `space.MAY_DIFFER_ON_RESUME`.
         trainable: what a trial runs; by default one worker in the trial's process or a worker group.
 
     Raises:
-        UserError: for a mistake in the file, before anything runs; and where the baseline fails.
+        UserError: for a mistake in the file, before anything runs; where another driver runs the sweep; where
+            the baseline fails, and where MLflow does not answer any more.
         KeyboardInterrupt: after Ctrl-C; the runs are marked as interrupted and can be resumed.
     """
     console = console or Console()
@@ -103,36 +105,65 @@ def sweep(
     client = store.connect(tracking_uri or loaded.base.tracking.uri)
     name = loaded.base.tracking.experiment or loaded.settings.name
     into = store.experiment_id(client, name)
-    parent, past = _parent(client, loaded, into, name, resume=resume)
-    plan = SweepPlan(loaded, past)
+    parent = _parent(client, loaded, into, name, resume=resume)
+    with Heartbeat(client, parent) as heartbeat:
+        client.log_dict(parent, loaded.settings.model_dump(mode="json"), "search_space.yaml")
+        client.log_text(parent, loaded.base.to_yaml(), "experiment.yaml")
+        plan = SweepPlan(loaded, _past(client, name, parent) if resume else ())
+        _run(loaded, plan, heartbeat, into, trainable, console)
+        if plan.failure is not None:
+            client.set_terminated(parent, "FAILED")
+            raise RunFailed(
+                f"{loaded.settings.name}: the baseline failed, and nothing can be compared: {plan.failure}"
+            )
+        if not plan.done:
+            client.set_terminated(parent, "KILLED")
+            console.print("interrupted; the same command with --resume goes on from here")
+            raise KeyboardInterrupt
+        client.set_terminated(parent, "FINISHED")
+        return _conclude(client, name, parent, plan, Path(out), console)
+
+
+def _run(
+    sweep: Sweep,
+    plan: SweepPlan,
+    heartbeat: Heartbeat,
+    into: str,
+    trainable: Trainable | None,
+    console: Console,
+) -> None:
+    """Run what is planned, on Ray and before the user's eyes.
+
+    Raises:
+        UserError: if MLflow does not answer any more, or another driver has taken over.
+    """
+    client, settings, scaling = heartbeat.client, sweep.settings, sweep.base.scaling
     table = SweepTable(
         console,
-        loaded.settings.name,
+        settings.name,
         total=plan.total,
         done=len(plan.finished),
-        quality=next(iter(loaded.settings.objectives)),
+        quality=next(iter(settings.objectives)),
     )
     callback = SweepCallback(
         client,
         into=into,
-        parent=parent,
-        margin=loaded.settings.margin,
+        heartbeat=heartbeat,
+        margin=settings.margin,
         reopen={run.name: run.run_id for run in plan.interrupted.values()},
         listener=table,
     )
-    with _ray(loaded.base.scaling), table, _terminate_as_interrupt():
-        _fit(loaded, plan, callback, trainable or _trainable(loaded.base.scaling), parent)
-    if plan.failure is not None:
-        client.set_terminated(parent, "FAILED")
-        raise RunFailed(
-            f"{loaded.settings.name}: the baseline failed, and nothing can be compared: {plan.failure}"
-        )
-    if not plan.done:
-        client.set_terminated(parent, "KILLED")
-        console.print("interrupted; the same command with --resume goes on from here")
-        raise KeyboardInterrupt
-    client.set_terminated(parent, "FINISHED")
-    return _conclude(client, name, parent, plan, Path(out), console)
+    try:
+        with _ray(scaling), table, _terminate_as_interrupt():
+            _fit(sweep, plan, callback, trainable or _trainable(scaling), heartbeat.parent)
+    finally:  # Tune wraps some errors of a callback in its own and passes over others
+        if client.lost is not None:
+            raise client.lost from None
+        if (other := heartbeat.replaced_by) is not None:
+            raise RunFailed(
+                f"{settings.name}: process {other.pid} on {other.name} has resumed this sweep while this driver "
+                "was not heard of; this one ends and leaves it the runs"
+            )
 
 
 def _conclude(
@@ -173,7 +204,7 @@ def _fit(sweep: Sweep, plan: SweepPlan, callback: SweepCallback, trainable: Trai
             max_concurrent_trials=settings.concurrency,
             reuse_actors=True,
             trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
+            trial_dirname_creator=_trial_folder,
         ),
         run_config=tune.RunConfig(
             name=name,
@@ -204,6 +235,10 @@ def guarded(trainable: Trainable) -> Trainable:
 
 def _trial_name(trial: Trial) -> str:
     return str(trial.config["run_name"])
+
+
+def _trial_folder(trial: Trial) -> str:
+    return str(trial.config["folder"])
 
 
 def _in_the_trial(scaling: ScalingSettings) -> bool:
@@ -247,16 +282,11 @@ def _scheduler(settings: AshaSettings, objective: tuple[str, str]) -> TrialSched
     )
 
 
-def _parent(
-    client: MlflowClient, sweep: Sweep, into: str, experiment: str, *, resume: bool
-) -> tuple[str, list[store.Record]]:
-    """The MLflow run that holds the sweep, and the runs it holds already."""
+def _parent(client: PatientClient, sweep: Sweep, into: str, experiment: str, *, resume: bool) -> str:
+    """The MLflow run that holds the sweep: a new one, or that of the last sweep of the same question."""
     if not resume:
         tags = {store.SWEEP: sweep.key, "mlflow.runName": sweep.settings.name}
-        run = client.create_run(into, tags=tags)
-        client.log_dict(run.info.run_id, sweep.settings.model_dump(mode="json"), "search_space.yaml")
-        client.log_text(run.info.run_id, sweep.base.to_yaml(), "experiment.yaml")
-        return run.info.run_id, []
+        return str(client.create_run(into, tags=tags).info.run_id)
     found = client.search_runs(
         [into],
         f"tags.`{store.SWEEP}` = '{sweep.key}'",
@@ -266,12 +296,16 @@ def _parent(
     if not found:
         raise UserError(
             f"--resume: MLflow experiment {experiment!r} holds no sweep of these settings; expected the file "
-            "and overrides of the sweep that was interrupted"
+            "and overrides of the sweep that was interrupted (only "
+            f"{', '.join(MAY_DIFFER_ON_RESUME)} may differ)"
         )
-    parent: Run = found[0]
-    client.update_run(parent.info.run_id, status="RUNNING")
-    past = store.records(client, experiment, parent=parent.info.run_id)
-    return parent.info.run_id, [_settled(client, run) for run in past]
+    return str(found[0].info.run_id)
+
+
+def _past(client: PatientClient, experiment: str, parent: str) -> list[store.Record]:
+    """The runs of earlier sittings, none of them running: this driver holds the sweep."""
+    client.update_run(parent, status="RUNNING")
+    return [_settled(client, run) for run in store.records(client, experiment, parent=parent)]
 
 
 def _settled(client: MlflowClient, run: store.Record) -> store.Record:

@@ -30,7 +30,7 @@ def results(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
             "experiment": tune.grid_search(
                 [load_experiment("digits", TINY | {"train.seed": seed}).to_dict() for seed in (0, 1)]
             ),
-            "run_name": tune.sample_from(lambda config: f"seed-{config['experiment']['train']['seed']}"),
+            "folder": tune.sample_from(lambda config: f"seed-{config['experiment']['train']['seed']}"),
             "storage": str(folder / "groups"),
         },
         tune_config=tune.TuneConfig(max_concurrent_trials=1, reuse_actors=True),

@@ -124,3 +124,14 @@ def test_a_resumed_sweep_runs_what_is_left(ended: int, tmp_path: Path) -> None:
     resumed = SweepPlan(sweep, records(first, names))
     assert names + run_through(resumed) == WHOLE
     assert resumed.done
+
+
+def test_more_seeds_are_for_the_winner_there_was(tmp_path: Path) -> None:
+    """With its third seed the baseline is so much worse that another trial would win now."""
+    first = SweepPlan(loaded(tmp_path))
+    run_through(first)
+    more = SweepPlan(loaded(tmp_path, seeds=[0, 1, 2, 3]), records(first, WHOLE))
+    assert run_through(more) == ["baseline-seed3", "random-seed3", "trial-02-seed3"]
+    assert more.done
+    second_winner = SweepPlan(loaded(tmp_path, confirm=2), records(first, WHOLE))
+    assert run_through(second_winner) == [f"trial-01-seed{seed}" for seed in (0, 1, 2)]

@@ -9,7 +9,7 @@ import yaml
 
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks.classification import Classification
-from raytrain_speedup.tuning.space import load_sweep
+from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, SEARCH_SEED, load_sweep
 
 ROOT = Path(__file__).parents[2]
 GOOD = {
@@ -36,7 +36,7 @@ def test_those_in_the_repository_are_valid(file: Path) -> None:
 def test_defaults_and_replacements(tmp_path: Path) -> None:
     sweep = load_sweep(written(tmp_path), {"train.epochs": 7}, trials=3, seed=None)
     assert sweep.base.train.epochs == 7 and sweep.settings.trials == 3
-    assert sweep.search_seed not in sweep.settings.seeds
+    assert SEARCH_SEED not in sweep.settings.seeds
     chosen = sweep.trial({"pruning.prune_ratio": 0.3}, seed=5)
     assert chosen.pruning.method == "infobatch" and chosen.train.seed == 5 and chosen.train.epochs == 7
     assert sweep.base.pruning.method == "infobatch"  # as the recipe says
@@ -60,9 +60,27 @@ def test_an_experiment_beside_the_file(tmp_path: Path) -> None:
 
 def test_what_is_asked_decides_what_is_resumed(tmp_path: Path) -> None:
     key = load_sweep(written(tmp_path)).key
-    assert load_sweep(written(tmp_path, trials=99, confirm=5, about="x")).key == key
-    assert load_sweep(written(tmp_path, seeds=[0, 1])).key != key
+    asked = load_sweep(written(tmp_path)).settings
+    other = {
+        "about": "x", "concurrency": 3, "trials": 99, "points_to_evaluate": [{"pruning.prune_ratio": 0.4}],
+        "seeds": [0, 1, 2, 3], "confirm": 5,
+    }  # fmt: skip
+    assert set(other) == set(MAY_DIFFER_ON_RESUME)
+    assert load_sweep(written(tmp_path, **other)).key == key, "more of it is the same question"
+    question = {
+        "name": "t", "trial": {}, "seed": 1, "margin": 9.0, "sampler": "random", "objectives": {"val_loss": "min"},
+        "search": {"pruning.prune_ratio": {"type": "float", "low": 0.1, "high": 0.2}},
+        "scheduler": {"method": "asha"}, "baseline": {}, "controls": {"x": {"pruning.method": "random"}},
+    }  # fmt: skip
+    for name, value in question.items():
+        assert load_sweep(written(tmp_path, **{name: value})).key != key, name
+    assert {*other, *question, "experiment", "overrides"} == set(type(asked).model_fields), "all are tried"
     assert load_sweep(written(tmp_path), {"train.epochs": 3}).key != key
+
+
+def test_seeds_that_are_added_later_are_not_the_searchs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"seeds\.\d: 1000003 is not allowed"):
+        load_sweep(written(tmp_path, seeds=[0, SEARCH_SEED]))
 
 
 def entry(**fields: object) -> dict[str, object]:

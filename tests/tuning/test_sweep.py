@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from full_disk import fill, tiny_disk
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 from tiny_runs import EPOCHS, space, tiny
 
 from raytrain_speedup.schedule import load_schedule
 from raytrain_speedup.settings import RunFailed, UserError
-from raytrain_speedup.tracking import store
+from raytrain_speedup.tracking import patience, store
+from raytrain_speedup.tracking.patience import TrackingLost
 from raytrain_speedup.tuning.sweep import SweepResult, sweep
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -82,7 +87,9 @@ def test_trials_that_fail(tmp_path: Path, uri: str) -> None:
     }
     assert by_ratio[0.1].state == "failed"
     assert by_ratio[0.1].reason == "ArithmeticError: the loss is NaN in step 17"
-    assert "the loss is NaN in step 17" in text
+    assert re.search(
+        r"trial-01 +prune_ratio=0\.1  .*failed: ArithmeticError: the loss is NaN in step 17", text
+    )
     assert by_ratio[0.2].state == "finished", "a lost process is retried"
     assert result.best is not None and "prune_ratio=0.5" in result.best.settings
     assert result.best.verdict == "lossless" and result.best.speedup == pytest.approx(1 / 0.75)
@@ -129,6 +136,61 @@ def test_a_sweep_without_confirmation(tmp_path: Path, uri: str) -> None:
     assert result.best is not None and result.best.verdict == "not yet known"
 
 
+def test_a_disk_that_is_full_and_a_proof_that_goes_on(
+    tmp_path: Path, uri: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full for some seconds: no finished run is lost. Full for good: a line, and what was written goes on, with
+    another seed."""
+    file = space(tmp_path, [0.4, 0.5, 0.3])
+    file.write_text(file.read_text().replace("seeds: [0, 1, 2]", "seeds: [0]"))
+    store.connect(uri)
+    with tiny_disk(tmp_path / "disk") as disk:
+        shutil.copy(uri.removeprefix("sqlite:///"), disk / "mlflow.db")
+        here = f"sqlite:///{disk / 'mlflow.db'}"
+        filler: list[Path] = []
+
+        def fill_when(finished: int, seconds: float) -> threading.Thread:
+            def wait() -> None:
+                while sum(run.finished for run in store.records(MlflowClient(here))) < finished:
+                    time.sleep(0.05)
+                filler.append(fill(disk))
+                time.sleep(seconds)
+                if seconds:
+                    filler.pop().unlink()
+
+            thread = threading.Thread(target=wait)
+            thread.start()
+            return thread
+
+        full = fill_when(2, seconds=3)
+        go(file, here, trainable=tiny, trials=1, concurrency=1)
+        full.join()
+        runs = runs_of(here, "tiny")
+        assert {run.name: run.state for run in runs} == dict.fromkeys(
+            ["baseline-seed0", "trial-01", "trial-01-seed0"], "finished"
+        )
+        said = [line for line in capfd.readouterr().err.splitlines() if "tracking" in line]
+        assert said and all(" full); trying again" in line or "No space" in line for line in said)
+
+        monkeypatch.setattr(patience, "PATIENCE_SECONDS", 1.0)
+        fill_when(4, seconds=0)
+        with pytest.raises(TrackingLost, match=r"full|No space") as lost:
+            go(file, here, trainable=tiny, trials=3, concurrency=1, resume=True)
+        assert len(str(lost.value).splitlines()) == 1 and "Traceback" not in capfd.readouterr().err
+        filler.pop().unlink()
+        monkeypatch.undo()
+
+        file.write_text(file.read_text().replace("seeds: [0]", "seeds: [0, 1]"))
+        result, _ = go(file, here, trainable=tiny, trials=3, concurrency=1, resume=True)
+        after = runs_of(here, "tiny")
+        assert {run.run_id for run in runs} <= {run.run_id for run in after}
+        assert {run.name for run in after if run.finished} == {
+            *("baseline-seed0", "baseline-seed1", "trial-01", "trial-02", "trial-03"),
+            *("trial-01-seed0", "trial-01-seed1"),
+        }, "the winner that was begun gets the new seed, though a later trial is cheaper"
+        assert result.best is not None and result.best.seeds == (0, 1)
+
+
 def test_nothing_to_resume(tmp_path: Path, uri: str) -> None:
     with pytest.raises(UserError, match="--resume"):
         go(space(tmp_path, [0.5]), uri, trainable=tiny, resume=True)
@@ -162,7 +224,11 @@ def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None
             stderr=subprocess.STDOUT,
             text=True,
         )
-        while not (len(finished()) >= until and running()) and process.poll() is None:
+        while len(finished()) < until and process.poll() is None:
+            time.sleep(0.1)
+        with pytest.raises(UserError, match=f"is being run by process {process.pid} on "):
+            go(file, uri, trainable=tiny, resume=True)
+        while not running() and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(send)
         out, _ = process.communicate(timeout=60)
@@ -198,4 +264,8 @@ def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None
         assert steps == sorted(set(steps)), "an epoch was logged twice"
         # An epoch whose checkpoint was written as the driver died was never told.
         assert {1, 2, 3, 4} - set(steps) <= {run.figures["resumed_after"]}
+    assert len({run.folder for run in records}) == 10
+    for run in records:
+        (folder,) = (tmp_path / "runs").glob(f"*/{run.name}-*_*")
+        assert folder.name == run.folder, "a run that goes on has the folder that it had"
     assert result.best is not None and result.best.seeds == (0, 1, 2)
