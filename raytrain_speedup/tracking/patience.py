@@ -83,8 +83,11 @@ class PatientClient(MlflowClient):
 
 
 def reason_of(error: Exception) -> str:
-    """The first sentence of an error, which in MLflow's case may be a page."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
+    """The first sentence of an error, which in MLflow's case may be a page and begin with SQLAlchemy's advice."""
+    lines = [
+        line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result of")
+    ]
+    return (lines or [type(error).__name__])[0].partition(". ")[0]
 
 
 def _may_pass(error: Exception) -> bool:

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking import patience, store
-from raytrain_speedup.tracking.patience import PatientClient, TrackingLost
+from raytrain_speedup.tracking.patience import PatientClient, TrackingLost, reason_of
 
 FIRST_COMMAND = """
 import sys, time
@@ -140,6 +140,14 @@ def test_a_database_that_is_away_for_a_while_is_waited_for(
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith(f"tracking at sqlite:///{database} does not answer (")
     assert said[0].endswith("trying again for up to 120 s")
+
+
+def test_the_reason_is_the_databases_own_word() -> None:
+    page = "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO tags]\n(Background on this"
+    advice = "(raised as a result of Query-invoked autoflush; consider using a no_autoflush block)\n"
+    for text in (page, advice + page):
+        assert reason_of(Exception(text)) == "(sqlite3.OperationalError) database or disk is full"
+    assert reason_of(ValueError()) == "ValueError"
 
 
 def test_a_mistake_is_not_waited_for(client: MlflowClient) -> None:
