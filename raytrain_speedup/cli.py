@@ -165,9 +165,10 @@ def sweep(
 ) -> None:
     """Search for the settings that train fastest without losing accuracy.
 
-    The baseline runs first, then the trials, then the winners once more over
-    several seeds; the other seeds of the baseline run in between. Ends with a
-    leaderboard, a picture of speedup against accuracy and the best schedule.
+    A baseline runs first, then the trials. The best of them are confirmed
+    against the baseline, seed by seed, until there is a verdict. Ends with a
+    leaderboard, a picture of speedup against accuracy and, where a setting is
+    proven lossless, its schedule.
 
     speedup sweep search_spaces/quickstart.yaml
     speedup sweep search_spaces/quickstart.yaml --trials 20 train.epochs=10
@@ -184,6 +185,40 @@ def sweep(
         tracking_uri=tracking_uri,
         out=out,
         resume=resume,
+        console=console,
+    )
+
+
+@app.command()
+def confirm(
+    target: Annotated[
+        str, typer.Argument(help="a sweep's name (its last one), or the beginning of a run's id")
+    ],
+    max_seeds: Annotated[
+        int | None, typer.Option(min=3, help="give up after so many seeds; more than planned extend the plan")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(min=0, help="points that count as no loss (single runs only)")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for the picture and the schedule")] = Path(),
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Run seeds until there is a verdict: lossless, lossy, or not to be known at this effort.
+
+    Of a sweep, its winners go on where its plan ended. Of a single run or trial,
+    its setting and its baseline run back to back, seed by seed.
+
+    speedup confirm quickstart --max-seeds 20
+    speedup confirm 1a2b3c4d
+    """
+    from raytrain_speedup.tuning.sweep import confirm as run_confirmation
+
+    run_confirmation(
+        target,
+        max_seeds=max_seeds,
+        margin=margin,
+        tracking_uri=tracking_uri,
+        out=out,
         console=console,
     )
 
@@ -215,6 +250,10 @@ def export(
     out: Annotated[Path, typer.Option("-o", "--out", help="the schedule file to write")] = Path(
         "schedule.yaml"
     ),
+    unproven: Annotated[
+        bool, typer.Option("--unproven", help="also where no verdict says that it is lossless")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="also over another file")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write the tuned schedule of a run, with its evidence, for `load_schedule` in any training loop.
@@ -223,8 +262,10 @@ def export(
     """
     from raytrain_speedup.tracking.export import export as export_run
 
-    schedule = export_run(run, out, tracking_uri=tracking_uri)
-    console.print(f"wrote {out}: {schedule.headline()}")
+    schedule = export_run(run, out, tracking_uri=tracking_uri, unproven=unproven, force=force)
+    if not schedule.proven:
+        console.print("[bold]not proven[/bold] lossless:", schedule.headline(), highlight=False)
+    console.print(f"wrote {out}: {schedule.headline()}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ class ScalingSettings(Settings):
 
     workers: int = Field(1, ge=1, description="Ray Train workers; the batch is split among them")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs reserved for a worker")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs reserved for a worker; 0 trains on CPUs")
+    gpus_per_worker: float = Field(0, ge=0, description="whole GPUs reserved for a worker; 0 trains on CPUs")
     max_failures: int = Field(
         2, ge=-1, description="restarts from the last checkpoint before giving up; -1: for ever"
     )
@@ -122,6 +122,16 @@ class ScalingSettings(Settings):
         "where nothing is given",
     )
     start_timeout: float = Field(120, gt=0, description="seconds to wait for the workers' resources")
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _is_timed_alone(cls, gpus: float) -> float:
+        if gpus % 1:
+            raise ValueError(
+                f"{gpus:g} is not allowed; expected a whole number: workers that share a GPU take turns on it, and "
+                "the seconds of a run would be those of its neighbours too"
+            )
+        return gpus
 
 
 class TrackingSettings(Settings):

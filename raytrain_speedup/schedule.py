@@ -26,34 +26,41 @@ Where the schedule has a curriculum, the budget says how many epochs there are a
             ...
 
 The file is data: reading it runs no code, and needs neither Ray nor MLflow. Its settings are functions of
-progress, so they carry over to another number of epochs. A checksum guards the evidence: figures that were
-changed by hand are no evidence.
+progress, so they carry over to another number of epochs. Where the evidence is anything but lossless,
+`load_schedule` warns and `schedule.proven` is false; a loop that must not start then turns the warning into an
+error: `warnings.simplefilter("error", UnprovenSchedule)`.
+
+A checksum guards the evidence against slips: a figure changed by hand, a file cut short or mangled on its way.
+It is no signature: whoever writes a schedule can compute it, so it says nothing about who did. Where that
+matters, keep schedules where only you can write, or sign the file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import torch
-import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from raytrain_speedup import plain_yaml
 from raytrain_speedup.methods.curriculum import CURRICULA, CurriculumSettings
 from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.methods.curriculum.budget import Budget
-from raytrain_speedup.methods.pruning import PRUNERS, Pruner, PrunerSettings, equal_epochs
+from raytrain_speedup.methods.pruning import PRUNERS, Pruner, PrunerSettings
 from raytrain_speedup.settings import Settings, UserError, explain
 
 VERSION = 1
-LARGEST_FILE = 1 << 20
 HEADER = "# A tuned training schedule; use it with raytrain_speedup.schedule.load_schedule.\n"
+
+
+class UnprovenSchedule(UserWarning):
+    """A schedule was loaded that was not found lossless."""
 
 
 class TunedOn(Settings):
@@ -70,9 +77,10 @@ class TunedOn(Settings):
 
 
 class Evidence(Settings):
-    """What was measured. Accuracies and differences are in points of the test split."""
+    """What was measured. Accuracies and differences are in points, ratios are times."""
 
-    metric: str = Field("accuracy", description="the task's figure that is called accuracy here")
+    metric: str = Field("accuracy", description="the task's metric that is called accuracy here")
+    split: Literal["test", "validation"] = Field("test", description="the data that accuracy is of")
     seeds: tuple[int, ...] = Field(description="seeds of the runs with this schedule")
     accuracy: float = Field(description="mean over the seeds")
     accuracy_std: float | None = Field(None, description="standard deviation over the seeds")
@@ -81,8 +89,19 @@ class Evidence(Settings):
     interval: tuple[float, float] | None = Field(None, description="95 % bounds of the difference")
     margin: float = Field(description="points below the baseline that count as no loss")
     verdict: Literal["lossless", "lossy", "not yet known"] = Field(description="of the interval")
-    speedup: float = Field(description="baseline training seconds / training seconds")
-    passes_saved: float = Field(description="share of the budget's sample passes not shown")
+    plan: dict[str, Any] | None = Field(
+        None, description="how the difference was to be judged, made before the runs: looks, levels, error"
+    )
+    looks: int | None = Field(None, description="how often the data were looked at by then")
+    speedup: float | None = Field(description="baseline cost / cost; null where no clock is believed")
+    speedup_interval: tuple[float, float] | None = Field(None, description="90 % bounds of the speedup")
+    speedup_clock: Literal["reference steps", "wall seconds", "none"] = Field(
+        "wall seconds", description="what the cost was counted in"
+    )
+    wall_speedup: float | None = Field(None, description="by wall seconds of training")
+    flops_ratio: float | None = Field(None, description="baseline FLOPs / FLOPs of training")
+    disturbed: str = Field("", description="what disturbed the runs")
+    passes_saved: float = Field(description="fraction of the budget's sample passes not shown")
 
 
 class Schedule(Settings):
@@ -104,16 +123,44 @@ class Schedule(Settings):
     def _curriculum(cls, section: Any) -> Any:
         return _from_registry(section, CURRICULA)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _warm_up_is_a_progress(cls, content: Any) -> Any:
+        """Earlier files count the warm-up in epochs of the budget they were tuned on. Exact without a
+        curriculum; with one, early epochs are shorter in progress, so the warm-up is longer than it was."""
+        try:
+            pruning, warmup = dict(content["pruning"]), content["pruning"]["warmup_epochs"]
+            progress = float(warmup / TunedOn.model_validate(content["tuned_on"]).train["epochs"])
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            return content  # as written now, or wrong in a way that is told below
+        del pruning["warmup_epochs"]
+        return {**content, "pruning": pruning | {"prune_from": progress if warmup > 1 else 0.0}}
+
+    @property
+    def proven(self) -> bool:
+        """Whether the evidence is that nothing is lost."""
+        return self.evidence is not None and self.evidence.verdict == "lossless"
+
     def pruner(
-        self, num_samples: int, epochs: int | Budget, *, seed: int = 0, device: torch.device | str = "cpu"
+        self,
+        num_samples: int,
+        epochs: int | Budget,
+        *,
+        seed: int = 0,
+        device: torch.device | str | None = None,
     ) -> Pruner:
         """A pruner for a plain loop of `epochs` epochs, or those of a budget, over `num_samples` samples.
 
+        Args:
+            num_samples: N, the size of the data set.
+            epochs: how many the loop makes, or the budget of `budget`.
+            seed, device: see `PrunerSettings.build`.
+
         Raises:
-            UserError: if the schedule's saving is out of reach in so few epochs.
+            UserError: if there are no samples or epochs, or the saving is out of reach in so few of them.
         """
-        if isinstance(epochs, int):
-            return self.pruning.build(num_samples, equal_epochs(epochs), seed=seed, device=device)
+        if not isinstance(epochs, Budget):
+            return self.pruning.build_for_loop(num_samples, epochs, seed=seed, device=device)
         share = epochs.last_epoch_share
         ends = epochs.epoch_ends()
         return self.pruning.build(num_samples, ends, last_epoch_share=share, seed=seed, device=device)
@@ -123,14 +170,22 @@ class Schedule(Settings):
     ) -> Budget:
         """What the compute of `epochs` full passes buys under the curriculum; see `stages`.
 
+        A schedule that saves by fewer epochs gives the budget of those.
+
         Args:
             replay: whether the loop shows samples again where a stage says so (`ReplayBuffer`); else every
                 sample is read when it is shown, and the same compute makes more passes.
+
+        Raises:
+            UserError: if there are no epochs or samples, or no stages for the size.
         """
+        for name, value in {"epochs": epochs, "num_samples": num_samples}.items():
+            if value <= 0:
+                raise UserError(f"{name}: {value} is not allowed; expected more than 0")
         stages = self.stages(image_size, stride=stride)
         if not replay:
             stages = [replace(stage, replay=1) for stage in stages]
-        return Budget(epochs, num_samples, stages)
+        return Budget(epochs * self.pruning.budget_factor(), num_samples, stages)
 
     def stages(self, image_size: int, *, stride: int = 4) -> Sequence[Stage]:
         """The curriculum's stages for images of side `image_size`; sizes are multiples of `stride`."""
@@ -141,14 +196,18 @@ class Schedule(Settings):
     def to_yaml(self) -> str:
         """The text of the schedule file."""
         content = self.model_dump(mode="json")
-        return HEADER + yaml.safe_dump({**content, "checksum": checksum(content)}, sort_keys=False)
+        doubt = "" if self.proven else f"# Not proven lossless: {self.headline()}\n"
+        return doubt + HEADER + plain_yaml.dump({**content, "checksum": checksum(content)})
 
     def headline(self) -> str:
         """The evidence in a line."""
         if self.evidence is None:
             return "no baseline to compare with"
         found = self.evidence
-        text = f"{found.speedup:.2f} x as fast, {found.difference:+.2f} points"
+        text = "no time believed" if found.speedup is None else f"{found.speedup:.2f} x as fast"
+        if found.speedup_interval is not None:
+            text += f" [{found.speedup_interval[0]:.2f}, {found.speedup_interval[1]:.2f}]"
+        text += f", {found.difference:+.2f} points"
         if found.interval is not None:
             text += f" [{found.interval[0]:+.2f}, {found.interval[1]:+.2f}]"
         count = len(found.seeds)
@@ -172,13 +231,22 @@ def load_schedule(source: str | Path) -> Schedule:
     Args:
         source: a path, or a file:, http: or https: address.
 
+    Warns:
+        UnprovenSchedule: if it was not found lossless where it was tuned. Python shows it once for each line of
+            the program that loads it.
+
     Raises:
         UserError: if it cannot be read, is of another version, has wrong keys, or was changed since.
     """
-    try:
-        content = yaml.safe_load(_fetch(source))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    schedule = _checked(plain_yaml.load(source), source)
+    if not schedule.proven:
+        text = f"{source}: not proven lossless ({schedule.headline()})"
+        warnings.warn(text, UnprovenSchedule, stacklevel=2)
+    return schedule
+
+
+def _checked(content: Any, source: str | Path) -> Schedule:
+    """The schedule that a file holds."""
     if not isinstance(content, dict) or "version" not in content:
         raise UserError(f"{source}: not a schedule; expected a file written by `speedup export`")
     if content["version"] != VERSION:
@@ -193,14 +261,15 @@ def load_schedule(source: str | Path) -> Schedule:
         raise explain(error, Schedule, where=str(source)) from None
     if found != checksum(content):
         raise UserError(
-            f"{source}: checksum: {found!r} does not fit the content; the file was changed after it was "
-            "written. Expected an unchanged export: put own settings into an experiment file instead"
+            f"{source}: checksum: {found!r} does not fit the content; the file was changed or damaged after it was "
+            "written (that is all the checksum can tell: it is no signature). Expected an unchanged export: put "
+            "own settings into an experiment file instead"
         )
     return schedule
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the content, whatever its layout as text."""
+    """SHA-256 of the content, whatever its layout as text. It tells slips, not forgeries: anyone can compute it."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -215,18 +284,3 @@ def _from_registry(section: Any, registry: Mapping[str, type[Settings]]) -> Any:
         return registry[method].model_validate(section)
     except ValidationError as error:
         raise ValueError(str(explain(error, registry[method]))) from None
-
-
-def _fetch(source: str | Path) -> str:
-    try:
-        if str(source).startswith(("http://", "https://", "file:")):
-            with urlopen(str(source), timeout=30) as answer:
-                raw = answer.read(LARGEST_FILE + 1)
-        else:
-            with Path(source).open("rb") as file:
-                raw = file.read(LARGEST_FILE + 1)
-    except (OSError, URLError, ValueError) as error:
-        raise UserError(f"{source}: cannot be read ({error}); expected a schedule file") from None
-    if len(raw) > LARGEST_FILE:
-        raise UserError(f"{source}: is larger than {LARGEST_FILE} bytes; expected a schedule file")
-    return raw.decode("utf-8")

@@ -46,6 +46,10 @@ MISTAKES = [
     (["train.epochs=abc"], "train.epochs: 'abc' is not allowed; expected a number"),
     (["train.epochs=0"], "train.epochs: 0 is not allowed; expected greater than 0"),
     (["train.batch_size=1.5"], "train.batch_size: 1.5 is not allowed; expected a valid integer"),
+    (
+        ["scaling.gpus_per_worker=0.5"],
+        "scaling.gpus_per_worker: 0.5 is not allowed; expected a whole number: ",
+    ),
     (["train.lr=.inf"], "train.lr: inf is not allowed; expected a finite number"),
     (["train.optimizer=adam"], "train.optimizer: 'adam' is not allowed; expected 'sgd', 'adamw', 'lamb' or"),
     (["train.batch_size=7", "train.accumulate=2"], "train.batch_size: 7 does not split into 1 workers x 2"),

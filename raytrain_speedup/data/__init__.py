@@ -28,6 +28,7 @@ from raytrain_speedup.data.imagefolder import ImageFolderSettings
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.masks import MaskFolderSettings, ParquetMasksSettings
 from raytrain_speedup.data.parquet import ParquetSettings
+from raytrain_speedup.data.probe import check_readable
 from raytrain_speedup.data.split import balanced_split
 from raytrain_speedup.data.worker_loader import WorkerLoader
 from raytrain_speedup.methods.curriculum.base import Kernel
@@ -43,6 +44,7 @@ __all__ = [
     "Splits",
     "Step",
     "build_loader",
+    "check_readable",
     "open_data",
 ]
 
@@ -122,12 +124,13 @@ def build_loader(
 
 
 def _fits(splits: Splits, settings: DataSettings) -> bool:
-    """Whether the decoded sets fit the limit, and whether decoding once to one size loses nothing."""
+    """Whether the decoded sets fit the limit, and whether decoding once to one size loses nothing: neither a
+    crop's resolution, nor what is done to single images."""
     samples = len(splits.train) + len(splits.val) + len(splits.test)
     size = samples * splits.image_size**2 * (splits.channels + splits.dense)
     whole = splits.train.fixed_size() == (splits.image_size, splits.image_size)
     crops = settings.augment == "random-resized-crop"
-    return size <= settings.memory_limit_gb * 1e9 and (whole or not crops)
+    return size <= settings.memory_limit_gb * 1e9 and (whole or not crops) and not settings.randaugment
 
 
 def _check(settings: DataSettings, data: Dataset) -> None:

@@ -23,7 +23,7 @@ ERASE, ERASE_AREA, ERASE_ASPECT, ERASE_Y, ERASE_X, ERASE_FILL = range(5, 11)
 BOX_Y, BOX_X = 11, 12
 BOX_ATTEMPTS = 10
 BOX_TRIES = range(16, 16 + 2 * BOX_ATTEMPTS)
-RANDAUGMENT = 64
+RANDAUGMENT = range(64, 72)  # for each of two operations: which, whether, at what level, in what direction
 
 _FILLS = 1 << 14
 
@@ -110,10 +110,14 @@ def crop_and_resize(
     return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
-def mirror(x: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
-    """Mirror each image of (b, C, H, W) by a coin."""
-    random = noise.bits(index, seed=seed, epoch=epoch, streams=(MIRROR,))
-    return torch.where(noise.below(random[0], 2).bool().view(-1, 1, 1, 1), x.flip(3), x)
+def coins(index: Tensor, *, seed: int, epoch: int) -> Tensor:
+    """(b,) bool: which samples are shown mirrored."""
+    return noise.below(noise.bits(index, seed=seed, epoch=epoch, streams=(MIRROR,))[0], 2).bool()
+
+
+def mirror(x: Tensor, flip: Tensor) -> Tensor:
+    """Mirror the images of (b, ..., W) that `flip` (b,) names, left to right."""
+    return torch.where(flip.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
 
 
 def cutout(x: Tensor, index: Tensor, *, seed: int, epoch: int, side: int) -> Tensor:

@@ -175,7 +175,11 @@ class DataSettings(Settings):
         None, ge=4, le=2048, description="side in pixels of the square the network sees; default: as stored"
     )
     val_share: float = Field(
-        0.1, ge=0, lt=1, description="share of the training data set aside for validation, class by class"
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the training data set aside for validation, class by class; 0 trains on all of them "
+        "(a sweep then sets aside its own `val_share`)",
     )
     split_seed: int | None = Field(
         0, ge=0, description="seed of that choice; null: another validation split for every training seed"
@@ -191,6 +195,13 @@ class DataSettings(Settings):
     )
     cutout: int = Field(0, ge=0, description="side of the square that cutout blanks, in pixels; 0: off")
     erasing: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
+    randaugment: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="RandAugment magnitude (timm's rand-m{}-mstd0.5-inc1) wherever a curriculum gives none; "
+        "0: off",
+    )
     loader: Literal["auto", "device", "workers"] = Field(
         "auto", description="device: all images in device memory; workers: decode on the fly; auto: what fits"
     )
@@ -200,7 +211,7 @@ class DataSettings(Settings):
         description="most memory the decoded images may take for `auto` to choose the device loader",
     )
     replay_limit_gb: float = Field(
-        2.0, gt=0, description="most memory for the samples that a curriculum with replay shows again"
+        2.0, gt=0, description="most memory for the files that a curriculum with replay shows again"
     )
     num_workers: int = Field(2, ge=0, le=256, description="processes that decode images on the fly")
     max_corrupt_share: float = Field(

@@ -2,7 +2,8 @@
 
 A JPEG can be decoded at 1/2, 1/4 or 1/8 scale for less work, because its blocks are stored as frequencies.
 For a crop that ends at B x B pixels the smallest of these scales is decoded at which the crop still has B
-pixels a side, and one resampling takes the crop straight to B.
+pixels a side, and one anti-aliased resampling takes the crop straight to B: bicubic to the full size of the
+network, as timm's crops are, and Lanczos to the smaller sizes of a curriculum's kernel `resize`.
 
 Tried without gain: the scales between (7/8, 6/8, 5/8, 3/8) have no SIMD code in libjpeg-turbo and cost more
 than the next larger power of two; Pillow's resize with `box=` takes 4 to 8 times as long as torch's kernel
@@ -14,7 +15,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -24,7 +25,10 @@ from PIL import Image, UnidentifiedImageError
 
 from raytrain_speedup.data.base import Buffer, CorruptSample, DataSettings, Source
 
+Resampling = Literal["bicubic", "lanczos"]
+
 _SCALES = (8, 4, 2)
+_PLAIN_JPEG = ("YCbCr", "RGB", "Gray")
 
 
 class Box(NamedTuple):
@@ -51,7 +55,7 @@ class Stored:
     width: int
     content: Buffer | np.ndarray
 
-    def square(self, box: Box, size: int) -> np.ndarray:
+    def square(self, box: Box, size: int, resampling: Resampling = "bicubic") -> np.ndarray:
         """The part inside `box`, resampled to (size, size, C) uint8.
 
         Raises:
@@ -63,9 +67,8 @@ class Stored:
             scale = next((s for s in _SCALES if min(box.width, box.height) >= s * size), 1)
             image = decode(self.content, self.source, self.index, scale)
         scale_y, scale_x = image.shape[0] / self.height, image.shape[1] / self.width
-        return resample(
-            image, Box(box.left * scale_x, box.top * scale_y, box.width * scale_x, box.height * scale_y), size
-        )
+        box = Box(box.left * scale_x, box.top * scale_y, box.width * scale_x, box.height * scale_y)
+        return resample(image, box, size, resampling)
 
     def square_mask(self, box: Box, size: int) -> np.ndarray:
         """The classes of the pixels inside `box`, (size, size) uint8: each is that of the nearest one.
@@ -83,13 +86,13 @@ class Stored:
         return resample_mask(mask, box, size)
 
 
-def read(source: Source, index: int) -> Stored:
-    """Fetch a sample and read its header.
+def read(source: Source, index: int, data: Buffer | None = None) -> Stored:
+    """Fetch a sample, unless its file is at hand as `data`, and read its header.
 
     Raises:
         CorruptSample: if there is no readable header.
     """
-    data = source.encoded(index)
+    data = source.encoded(index) if data is None else data
     if data is None:
         pixels = source.decode(index)
         return Stored(source, index, pixels.shape[0], pixels.shape[1], pixels)
@@ -123,30 +126,39 @@ def decode(data: Buffer, source: Source, index: int, scale: int = 1) -> np.ndarr
 
 
 def _decode_jpeg(data: Buffer, scale: int) -> np.ndarray:
-    try:
-        if scale == 1:
-            return simplejpeg.decode_jpeg(data)
-        height, width = simplejpeg.decode_jpeg_header(data)[:2]
-        return simplejpeg.decode_jpeg(
-            data, min_height=math.ceil(height / scale), min_width=math.ceil(width / scale)
-        )
-    except ValueError:  # CMYK, or stray bytes, which Pillow tolerates; it refuses a truncated file
+    """Strictly: what libjpeg-turbo warns of (stray bytes, a damaged block) is shown as gray or noise by
+    decoders that go on, Pillow's among them, so that it counts as unreadable."""
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    if colours not in _PLAIN_JPEG:  # CMYK and the like, which libjpeg-turbo leaves to others
         return _decode_other(data)
+    return simplejpeg.decode_jpeg(
+        data, min_height=math.ceil(height / scale), min_width=math.ceil(width / scale)
+    )
 
 
 def _decode_other(data: Buffer) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
-        return np.array(image.convert("RGB"))
+        deep = image.mode.startswith(("I", "F"))
+        return np.array((_eight_bits(image) if deep else image).convert("RGB"))
 
 
-def resample(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Crop to whole pixels and resize, anti-aliased bicubic: (H, W, C) to (size, size, C) uint8."""
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The high bytes of 16-bit gray, which is what Pillow itself reads of 16-bit colour; its `convert` would
+    clip at 255 instead."""
+    values = np.asarray(image)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() >= 1 << 16:
+        raise ValueError(f"pixels of mode {image.mode} have no known range; expected 8 or 16 bits a channel")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def resample(image: np.ndarray, box: Box, size: int, resampling: Resampling = "bicubic") -> np.ndarray:
+    """Crop to whole pixels and resize with anti-aliasing: (H, W, C) to (size, size, C) uint8."""
     left, top, right, bottom = _whole_pixels(box)
     part = image[top:bottom, left:right]
     if part.shape[:2] == (size, size):
         return part
     x = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None]
-    x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True)
+    x = F.interpolate(x, size=(size, size), mode=resampling, antialias=True)
     return x[0].permute(1, 2, 0).numpy()
 
 

@@ -2,7 +2,7 @@
 
 The set is decoded once, to uint8 at full size; shift, mirror, crop, cutout, erasing and the curriculum's
 bandwidth are operations on whole batches. Only RandAugment needs single images and is left to the worker
-loader: a stage's magnitude does nothing here, and says so once.
+loader: a magnitude does nothing here, and says so once.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _CHUNK = 256
 class DeviceLoader(Loader):
     """A `Loader` whose sets live on the device; each split is decoded when it is first asked for."""
 
+    name = "device loader"
+
     def __init__(self, splits: Splits, settings: DataSettings, **options: Any) -> None:
         super().__init__(splits, settings, **options)
         self._resident: dict[str, Resident] = {}
@@ -43,17 +45,14 @@ class DeviceLoader(Loader):
         self.warn_of_magnitude(steps, "with data.loader=device; use workers for them")
         for step, (start, end) in zip(steps, pairwise(ends), strict=True):
             fresh = {"index": index_E[start:end], "weight": weight_E[start:end]}
-            shown = self.replayed(fresh, step, epoch)
+            shown = self.replayed(self.buffer, fresh, step, epoch)
             index, view = shown["index"], self.views(shown["index"], step)
             x, target = self._augmented(data, index, view, step.stage, epoch)
             yield shown | {"inputs": self.finish(x, view, step.stage, epoch), "target": target.long()}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"replay": self.buffer.state_dict()}
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        held = self.of_this_loader(state["replay"], {"index", "weight"})
-        self.buffer.load_state_dict({name: tensor.to(self.device) for name, tensor in held.items()})
+        held = {name: tensor.to(self.device) for name, tensor in state["replay"].items()}
+        self.buffer.load_state_dict(held)
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
         data = self._load(split)
@@ -85,11 +84,11 @@ class DeviceLoader(Loader):
         side = torch.full_like(index, self.size)
         boxes = augment.random_boxes(view, side, side, **key, min_scale=self.settings.min_scale)
         x = augment.crop_and_resize(self.normalised(data.images[index]), boxes)
-        x, target = augment.mirror(x, view, **key), data.targets[index]
+        flip, target = augment.coins(view, **key), data.targets[index]
         if self.splits.dense:
             masks = augment.crop_and_resize(target[:, None].float(), boxes, mode="nearest")
-            target = augment.mirror(masks, view, **key)[:, 0]
-        return x, target
+            target = augment.mirror(masks, flip)[:, 0]
+        return augment.mirror(x, flip), target
 
     def _epoch(self, steps: Sequence[Step], data: Resident) -> tuple[Tensor, Tensor, list[int]]:
         """Indices and weights of all steps in one transfer, and where each step begins and ends in them."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,6 @@ from raytrain_speedup.data.skipped import Skipped, log
 from raytrain_speedup.methods.curriculum.base import Kernel, Stage
 from raytrain_speedup.methods.curriculum.crop import crop_batch, low_frequency_crop
 from raytrain_speedup.methods.curriculum.replay import ReplayBuffer
-from raytrain_speedup.settings import UserError
 
 
 class Loader(ABC):
@@ -32,7 +32,12 @@ class Loader(ABC):
         rank, world: this worker among all; evaluation splits are shared out by them.
         channels_last: memory format of the inputs.
         kernel: how the bandwidth of a batch is lowered to that of the curriculum's stage.
+
+    Attributes:
+        name: what brings the batches, for people; runs are compared only where this is equal.
     """
+
+    name: str
 
     def __init__(
         self,
@@ -52,9 +57,6 @@ class Loader(ABC):
         self.device = torch.device(device)
         self.size = splits.image_size
         self.padding = self.size // 8 if settings.padding is None else settings.padding
-        draws = noise.key(seed, 0, rank) % 2**63  # each rank replays what it has read itself
-        limit = int(settings.replay_limit_gb * 1e9)
-        self.buffer = ReplayBuffer(limit, seed=draws, max_samples=len(splits.train))
         self._skipped = {
             name: Skipped(name, len(self.source(name)), settings.max_corrupt_share)
             for name in ("train", "val", "test")
@@ -85,16 +87,30 @@ class Loader(ABC):
             positions: (b,) int64 on the CPU.
         """
 
+    @cached_property
+    def buffer(self) -> ReplayBuffer:
+        """The samples that stages with replay may show again: index and weight."""
+        draws = noise.key(self.seed, 0, self.rank) % 2**63  # each rank replays what it has read itself
+        limit = int(self.settings.replay_limit_gb * 1e9)
+        return ReplayBuffer(
+            limit, seed=draws, max_samples=len(self.splits.train), beside=self.bytes_to_replay()
+        )
+
+    def bytes_to_replay(self) -> int:
+        """Memory that showing a sample again takes, beside its index and weight."""
+        return 0
+
     def spent_flops(self) -> float:
         """FLOPs that making batches took, over all ranks, since this was last asked; reading data takes none."""
         return 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """What later batches depend on and this rank alone knows; nothing, for most loaders."""
-        return {}
+        """What later batches depend on and this rank alone knows."""
+        return {"replay": {name: tensor.cpu() for name, tensor in self.buffer.state_dict().items()}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the state of `state_dict`."""
+        self.buffer.load_state_dict(state["replay"])
 
     def join(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Take up what is common to all ranks from the state of rank 0: this rank was not there before."""
@@ -110,14 +126,16 @@ class Loader(ABC):
             return {}
         return {"replay_samples": len(self.buffer), "replay_bytes": self.buffer.nbytes}
 
-    def replayed(self, fresh: Batch, step: Step, epoch: int) -> Batch:
-        """What was read for a step and, in a stage that replays, (replay - 1) times as many earlier samples."""
+    @staticmethod
+    def replayed(buffer: ReplayBuffer, fresh: Batch, step: Step, epoch: int) -> Batch:
+        """What is read for a step and, in a stage that replays, (replay - 1) times as many of the buffer, which
+        `fresh` (index and weight) enters."""
         times = step.stage.replay
         if times == 1:
             return fresh
         if step.number == REHEARSAL:
             return {name: torch.cat([tensor] * times) for name, tensor in fresh.items()}
-        return self.buffer.extend(fresh, times, epoch=epoch, step=step.number)
+        return buffer.extend(fresh, times, epoch=epoch, step=step.number)
 
     def views(self, index: Tensor, step: Step) -> Tensor:
         """What keys the augmentation of each sample (b,), beside the epoch: its index.
@@ -129,20 +147,6 @@ class Loader(ABC):
             return index
         part = torch.arange(len(index), device=index.device) // max(1, len(index) // times)
         return index + len(self.splits.train) * (1 + step.number * times + part)
-
-    @staticmethod
-    def of_this_loader(held: Mapping[str, Tensor], names: Set[str]) -> Mapping[str, Tensor]:
-        """The saved tensors of a replay buffer, if they are `names`.
-
-        Raises:
-            UserError: if another kind of loader wrote them: what it shows again would be something else.
-        """
-        if held and held.keys() != names:
-            raise UserError(
-                "data.loader: the checkpoint's replay buffer is of the other kind of loader; expected the "
-                "one (device or workers) that the run began with"
-            )
-        return held
 
     def pictures(self) -> dict[str, bytes]:
         """What is worth looking at after an evaluation: PNG files by name."""
@@ -165,9 +169,13 @@ class Loader(ABC):
         positions = torch.arange(self.rank, len(self.source(split)), self.world)
         return positions.split(batch_size) if len(positions) else ()
 
+    def magnitude(self, stage: Stage) -> float:
+        """Of RandAugment: the stage's, or that of the settings where the curriculum leaves it open."""
+        return self.settings.randaugment if stage.magnitude is None else stage.magnitude
+
     def warn_of_magnitude(self, steps: Sequence[Step], where: str) -> None:
-        """Say once that the curriculum's magnitudes do nothing, and where."""
-        if not self._warned and any(step.stage.magnitude for step in steps):
+        """Say once that magnitudes do nothing, and where."""
+        if not self._warned and any(self.magnitude(step.stage) for step in steps):
             self._warned = True
             log.warning("RandAugment magnitudes have no effect %s", where)
 
@@ -213,9 +221,10 @@ class Loader(ABC):
         """(b, H, W, C) uint8 on the device to what the network sees of it in evaluation."""
         return self.normalised(images).contiguous(memory_format=self._format)
 
-    def normalised(self, images: Tensor, size: int | None = None) -> Tensor:
-        """(b, H, W, C) uint8 on the device to normalised (b, C, size, size) float32, in any layout."""
+    def normalised(self, images: Tensor, size: int | None = None, flip: Tensor | None = None) -> Tensor:
+        """(b, H, W, C) uint8 on the device to normalised (b, C, size, size) float32, in any layout; those that
+        `flip` (b,) names are mirrored before their bandwidth is lowered."""
         planes = images.permute(0, 3, 1, 2)
         size = size or planes.shape[-1]
         mean, std = self.settings.mean, self.settings.std
-        return crop_batch(planes, size, mean=mean, std=std, kernel=self.kernel)
+        return crop_batch(planes, size, mean=mean, std=std, flip=flip, kernel=self.kernel)

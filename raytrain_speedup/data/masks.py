@@ -18,8 +18,10 @@ from pydantic import Field, field_validator
 
 from raytrain_speedup.data.base import VOID, Buffer, CorruptSample, Dataset, DataSettings, Source
 from raytrain_speedup.data.decode import reason
-from raytrain_speedup.data.imagefolder import FolderSource, is_image
-from raytrain_speedup.data.parquet import ParquetFilesSettings, PartFiles
+from raytrain_speedup.data.folders import is_folder, is_image, listed, shown, split_folders, tell_left_out
+from raytrain_speedup.data.imagefolder import FolderSource
+from raytrain_speedup.data.parquet import ParquetFilesSettings
+from raytrain_speedup.data.part_files import PartFiles
 from raytrain_speedup.settings import UserError
 
 
@@ -73,7 +75,8 @@ class ParquetMasksSettings(MaskSettings, ParquetFilesSettings):
 class MaskFolderSettings(MaskSettings):
     """Two folders of files a split, images and masks of the same names: NYUv2 and Cityscapes-like sets.
 
-    `{split}` in the folder names stands for train, test and, where there is one, val.
+    `{split}` in the folder names stands for train, test and, where there is one, val. Where test has no masks, as
+    in a benchmark that keeps them back, val is the test split.
     """
 
     source: Literal["maskfolder"] = "maskfolder"
@@ -91,12 +94,8 @@ class MaskFolderSettings(MaskSettings):
         return pattern
 
     def read(self) -> Dataset:
-        splits = [
-            name
-            for name in ("train", "test", "val")
-            if name != "val" or self._folder("images", name).is_dir()
-        ]
-        sources = {split: self._source(split) for split in splits}
+        names = split_folders(lambda name: is_folder("data.masks", self._folder("masks", name)))
+        sources = {split: self._source(name) for split, name in names.items()}
         return Dataset(sources["train"], sources["test"], self.class_names, val=sources.get("val"))
 
     def _folder(self, kind: str, split: str) -> Path:
@@ -105,18 +104,21 @@ class MaskFolderSettings(MaskSettings):
     def _files(self, kind: str, split: str) -> dict[str, str]:
         """The image files of a folder, by their names without suffix."""
         folder = self._folder(kind, split)
-        if not folder.is_dir():
+        if not is_folder(f"data.{kind}", folder):
             raise UserError(
-                f"data.{kind}: there is no folder {folder.absolute()}; expected the {kind} of the {split} split"
+                f"data.{kind}: there is no folder {shown(folder.absolute())}; expected the {kind} of the {split} "
+                "split"
             )
         files: dict[str, str] = {}
-        for name in sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name)):
+        entries = listed(f"data.{kind}", folder)
+        for name in (entry.name for entry in entries if is_image(entry.name)):
             if other := files.get(Path(name).stem):
                 raise UserError(
-                    f"data.{kind}: {folder} has {other} and {name}; expected one file of a name, whatever its "
-                    "suffix"
+                    f"data.{kind}: {shown(folder)} has {shown(other)} and {shown(name)}; expected one file of a "
+                    "name, whatever its suffix"
                 )
             files[Path(name).stem] = name
+        tell_left_out(f"data.{kind}", folder, [entry.path for entry in entries if not is_image(entry.name)])
         return files
 
     def _source(self, split: str) -> MaskedSource:
@@ -124,8 +126,8 @@ class MaskFolderSettings(MaskSettings):
         if lonely := sorted(images.keys() ^ masks.keys()):
             has, lacks = ("images", "masks") if lonely[0] in images else ("masks", "images")
             raise UserError(
-                f"data.{lacks}: {self._folder(lacks, split)} has no '{lonely[0]}', which is in "
-                f"{self._folder(has, split)}; expected a mask for every image ({len(lonely)} files are alone)"
+                f"data.{lacks}: {shown(self._folder(lacks, split))} has no '{shown(lonely[0])}', which is in "
+                f"{shown(self._folder(has, split))}; expected a mask for every image ({len(lonely)} are alone)"
             )
         targets = np.zeros(len(images), dtype=np.int64)
         pictures, classes = (

@@ -19,6 +19,8 @@ _GAMMA = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9
 _MIX2 = 0x94D049BB133111EB
 BITS = 32
+RANGE = 1 << BITS
+"""Random bits are whole numbers in [0, RANGE)."""
 
 
 def _signed(value: int) -> int:
@@ -57,6 +59,11 @@ def bits(index: Tensor, *, seed: int, epoch: int, streams: Sequence[int]) -> Ten
     x = (x ^ _shifted(x, 30)) * _signed(_MIX1)
     x = (x ^ _shifted(x, 27)) * _signed(_MIX2)
     return _shifted(x ^ _shifted(x, 31), 64 - BITS)
+
+
+def bits_of_one(index: int, *, seed: int, epoch: int, streams: Sequence[int]) -> list[int]:
+    """The same bits of a single sample, without the cost of a tensor."""
+    return [_mix(key(seed, epoch, stream) + index * _GAMMA) >> (64 - BITS) for stream in streams]
 
 
 def below(random: Tensor, bound: int | Tensor) -> Tensor:

@@ -53,7 +53,12 @@ class Skipped:
         log.warning("skipped an unreadable sample of data.%s: %s", self.split, error)
         met = min(self.size, max(self._shown, _ENOUGH))
         if self.count > self.limit * met:
-            raise UserError(
-                f"data.{self.split}: {self.count} of {met} samples cannot be read, more than "
-                f"data.max_corrupt_share={self.limit:g} allows; the first: {self.names[0]}"
-            )
+            raise too_many(self.split, self.count, met, self.limit, self.names[0])
+
+
+def too_many(split: str, count: int, met: int, limit: float, first: str) -> UserError:
+    """That more samples of a split cannot be read than the share `limit` of those met."""
+    return UserError(
+        f"data.{split}: {count} of {met} samples cannot be read, more than data.max_corrupt_share={limit:g} "
+        f"allows; the first: {first}"
+    )

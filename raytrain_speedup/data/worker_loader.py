@@ -6,68 +6,38 @@ different shapes happens there: decoding, random-resized-crop and RandAugment. W
 crop goes straight to the size of the stage, so that a JPEG is decoded at the smallest sufficient scale; the
 Fourier kernels are exact only on the full-size crop, and reduce it on the device. The uint8 batch goes to
 the device, where the operations of the device loader do the rest.
+
+What a stage shows again is drawn when the batch is requested, and its files, kept by this process, travel
+with the request: the worker decodes them like any other and crops them anew. A file that is not here (yet, or
+any more) is read again, so what a batch shows does not depend on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from raytrain_speedup.data import augment
-from raytrain_speedup.data.base import CorruptSample, DataSettings, Source, Splits
-from raytrain_speedup.data.batch import Batch, Step
-from raytrain_speedup.data.decode import Box, Stored, read, shown_box
+from raytrain_speedup.data.base import DataSettings, Splits
+from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
+from raytrain_speedup.data.kept import KeptFiles, usual_bytes
 from raytrain_speedup.data.loader import Loader
-from raytrain_speedup.data.randaugment import randaugment
+from raytrain_speedup.data.requests import BatchDataset, Decoded, Drawn, Request
 from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.settings import UserError
 
-_REBUILT = 256  # samples of the replay buffer decoded at a time when a run is resumed
-
-
-@dataclass(frozen=True)
-class Request:
-    """One batch to decode.
-
-    Attributes:
-        index: (b,) int64.
-        size: side of the images wanted; smaller than full only where a crop goes straight to it.
-        magnitude: of RandAugment, on timm's scale of 0 to 10; None and 0 leave the images alone.
-        epoch: keys the randomness; None for evaluation, which is never augmented.
-    """
-
-    index: np.ndarray
-    size: int
-    magnitude: float | None
-    epoch: int | None
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What comes back for a request.
-
-    Attributes:
-        images: (k, size, size, C) uint8.
-        masks: (k, size, size) uint8, of a dense source.
-        kept: (k,) int64, positions in the request of the samples that could be read.
-        skipped: the others.
-    """
-
-    images: Tensor
-    masks: Tensor | None
-    kept: np.ndarray
-    skipped: list[CorruptSample]
-
-    def pin_memory(self) -> Decoded:
-        """Called by the `DataLoader`."""
-        masks = None if self.masks is None else self.masks.pin_memory()
-        return Decoded(self.images.pin_memory(), masks, self.kept, self.skipped)
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+"""How workers start, whatever this Python's default is. Forked ones share the files that `Source.prepare` has
+read, and the modules (forkserver, the default from 3.14 on, has each read and import its own: 400 MB). The
+other systems' own libraries do not survive a fork."""
 
 
 class Requests:
@@ -80,151 +50,86 @@ class Requests:
         return self.pending
 
 
-class BatchDataset(Dataset):
-    """Decodes whole batches, in a worker process."""
-
-    def __init__(self, source: Source, settings: DataSettings, channels: int, seed: int) -> None:
-        self.source, self.settings, self.channels, self.seed = source, settings, channels, seed
-
-    def __getitem__(self, request: Request) -> Decoded:
-        skipped: list[CorruptSample] = []
-        stored: dict[int, Stored] = {}
-        for position, index in enumerate(request.index.tolist()):
-            try:
-                stored[position] = read(self.source, index)
-            except CorruptSample as error:
-                skipped.append(error)
-        images = np.empty((len(stored), request.size, request.size, self.channels), dtype=np.uint8)
-        masks = np.empty(images.shape[:3], dtype=np.uint8) if self.source.dense else None
-        kept: list[int] = []
-        for (position, sample), box in zip(stored.items(), self._boxes(request, stored), strict=True):
-            try:
-                images[len(kept)] = self._image(sample, box, request)
-                if masks is not None:
-                    masks[len(kept)] = sample.square_mask(box, request.size)
-            except CorruptSample as error:
-                skipped.append(error)
-                continue
-            kept.append(position)
-        count = len(kept)
-        return Decoded(
-            torch.from_numpy(images[:count]),
-            None if masks is None else torch.from_numpy(masks[:count]),
-            np.array(kept, dtype=np.int64),
-            skipped,
-        )
-
-    def _boxes(self, request: Request, stored: dict[int, Stored]) -> list[Box]:
-        """The part that each sample shows."""
-        samples = list(stored.values())
-        if request.epoch is None or self.settings.augment != "random-resized-crop":
-            return [shown_box(sample.height, sample.width, request.size, self.settings) for sample in samples]
-        boxes = augment.random_boxes(
-            torch.from_numpy(request.index[list(stored)]),
-            torch.tensor([sample.height for sample in samples]),
-            torch.tensor([sample.width for sample in samples]),
-            seed=self.seed,
-            epoch=request.epoch,
-            min_scale=self.settings.min_scale,
-        )
-        return [Box(*box) for box in boxes.T.tolist()]
-
-    def _image(self, sample: Stored, box: Box, request: Request) -> np.ndarray:
-        """(size, size, C) uint8."""
-        image = sample.square(box, request.size)
-        if not request.magnitude or request.epoch is None:
-            return image
-        return randaugment(image, request.magnitude, seed=self.seed, epoch=request.epoch, index=sample.index)
-
-
 class WorkerLoader(Loader):
     """A `Loader` over `DataLoader` workers, one group for training and one for evaluation."""
 
     def __init__(self, splits: Splits, settings: DataSettings, **options: Any) -> None:
         super().__init__(splits, settings, **options)
         self._groups: dict[str, _Group] = {}
+        self.name = f"{settings.num_workers} loading processes"
+        self.files = KeptFiles()
 
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
         if self.splits.dense:
             self.warn_of_magnitude(steps, "on images whose pixels have classes")
-        requests = (
-            Request(step.index.numpy(), self._decoded_size(step.stage), self._magnitude(step.stage), epoch)
-            for step in steps
-        )
+        asked: deque[Batch] = deque()
+        requests = self._requests(steps, epoch, asked)
         for step, decoded in zip(steps, self._decoded("train", requests), strict=True):
-            fresh = self._batch("train", step.index, step.weight, decoded)
-            if step.stage.replay > 1:
-                fresh |= self._origin(len(fresh["index"]), self._magnitude(step.stage), epoch)
-            batch = self.replayed(fresh, step, epoch)
-            view = self.views(batch["index"], step)
+            if step.stage.replay > 1 and step.number != REHEARSAL:
+                self.buffer.push({"index": step.index, "weight": step.weight})
+                self.files.add(decoded.files, self.buffer.max_bytes - self.buffer.nbytes)
+            batch = self._batch("train", asked.popleft(), _whole(decoded, step))
+            view = batch.pop("view")
             x, target = self._augmented(batch["inputs"], batch["target"], view, step.stage, epoch)
             yield batch | {"inputs": self.finish(x, view, step.stage, epoch), "target": target.long()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The replay buffer without its pixels: they are decoded again, as they were."""
-        held = self.buffer.state_dict(without=("inputs", "target"))
-        return {"replay": {name: tensor.cpu() for name, tensor in held.items()}}
+    def _requests(self, steps: Sequence[Step], epoch: int, asked: deque[Batch]) -> Iterator[Request]:
+        """What to decode for each step; `asked` gets the index, weight and view of all that it shows.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        held = self.of_this_loader(state["replay"], {"index", "weight", "magnitude", "epoch"})
-        self.buffer.load_state_dict({})
-        if not held:
-            return
-        origins = torch.stack([held["epoch"], held["magnitude"]], 1)
-        runs = torch.unique_consecutive(origins, dim=0, return_counts=True)[1].tolist()
-        chunks = [part for run in held["index"].split(runs) for part in run.split(_REBUILT)]
-        sizes = [len(chunk) for chunk in chunks]
-        columns = {name: tensor.split(sizes) for name, tensor in held.items()}
-        requests = (
-            Request(index.numpy(), self.size, float(magnitude[0]), int(epoch[0]))
-            for index, magnitude, epoch in zip(
-                columns["index"], columns["magnitude"], columns["epoch"], strict=True
+        Batches are requested before those ahead of them have come back, so the draws are made from a copy of the
+        buffer: `self.buffer` holds what a run has seen that stops here.
+        """
+        ahead = self.buffer.copy()
+        for step in steps:
+            shown = self.replayed(ahead, {"index": step.index, "weight": step.weight}, step, epoch)
+            view, fresh = self.views(shown["index"], step), len(step.index)
+            asked.append(shown | {"view": view})
+            size = self._decoded_size(step.stage)
+            yield Request(
+                shown["index"].numpy(),
+                size,
+                "bicubic" if size == self.size else "lanczos",
+                files=self.files.among(shown["index"][fresh:].tolist()),
+                wanted=fresh if step.stage.replay > 1 else 0,
+                drawn=Drawn(view.numpy(), epoch, self._magnitude(step.stage)),
             )
-        )
-        for number, decoded in enumerate(self._decoded("train", requests)):
-            again = self._batch("train", columns["index"][number], columns["weight"][number], decoded)
-            magnitude, epoch = float(columns["magnitude"][number][0]), int(columns["epoch"][number][0])
-            self.buffer.push(again | self._origin(len(again["index"]), magnitude, epoch))
 
-    def _origin(self, count: int, magnitude: float | None, epoch: int) -> Batch:
-        """With the index, what it takes to decode a sample of the replay buffer again."""
-        full = {"magnitude": magnitude or 0.0, "epoch": float(epoch)}
-        options: dict[str, Any] = {"dtype": torch.float64, "device": self.device}  # they come back exactly
-        return {name: torch.full((count,), value, **options) for name, value in full.items()}
+    def bytes_to_replay(self) -> int:
+        return usual_bytes(self.splits.train)
+
+    def figures(self) -> dict[str, float]:
+        figures = super().figures()
+        return figures and figures | {"replay_bytes": self.buffer.nbytes + self.files.nbytes}
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
         shares = self.share(split, batch_size)
-        requests = (Request(index.numpy(), self.size, None, None) for index in shares)
+        requests = (Request(index.numpy(), self.size) for index in shares)
         for index, decoded in zip(shares, self._decoded(split, requests), strict=True):
-            batch = self._batch(split, index, torch.ones(len(index)), decoded)
+            batch = self._batch(split, {"index": index, "weight": torch.ones(len(index))}, decoded)
             yield batch | {"inputs": self.plain(batch["inputs"]), "target": batch["target"].long()}
 
-    def _magnitude(self, stage: Stage) -> float | None:
+    def _magnitude(self, stage: Stage) -> float:
         """Of RandAugment, which would turn images and leave their masks."""
-        return None if self.splits.dense else stage.magnitude
+        return 0.0 if self.splits.dense else self.magnitude(stage)
 
     def train_images(self, positions: Tensor) -> Tensor:
-        (decoded,) = self._decoded("train", iter([Request(positions.numpy(), self.size, None, None)]))
+        (decoded,) = self._decoded("train", iter([Request(positions.numpy(), self.size)]))
         return decoded.images.to(self.device).permute(0, 3, 1, 2)
 
     def _decoded_size(self, stage: Stage) -> int:
-        """The side that workers are asked for: that of the stage where a resize is all that leads to it.
-
-        Samples that are shown again serve every stage, and so are decoded in full; masks are always full-size.
-        """
+        """The side that workers are asked for: that of the stage where a resize is all that leads to it; masks
+        are always full-size, and so are their images."""
         crops = self.settings.augment == "random-resized-crop"
-        straight = crops and self.kernel == "resize" and stage.replay == 1 and not self.splits.dense
+        straight = crops and self.kernel == "resize" and not self.splits.dense
         return stage.size if straight and stage.size else self.size
 
-    def _batch(self, split: str, index: Tensor, weight: Tensor, decoded: Decoded) -> Batch:
-        """What could be read, on the device; `inputs` are still uint8 (k, H, W, C), and masks uint8 too."""
+    def _batch(self, split: str, asked: Batch, decoded: Decoded) -> Batch:
+        """What could be read of what was asked for, on the device; `inputs` are still uint8 (k, H, W, C), and
+        masks uint8 too."""
         kept, masks = torch.from_numpy(decoded.kept), decoded.masks
-        cpu = {
-            "inputs": decoded.images,
-            "target": torch.from_numpy(self.source(split).targets)[index[kept]] if masks is None else masks,
-            "index": index[kept],
-            "weight": weight[kept],
-        }
+        cpu = {name: tensor[kept] for name, tensor in asked.items()} | {"inputs": decoded.images}
+        targets = torch.from_numpy(self.source(split).targets)
+        cpu["target"] = targets[cpu["index"]] if masks is None else masks
         return {key: value.to(self.device, non_blocking=True) for key, value in cpu.items()}
 
     def close(self) -> None:
@@ -240,11 +145,9 @@ class WorkerLoader(Loader):
             position = torch.arange(len(view), device=self.device)
             images, targets = self.shifted(images, targets, position, view, epoch)
             return self.normalised(images, stage.size), targets
-        key = {"seed": self.seed, "epoch": epoch}
-        x = augment.mirror(self.normalised(images, stage.size), view, **key)
-        if self.splits.dense:
-            targets = augment.mirror(targets[:, None], view, **key)[:, 0]
-        return x, targets
+        flip = augment.coins(view, seed=self.seed, epoch=epoch)
+        x = self.normalised(images, stage.size, flip)
+        return x, augment.mirror(targets, flip) if self.splits.dense else targets
 
     def _decoded(self, split: str, requests: Iterator[Request]) -> Iterator[Decoded]:
         """The answers to the requests, in order, with what was skipped noted."""
@@ -259,9 +162,21 @@ class WorkerLoader(Loader):
 
     def _start(self, split: str) -> _Group:
         source = self.source(split)
-        source.prepare(self.settings.memory_limit_gb * 1e9)  # before the fork, so that workers share it
+        source.prepare(self.settings.memory_limit_gb * 1e9)  # before workers start: see START_METHOD
         dataset = BatchDataset(source, self.settings, self.splits.channels, self.seed)
         return _Group(dataset, self.settings.num_workers, pin=self.device.type == "cuda")
+
+
+def _whole(decoded: Decoded, step: Step) -> Decoded:
+    """With `replay` - 1 samples drawn for each that was read, as the loop expects: where one cannot be decoded,
+    those drawn are fewer, or some of them are shown twice."""
+    times, read = step.stage.replay, int((decoded.kept < len(step.index)).sum())
+    if len(decoded.kept) == read * times:
+        return decoded
+    again = np.arange(read, len(decoded.kept))
+    rows = np.r_[:read, np.resize(again if len(again) else np.arange(read), read * (times - 1))]
+    masks = None if decoded.masks is None else decoded.masks[rows]
+    return replace(decoded, images=decoded.images[rows], masks=masks, kept=decoded.kept[rows])
 
 
 class _Group:
@@ -275,6 +190,7 @@ class _Group:
             sampler=self._requests,
             batch_size=None,  # a request is a whole batch
             num_workers=workers,
+            multiprocessing_context=START_METHOD if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin,
             generator=torch.Generator(),  # without one it draws from the global generator in every pass

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data import Loader, Splits, build_loader
+from raytrain_speedup.data import Loader, Splits, build_loader, check_readable
 from raytrain_speedup.engine.learner import DTYPES
 from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.measure import Stopwatch, forward_flops, training_flops
@@ -41,12 +41,13 @@ def assemble(
             run began with may be gone.
 
     Raises:
-        UserError: for whatever does not fit together.
+        UserError: for whatever does not fit together, or cannot be read.
     """
     _check_task(experiment, splits)
     _check_sizes(splits, reporter.world)
     build = _with_data if experiment.distillation is None else _without_data
     with watch.phase("warmup"):
+        check_readable(splits, experiment.data)
         loop, passes = build(experiment, splits, reporter, watch, latest)
         loop.warm_up(_distinct(loop.budget.stages))
     return loop, passes

@@ -1,4 +1,8 @@
-"""What makes two runs the same run: a checkpoint goes on only in the experiment that wrote it."""
+"""What makes two runs the same run, and what makes them comparable: two lists.
+
+A checkpoint goes on only in the experiment that wrote it; `MAY_CHANGE` says what may be another then. A method
+is compared only with a baseline whose network ran in the same way; `MAY_DIFFER` says what is the method's own.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,27 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from raytrain_speedup.config import Experiment
+from raytrain_speedup.config import Experiment, TrainSettings
 from raytrain_speedup.settings import UserError
 
 SECTIONS = ("task", "data", "model", "train", "pruning", "curriculum", "teacher", "distillation")
-FREE = {
+MAY_CHANGE = {
     *("train.device", "train.threads", "train.compile"),
     *("train.eval_every", "train.checkpoint_every", "train.checkpoint_steps"),
     *("data.loader", "data.memory_limit_gb", "data.num_workers", "data.max_corrupt_share"),
 }
 """Keys that may be another when a run goes on: where it runs, how often it looks and saves."""
+
+MAY_DIFFER = (
+    *("pruning.", "curriculum.", "distillation."),
+    *("train.seed", "train.epochs", "train.optimizer", "train.lr", "train.layer_decay", "train.momentum"),
+    *("train.beta2", "train.nesterov", "train.weight_decay", "train.schedule", "train.warmup"),
+    *("train.start_div", "train.final_div", "train.clip_norm", "train.mixup", "train.cutmix"),
+    *("train.mix_switch", "train.ema_decay"),
+)
+"""Beginnings of keys that may be another in a comparison: the methods, and what is tuned along with them. All
+else that decides numbers or time may not, compilation, loader and batch size among it. The budget may only
+where a sweep says that it varies it (`compare`)."""
 
 FILES = {"model.pretrained"}
 """Keys whose file decides the numbers by its content, wherever it is; those of the data have a fingerprint."""
@@ -42,7 +57,7 @@ def identity(experiment: Experiment, fingerprint: str) -> dict[str, Any]:
             keys |= {
                 key: value
                 for key, value in _decisive(section, f"{name}.").items()
-                if _general(key) not in FREE
+                if _general(key) not in MAY_CHANGE
             }
     return keys
 
@@ -92,17 +107,27 @@ def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str)
 def comparison_keys(identity: Mapping[str, Any], workers: int) -> dict[str, str]:
     """Short hashes that tell which runs may be compared.
 
-    `baseline_key` is equal for runs of one task, data set and model on as many workers; `train_key` for runs
-    that are also trained alike but for the seed, so that the one without a method is the other's baseline.
+    `baseline_key` is equal for runs of one task, data set and model on as many workers, that differ in
+    `MAY_DIFFER` alone; `train_key` for runs that are also trained alike but for the seed, so that the one
+    without a method is the other's baseline.
     """
     train = {key: value for key, value in identity.items() if key.startswith("train.")}
     del train["train.seed"]
-    problem = {
-        key: value
-        for key, value in identity.items()
-        if not key.startswith(("train.", "pruning.", "curriculum.", "distillation."))
-    }
+    problem = {key: value for key, value in identity.items() if not key.startswith(MAY_DIFFER)}
     return {"baseline_key": _short_hash({**problem, "workers": workers}), "train_key": _short_hash(train)}
+
+
+def setup_of(train: TrainSettings, loading: str) -> str:
+    """How a run's network ran, for people: what decides time and is nobody's method.
+
+    Args:
+        loading: what brings the batches.
+    """
+    parts = [f"batch {train.batch_size}", loading]
+    parts += [f"in {train.accumulate} parts"] if train.accumulate > 1 else []
+    parts += ["compiled"] if train.compile else []
+    parts += ["channels last"] if train.channels_last else []
+    return ", ".join(parts)
 
 
 def _short_hash(content: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -46,7 +47,9 @@ class Learner:
         task: says what the losses are.
         train: optimizer, mixing, numerics.
         device: where the model is.
-        world: how many workers share every step.
+        rank, world: this worker among all that share every step. What a network draws in training (dropout,
+            stochastic depth) is from here on a function of the seed and the rank; what drew its first
+            weights was the same on all.
         full_size: side of an input at full resolution.
         full_steps: optimizer steps of the budget at full data; the moving average is told by them.
     """
@@ -58,6 +61,7 @@ class Learner:
         train: TrainSettings,
         *,
         device: torch.device,
+        rank: int,
         world: int,
         full_size: int,
         full_steps: float,
@@ -72,6 +76,8 @@ class Learner:
         )
         self._warm: set[torch.Size] = set()  # input shapes that the warm-up has met
         self._wrap()
+        if rank:  # rank 0 goes on as a single worker does
+            torch.manual_seed(int(np.random.SeedSequence((train.seed, rank)).generate_state(1, np.uint64)[0]))
 
     def _wrap(self) -> None:
         """Put the model behind DDP and compile it; again whenever its parameters change their shapes."""

@@ -36,6 +36,7 @@ from raytrain_speedup.engine.learner import Learner
 from raytrain_speedup.engine.learning_rate import learning_rate
 from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.pictures import decisions
+from raytrain_speedup.engine.reference import Reference
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.steps import epoch_steps
 from raytrain_speedup.methods.curriculum.base import Stage
@@ -96,11 +97,21 @@ class Loop:
             task,
             train,
             device=self.device,
+            rank=reporter.rank,
             world=reporter.world,
             full_size=self.full_size,
             full_steps=train.epochs * budget.num_samples / train.batch_size,
         )
         self.alarm = LossAlarm(self.device)
+        self.reference = Reference(
+            model,
+            (loader.splits.channels, self.full_size, self.full_size),
+            batch_size=train.batch_size // reporter.world // train.accumulate,
+            budget_samples=train.epochs * budget.num_samples / reporter.world,
+            watch=watch,
+            autocast=self.learner.autocast,
+            channels_last=train.channels_last,
+        )
         self.epoch = 0
         self.next_step = 0  # of the epoch in progress
         self.steps_taken = 0
@@ -121,6 +132,7 @@ class Loop:
         with self.learner.rehearsing():
             for step, batch in zip(steps, self.loader.train_batches(steps, epoch=0), strict=True):
                 self.learner.rehearse(step.stage, batch)
+            self.reference.warm_up()
 
     def rehearsal(self, stage: Stage, *, number: int = REHEARSAL, parts: int = 1) -> Step:
         """A step of a stage, on this worker, whose samples mean nothing; or one of `parts` of it."""
@@ -138,8 +150,13 @@ class Loop:
             Stopped: after the checkpoint the user's stop asked for.
         """
         with self.naming_last_checkpoint():
-            while self.epoch < len(self.budget.epoch_ends()):
-                self.finish_epoch(self.train_epoch())
+            self.reference.measure()
+            last = len(self.budget.epoch_ends()) - 1
+            while self.epoch <= last:
+                plan = self.train_epoch()
+                if self.epoch == last:
+                    self.reference.measure()
+                self.finish_epoch(plan)
 
     @contextmanager
     def naming_last_checkpoint(self) -> Iterator[None]:
@@ -200,12 +217,15 @@ class Loop:
     # --- what the outside sees -------------------------------------------------------------------------
 
     def _between_steps(self, steps: int) -> None:
-        """Progress for the terminal, a checkpoint in the middle of the epoch, a stop."""
+        """A reference step, progress for the terminal, a checkpoint in the middle of the epoch, a stop."""
+        progress = self.budget.progress(self.epoch, self.next_step / steps * self._epoch_share())
+        if self.reference.due(progress):
+            self.reference.measure(progress)
         self.reporter.progress(
             {
                 "epoch": self.epoch + 1,
                 "epochs": len(self.budget.epoch_ends()),
-                "progress": self.budget.progress(self.epoch, self.next_step / steps * self._epoch_share()),
+                "progress": progress,
                 "samples_shown": self.samples_shown,
             }
         )
@@ -269,6 +289,7 @@ class Loop:
             "samples_per_second": self.samples_shown / max(seconds["train_seconds"], 1e-9),
             "compute_spent": self.compute_spent,
             "train_flops": self.flops_spent,
+            **self.reference.metrics(),
         }
 
     def evaluate(self, split: Split) -> dict[str, float]:
@@ -345,6 +366,7 @@ class Loop:
             "pruner": self.pruner.state_dict(),
             "companions": {name: module.state_dict() for name, module in self.companions.items()},
             "seconds": self.watch.state_dict(),
+            "reference": self.reference.state_dict(),
             "sums": self._all_sums(),
             **{name: getattr(self, name) for name in COUNTERS},
         }
@@ -354,6 +376,7 @@ class Loop:
         self.learner.load_state_dict(state)
         self.pruner.load_state_dict(state["pruner"])
         self.watch.load_state_dict(state["seconds"])
+        self.reference.load_state_dict(state["reference"])
         if self.reporter.rank == 0:  # they hold the sums of all ranks
             self._sums.copy_(state["sums"])
         for name in COUNTERS:

@@ -1,8 +1,8 @@
 """What a run costs: the only place where time, FLOPs and memory are measured.
 
 Training seconds are taken between two synchronisations of the device and hold everything a method does to
-train (planning, loading, steps, the exchange of scores). Evaluation, checkpoints, warm-up and compilation
-stand apart. How runs are compared is `compare.py`.
+train (planning, loading, steps, the exchange of scores). Evaluation, checkpoints, warm-up, compilation and the
+reference steps (`reference.py`) stand apart. How runs are compared is `compare.py`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,28 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from raytrain_speedup.engine.clock import clock_for
 from raytrain_speedup.models.resize import change_size
 from raytrain_speedup.settings import UserError
 
-PHASES = ("setup", "teacher", "warmup", "train", "synthesis", "eval", "checkpoint")
+PHASES = ("setup", "teacher", "warmup", "train", "synthesis", "reference", "eval", "checkpoint")
 
 
 class Stopwatch:
-    """Seconds per phase, synchronised with the device, going on where a checkpoint left off."""
+    """Seconds per phase, synchronised with the device, going on where a checkpoint left off.
+
+    Attributes:
+        seconds: of the wall clock, by phase.
+        work: of the device's own clock (`clock.py`), by phase.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.clock = clock_for(device)
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.work = dict.fromkeys(PHASES, 0.0)
         self._phase: str | None = None
-        self._since = 0.0
+        self._since = (0.0, 0.0)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -47,26 +55,38 @@ class Stopwatch:
 
     def _switch(self, name: str | None) -> None:
         synchronize(self.device)
-        now = time.perf_counter()
+        now = time.perf_counter(), self.clock.read()
         if self._phase is not None:
-            self.seconds[self._phase] += now - self._since
+            self.seconds[self._phase] += now[0] - self._since[0]
+            self.work[self._phase] += now[1] - self._since[1]
         self._phase, self._since = name, now
+
+    def trained(self) -> tuple[float, float]:
+        """Seconds of training up to now, synthesis included: of the wall clock, and of work."""
+        self._switch(self._phase)
+        wall, work = (kind["train"] + kind["synthesis"] for kind in (self.seconds, self.work))
+        return wall, work
 
     def read(self) -> dict[str, float]:
         """`{"train_seconds": ..., ...}` up to now; synthesis is training too, and is told apart as well."""
-        self._switch(self._phase)
+        wall, work = self.trained()
         seconds = {f"{name}_seconds": seconds for name, seconds in self.seconds.items()}
-        seconds["train_seconds"] += self.seconds["synthesis"]
-        return seconds
+        return seconds | {"train_seconds": wall, f"train_{self.clock.name}_seconds": work}
 
-    def state_dict(self) -> dict[str, float]:
+    def total(self) -> float:
+        """Wall seconds of all phases."""
         self._switch(self._phase)
-        return dict(self.seconds)
+        return sum(self.seconds.values())
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        self._switch(self._phase)
+        return {"seconds": dict(self.seconds), "work": dict(self.work)}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
         """Go on from an earlier process; this one's warm-up is added to what was spent before."""
-        for name, seconds in state.items():
-            self.seconds[name] += seconds
+        for kind, spent in ((self.seconds, state["seconds"]), (self.work, state["work"])):
+            for name, seconds in spent.items():
+                kind[name] += seconds
 
 
 def synchronize(device: torch.device) -> None:

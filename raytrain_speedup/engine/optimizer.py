@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import timm.optim
@@ -13,7 +14,11 @@ from raytrain_speedup.settings import UserError
 
 
 def build_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.Optimizer:
-    """The optimizer of an experiment; vectors (biases, normalisations) are not decayed."""
+    """The optimizer of an experiment.
+
+    Vectors (biases, normalisations) are not decayed, nor what a timm model exempts by its `no_weight_decay`: the
+    position tables of ViT and Swin, class tokens.
+    """
     groups = _groups(model, train)
     betas = (train.momentum, train.beta2)
     # The fused kernels take GradScaler's verdict on the device; the others would wait for it (fp16).
@@ -39,18 +44,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _groups(model: nn.Module, train: TrainSettings) -> list[dict[str, Any]]:
-    if train.layer_decay is not None:
-        if not hasattr(model, "group_matcher"):
-            raise UserError(
-                f"train.layer_decay: {train.layer_decay} is not allowed for {type(model).__name__}, whose layers "
-                "have no order; expected a timm or CSWin model"
-            )
-        return timm.optim.param_groups_layer_decay(
-            model, weight_decay=train.weight_decay, layer_decay=train.layer_decay
+    spared: Collection[str] = getattr(model, "no_weight_decay", tuple)()
+    if train.layer_decay is None:
+        return timm.optim.param_groups_weight_decay(model, train.weight_decay, no_weight_decay_list=spared)
+    if not hasattr(model, "group_matcher"):
+        raise UserError(
+            f"train.layer_decay: {train.layer_decay} is not allowed for {type(model).__name__}, whose layers "
+            "have no order; expected a timm or CSWin model"
         )
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    spared = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    return [
-        {"params": decayed, "weight_decay": train.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
+    return timm.optim.param_groups_layer_decay(
+        model, train.weight_decay, no_weight_decay_list=spared, layer_decay=train.layer_decay
+    )

@@ -45,6 +45,8 @@ class PoolLoader(Loader):
         watch: synthesis is counted apart.
     """
 
+    name = "pool of synthetic images"
+
     def __init__(
         self,
         real: Loader,

@@ -1,7 +1,8 @@
 """A few steps of every stage before paying for any.
 
-Whatever would stop the run in its last stage (a model that cannot take the size, a batch that does not fit)
-stops it here, in seconds. And since loader and device are timed apart, it is seen which stages wait for images.
+Whatever would stop the run in its last stage (a model that cannot take the size, a batch that does not fit), or
+after it (a test split that cannot be read), stops it here, in seconds. And since loader and device are timed
+apart, it is seen which stages wait for images.
 """
 
 from __future__ import annotations
@@ -76,10 +77,9 @@ class StageCheck:
             return ""
         times = self.device_rate / self.loader_rate
         wanted, cores = math.ceil(max(1, self.workers or 0) * times), os.cpu_count() or 1
-        more = f"data.num_workers={wanted}"
         if wanted > cores:
-            more = f"{wanted} processes that decode (data.num_workers; {cores} cores here)"
-        return f"{more}, or replay {math.ceil(self.stage.replay * times)}"
+            return f"{wanted} processes that decode (data.num_workers; {cores} cores here)"
+        return f"data.num_workers={wanted}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import open_data
 from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.checkpoint import random_state, restore_random_state, save_json, save_tensors
-from raytrain_speedup.engine.identity import check_same, comparison_keys, identity
+from raytrain_speedup.engine.identity import check_same, comparison_keys, identity, setup_of
 from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.measure import Stopwatch, hardware, peak_memory
 from raytrain_speedup.engine.reporter import Reporter
@@ -24,7 +24,13 @@ FIGURES = "figures.json"
 """In the last checkpoint of a complete run."""
 
 
-def run(experiment: Experiment, reporter: Reporter, *, device: torch.device | None = None) -> dict[str, Any]:
+def run(
+    experiment: Experiment,
+    reporter: Reporter,
+    *,
+    device: torch.device | None = None,
+    test: bool = True,
+) -> dict[str, Any]:
     """Train, evaluate and measure; the test split is read once, at the end.
 
     Args:
@@ -32,6 +38,7 @@ def run(experiment: Experiment, reporter: Reporter, *, device: torch.device | No
         reporter: where figures and checkpoints go; the run resumes from its latest checkpoint, and one that
             is complete only tells its figures again.
         device: where to train, instead of what `train.device` says.
+        test: whether the test split is read at all: a search does not, lest it choose by it.
 
     Returns:
         The final figures, which were also the last report. Seconds are synchronised, memory is in bytes,
@@ -56,7 +63,7 @@ def run(experiment: Experiment, reporter: Reporter, *, device: torch.device | No
             if latest is not None:
                 loop.resume(latest)
             loop.fit()
-            figures = _final_figures(loop, passes)
+            figures = _final_figures(loop, passes, test=test)
             with loop.naming_last_checkpoint():
                 reporter.report(figures, _save_result(loop, figures))
     return figures
@@ -86,9 +93,10 @@ def _numerics(experiment: Experiment) -> Iterator[None]:
         restore_random_state(random)
 
 
-def _final_figures(loop: Loop, passes: float) -> dict[str, Any]:
+def _final_figures(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
     experiment, reporter = loop.experiment, loop.reporter
-    test, val = loop.evaluate("test"), loop.last_val
+    tested = loop.evaluate("test") if test else {}
+    val = loop.last_val
     if not val and loop.has_val:  # resumed after the last epoch
         val = loop.evaluate("val")
     costs = loop.costs()
@@ -96,18 +104,21 @@ def _final_figures(loop: Loop, passes: float) -> dict[str, Any]:
         "done": True,
         "epoch": loop.epoch,
         "progress": 1.0,
-        **{"test_loss" if name == "loss" else name: value for name, value in test.items()},
+        **{"test_loss" if name == "loss" else name: value for name, value in tested.items()},
         **{f"val_{name}": value for name, value in val.items()},
-        **loop.evaluate_companions(),
+        **(loop.evaluate_companions() if test else {}),
         **costs,
         **loop.loader.figures(),
-        "wall_seconds": sum(loop.watch.state_dict().values()),
+        "wall_seconds": loop.watch.total(),
         "passes_saved": 1 - loop.samples_shown / passes,
         "peak_memory_bytes": peak_memory(loop.device),
         "metric": loop.task.metric,
         "test_samples": len(loop.loader.splits.test),
+        "val_samples": len(loop.loader.splits.val),
         "samples_skipped": sum(skipped.count for skipped in loop.loader.skipped.values()),
         "seed": experiment.train.seed,
+        "epochs": experiment.train.epochs,
+        "setup": setup_of(experiment.train, loop.loader.name),
         **comparison_keys(loop.identity, reporter.world),
         "hardware": hardware(loop.device, world=reporter.world, precision=experiment.train.precision),
     }

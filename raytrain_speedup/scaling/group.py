@@ -18,7 +18,12 @@ from raytrain_speedup.settings import RunFailed, UserError
 
 
 def worker_group(
-    experiment: Experiment, folder: Place, *, board: Any = None, callbacks: tuple[UserCallback, ...] = ()
+    experiment: Experiment,
+    folder: Place,
+    *,
+    board: Any = None,
+    callbacks: tuple[UserCallback, ...] = (),
+    test: bool = True,
 ) -> TorchTrainer:
     """The worker group of an experiment; a run found in `folder` is resumed.
 
@@ -27,6 +32,7 @@ def worker_group(
         folder: for checkpoints, on storage that all nodes see: a path or an address.
         board: a `Board` for the figures, or None.
         callbacks: told of every report, in the controller's process.
+        test: whether the test split is read at the end.
     """
     scaling = experiment.scaling
     parent, name = parent_and_name(folder)
@@ -36,7 +42,7 @@ def worker_group(
         resources["GPU"] = scaling.gpus_per_worker
     return TorchTrainer(
         train_worker,
-        train_loop_config={"experiment": experiment.shipped(), "board": board},
+        train_loop_config={"experiment": experiment.shipped(), "board": board, "test": test},
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
         ),

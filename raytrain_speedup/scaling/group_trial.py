@@ -30,14 +30,15 @@ def group_trial(config: dict[str, Any]) -> None:
 
     Args:
         config: `experiment` is an experiment as plain data. The checkpoints go to `storage`/`folder`; a
-            trial that is tried again in the same one goes on from them.
+            trial that is tried again in the same one goes on from them. `test` says whether the test split is
+            read.
 
     Raises:
         UserError: for what a user can mend.
     """
     experiment = load_experiment_dict(config["experiment"])
     folder = inside(config["storage"], config["folder"])
-    result = fit(worker_group(experiment, folder, callbacks=(EpochsToTune(),)))
+    result = fit(worker_group(experiment, folder, callbacks=(EpochsToTune(),), test=config.get("test", True)))
     figures = dict(result.return_value)
     if result.checkpoint is not None:
         figures[CHECKPOINT_PATH_KEY] = result.checkpoint.path

@@ -33,5 +33,6 @@ def _to_tune(kind: str, figures: Mapping[str, Any]) -> None:
 
 
 def trial(config: dict[str, Any]) -> None:
-    """The function Tune runs: `config["experiment"]` is an experiment as plain data."""
-    run(load_experiment_dict(config["experiment"]), trial_reporter(config))
+    """The function Tune runs: `config["experiment"]` is an experiment as plain data, `config["test"]` whether the
+    test split is read."""
+    run(load_experiment_dict(config["experiment"]), trial_reporter(config), test=config.get("test", True))

@@ -59,9 +59,11 @@ class TrainReporter(Reporter):
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """The training function; `config` holds the experiment as plain data and perhaps the board."""
+    """The training function; `config` holds the experiment as plain data, perhaps the board, and whether the
+    test split is read (`test`)."""
     return run(
         load_experiment_dict(config["experiment"]),
         TrainReporter(config.get("board")),
         device=ray.train.torch.get_device(),
+        test=config.get("test", True),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 
 import mlflow
@@ -19,21 +20,31 @@ from raytrain_speedup.tracking.leaderboard import Row, rows
 from raytrain_speedup.tracking.store import Record
 
 RECENT = 8
-ALIAS = "latest-export"
+ALIAS = "proven"
 
 
-def export(run_id: str, out: str | Path, tracking_uri: str | None = None) -> Schedule:
+def export(
+    run_id: str,
+    out: str | Path,
+    tracking_uri: str | None = None,
+    *,
+    unproven: bool = False,
+    force: bool = False,
+) -> Schedule:
     """Write the schedule of a run.
 
     It is also kept with the run (`schedule/schedule.yaml`) and as a version of the registered model
-    `<experiment>-schedule`, so that a loop can ask MLflow for it by name.
+    `<experiment>-schedule`; a proven one gets the alias `ALIAS`, so that a loop can ask MLflow for it by name.
 
     Args:
         run_id: the run, or the beginning of its id as the leaderboard shows it.
         out: the file to write.
+        unproven: also where no verdict says that the setting is lossless.
+        force: also where another file is there.
 
     Raises:
-        UserError: if there is no such run, if it did not finish, or if it was trained without data.
+        UserError: if there is no such run, if it did not finish, if it was trained without data, if it is not
+            proven, or if the file would be overwritten.
     """
     client = store.connect(tracking_uri)
     record = find(client, run_id)
@@ -51,9 +62,30 @@ def export(run_id: str, out: str | Path, tracking_uri: str | None = None) -> Sch
         tuned_on=_tuned_on(experiment, record),
         evidence=_evidence(row),
     )
+    if not schedule.proven and not unproven:
+        raise UserError(
+            f"run {record.run_id[:8]}: not proven ({schedule.headline()}); expected a lossless setting. "
+            f"`speedup confirm {record.run_id[:8]}` runs the seeds for a verdict, --unproven exports it as it is"
+        )
+    _keep_others(Path(out), schedule, force=force)
     save_schedule(schedule, out)
     _publish(client, record, schedule)
     return schedule
+
+
+def free_name(path: Path) -> Path:
+    """The path, or the first of `schedule-2.yaml`, `schedule-3.yaml` ... that no file has."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    return path if not path.exists() else next(other for other in numbered if not other.exists())
+
+
+def _keep_others(path: Path, schedule: Schedule, *, force: bool) -> None:
+    """Nobody's file is overwritten without a word; the same schedule again is nobody's loss."""
+    if force or not path.exists():
+        return
+    if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == schedule.to_yaml():
+        return
+    raise UserError(f"{path}: is there already; expected another name ({free_name(path).name}) or --force")
 
 
 def find(client: MlflowClient, run_id: str) -> Record:
@@ -110,28 +142,39 @@ def _tuned_on(experiment: Experiment, record: Record) -> TunedOn:
 
 
 def _evidence(row: Row) -> Evidence | None:
-    if row.speedup is None or row.verdict is None or row.accuracy is None or row.difference is None:
+    found = row.comparison
+    if found is None or row.accuracy is None:
         return None
     return Evidence(
         metric=row.metric,
+        split=found.split,
         seeds=row.seeds,
         accuracy=row.accuracy,
         accuracy_std=row.accuracy_std,
-        baseline_accuracy=row.baseline_accuracy,
-        difference=row.difference,
-        interval=row.interval,
+        baseline_accuracy=found.baseline_accuracy,
+        difference=found.difference,
+        interval=found.interval,
         margin=row.margin,
-        verdict=row.verdict,
-        speedup=row.speedup,
+        verdict=row.verdict or "not yet known",
+        plan=None if row.plan is None else row.plan.to_dict(),
+        looks=row.looks,
+        speedup=found.speedup.ratio,
+        speedup_interval=found.speedup.interval,
+        speedup_clock=found.speedup.clock,
+        wall_speedup=found.speedup.wall,
+        flops_ratio=found.speedup.flops,
+        disturbed=found.speedup.disturbed,
         passes_saved=row.passes_saved or 0.0,
     )
 
 
 def _publish(client: MlflowClient, record: Record, schedule: Schedule) -> None:
-    """Keep the schedule with its run, and as the newest version of a registered model."""
+    """Keep the schedule with its run, and as the newest version of a registered model; the alias is for those
+    that a production loop may take without asking."""
     client.log_text(record.run_id, schedule.to_yaml(), "schedule/schedule.yaml")
     name = f"{record.experiment}-schedule"
     with contextlib.suppress(MlflowException):  # there already
         client.create_registered_model(name)
     made = client.create_model_version(name, source=f"runs:/{record.run_id}/schedule", run_id=record.run_id)
-    client.set_registered_model_alias(name, ALIAS, made.version)
+    if schedule.proven:
+        client.set_registered_model_alias(name, ALIAS, made.version)

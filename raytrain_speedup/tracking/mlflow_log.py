@@ -22,6 +22,7 @@ from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.loop import Stopped
+from raytrain_speedup.engine.verdict import Plan
 from raytrain_speedup.settings import UserError, flatten
 from raytrain_speedup.tracking import store
 
@@ -64,13 +65,14 @@ class RunLog:
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
         margin: float | None = None,
+        plan: Plan | None = None,
         folder: str | None = None,
     ) -> RunLog:
         """Create a run with its settings.
 
         Args:
             into: id of the MLflow experiment.
-            role, parent, params, margin, folder: as in `store.Record`.
+            role, parent, params, margin, plan, folder: as in `store.Record`.
         """
         tags = {
             store.ROLE: role,
@@ -86,6 +88,8 @@ class RunLog:
             tags[store.PARENT] = parent
         if margin is not None:
             tags[store.MARGIN] = str(margin)
+        if plan is not None:
+            tags[store.PLAN] = json.dumps(plan.to_dict())
         if folder is not None:
             tags[store.FOLDER] = folder
         run_id = client.create_run(into, tags=tags).info.run_id

@@ -1,4 +1,9 @@
-"""The picture of a sweep: speedup against accuracy, with what cannot be beaten on both."""
+"""The picture of a sweep: speedup against the difference in accuracy, with what cannot be beaten on both.
+
+Differences rather than accuracies, because trials are judged on the validation split and what was confirmed on
+the test split; each against the baseline on the same one. The front is of confirmed rows alone: a trial on it
+would be there for its luck.
+"""
 
 from __future__ import annotations
 
@@ -27,20 +32,23 @@ def draw(rows: Sequence[Row], path: str | Path, *, title: str) -> Path:
         path: the PNG to write.
         title: what to call it.
     """
-    shown = [row for row in rows if row.speedup is not None and row.accuracy is not None]
+    baseline = next((row for row in rows if row.role == "baseline" and row.accuracy is not None), None)
+    shown = [row for row in rows if row.speedup is not None and row.difference is not None]
+    hardware = dict.fromkeys(row.hardware for row in (*shown, *([baseline] if baseline else [])))
     figure = Figure(figsize=(9, 5.6), dpi=160, layout="constrained")
     axes = figure.add_subplot()
-    _frame(axes, title, " · ".join(dict.fromkeys(row.hardware for row in shown)), metrics(shown))
-    _baseline(axes, [row for row in shown if row.role == "baseline"])
-    trials = [row for row in shown if row.role in ("trial", "run")]
+    _frame(axes, title, " · ".join(hardware), metrics(rows))
+    if baseline is not None:
+        _baseline(axes, baseline)
+    controls = [row for row in shown if row.role not in ("run", *SEARCHED)]
     winners = [row for row in shown if row.role == "winner"]
-    _front(axes, [row for row in shown if row.role in SEARCHED])
-    _trials(axes, trials)
-    _controls(axes, [row for row in shown if row.role not in ("baseline", "run", *SEARCHED)])
+    _front(axes, [*controls, *winners])
+    _trials(axes, [row for row in shown if row.role in ("trial", "run")])
+    _controls(axes, controls)
     _winners(axes, winners)
     axes.margins(x=0.12, y=0.16)
-    _cut(axes, shown)
-    if shown:
+    _cut(axes, shown, baseline)
+    if shown or baseline is not None:
         axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
     path = Path(path)
     figure.savefig(path)
@@ -60,7 +68,7 @@ def _frame(axes: Axes, title: str, note: str, metric: str) -> None:
     axes.set_title(title, loc="left", fontsize=14, fontweight="bold", color=INK, pad=20)
     axes.text(0, 1.015, note, transform=axes.transAxes, fontsize=9, color="#6b7280")
     axes.set_xlabel("speedup of training time (times the baseline)", color=INK)
-    axes.set_ylabel(f"test {metric} (%)", color=INK)
+    axes.set_ylabel(f"difference in {metric} to the baseline (points)", color=INK)
     axes.xaxis.set_major_formatter("{x:.2g}x")
     axes.tick_params(colors=INK, length=0)
     axes.grid(color="#e5e7eb", linewidth=0.8)
@@ -68,47 +76,45 @@ def _frame(axes: Axes, title: str, note: str, metric: str) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _cut(axes: Axes, rows: Sequence[Row]) -> None:
+def _cut(axes: Axes, rows: Sequence[Row], baseline: Row | None) -> None:
     """Leave out what is hopelessly below the baseline: it would flatten everything that matters."""
-    for baseline in [row for row in rows if row.role == "baseline"][:1]:
-        level = (baseline.accuracy or 0.0) - max(16 * baseline.margin, 5 * (baseline.accuracy_std or 0.0))
-        below = [row for row in rows if (row.accuracy or 0.0) < level]
-        if not below:
-            return
-        bottom, top = level, max(row.accuracy or 0.0 for row in rows)
-        axes.set_ylim(bottom - 0.06 * (top - bottom), top + 0.22 * (top - bottom))
-        for row in below:
-            colour = BLUE if row.role in SEARCHED else ORANGE
-            axes.annotate(
-                f"{row.accuracy:.1f}", (row.speedup or 0.0, 0.005), xycoords=("data", "axes fraction"),
-                xytext=(0, 22), textcoords="offset points", ha="center", fontsize=8, color=colour,
-                arrowprops={"arrowstyle": "->", "color": colour, "alpha": 0.6},
-            )  # fmt: skip
-
-
-def _baseline(axes: Axes, rows: Sequence[Row]) -> None:
-    """The baseline, the band of its seeds, and how far below still counts as no loss."""
-    for row in rows[:1]:
-        assert row.accuracy is not None
-        spread = row.accuracy_std or 0.0
-        low, high = row.accuracy - spread, row.accuracy + spread
-        axes.axhspan(low, high, color=QUIET, alpha=0.22, linewidth=0, zorder=1)
-        axes.axhline(row.accuracy, color=QUIET, linewidth=1.2, zorder=1)
-        floor = row.accuracy - row.margin
-        axes.axhline(floor, color=QUIET, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+    if baseline is None:
+        return
+    level = -max(16 * baseline.margin, 5 * (baseline.accuracy_std or 0.0))
+    differences = [row.difference or 0.0 for row in rows]
+    if not any(difference < level for difference in differences):
+        return
+    top = max(0.0, *differences)
+    axes.set_ylim(level - 0.06 * (top - level), top + 0.22 * (top - level))
+    for row in [row for row in rows if (row.difference or 0.0) < level]:
+        colour = BLUE if row.role in SEARCHED else ORANGE
         axes.annotate(
-            f"margin -{row.margin:g}", (1, floor), xycoords=("axes fraction", "data"), xytext=(-4, -4),
-            textcoords="offset points", ha="right", va="top", fontsize=8, color="#6b7280",
+            f"{row.difference:+.1f}", (row.speedup or 0.0, 0.005), xycoords=("data", "axes fraction"),
+            xytext=(0, 22), textcoords="offset points", ha="center", fontsize=8, color=colour,
+            arrowprops={"arrowstyle": "->", "color": colour, "alpha": 0.6},
         )  # fmt: skip
-        axes.scatter(
-            [1.0], [row.accuracy], s=90, marker="D", color=INK, zorder=5,
-            label=f"baseline ± std of {len(row.seeds)} seeds",
-        )  # fmt: skip
+
+
+def _baseline(axes: Axes, row: Row) -> None:
+    """The baseline, the band of its seeds, and how far below still counts as no loss."""
+    spread = row.accuracy_std or 0.0
+    axes.axhspan(-spread, spread, color=QUIET, alpha=0.22, linewidth=0, zorder=1)
+    axes.axhline(0.0, color=QUIET, linewidth=1.2, zorder=1)
+    axes.axhline(-row.margin, color=QUIET, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+    axes.annotate(
+        f"margin -{row.margin:g}", (1, -row.margin), xycoords=("axes fraction", "data"), xytext=(-4, -4),
+        textcoords="offset points", ha="right", va="top", fontsize=8, color="#6b7280",
+    )  # fmt: skip
+    axes.scatter(
+        [1.0], [0.0], s=90, marker="D", color=INK, zorder=5,
+        label=f"baseline ({row.accuracy:.2f} %) ± std of {len(row.seeds)} seeds",
+    )  # fmt: skip
 
 
 def _trials(axes: Axes, rows: Sequence[Row]) -> None:
     if rows:
-        axes.scatter(*_points(rows), s=46, color=BLUE, alpha=0.55, linewidths=0, zorder=3, label="trials")
+        label = "trials: one seed, validation data"
+        axes.scatter(*_points(rows), s=46, color=QUIET, alpha=0.75, linewidths=0, zorder=3, label=label)
 
 
 def _front(axes: Axes, rows: Sequence[Row]) -> None:
@@ -127,22 +133,27 @@ def _controls(axes: Axes, rows: Sequence[Row]) -> None:
 def _winners(axes: Axes, rows: Sequence[Row]) -> None:
     if not rows:
         return
-    _with_bars(axes, rows, marker="o", color=GREEN, label=f"confirmed over {len(rows[0].seeds)} seeds")
+    _with_bars(axes, rows, marker="o", color=GREEN, label="confirmed (bars: intervals)")
     for row in rows:
-        assert row.speedup is not None and row.accuracy is not None
+        assert row.speedup is not None and row.difference is not None
         settings = textwrap.fill(textwrap.shorten(row.settings, 160), 44)
         axes.annotate(
-            f"{row.speedup:.2f}x, {row.verdict}\n{settings}", (row.speedup, row.accuracy),
+            f"{row.speedup:.2f}x, {row.verdict} ({len(row.seeds)} seeds)\n{settings}",
+            (row.speedup, row.difference),
             xytext=(9, 9), textcoords="offset points", fontsize=8, color=INK, zorder=2.5,
             bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"},
         )  # fmt: skip
 
 
 def _with_bars(axes: Axes, rows: Sequence[Row], *, marker: str, color: str, label: str) -> None:
-    bars = [row.accuracy_std or 0.0 for row in rows]
+    speedups, differences = _points(rows)
+    across = [row.speedup_interval or (value, value) for row, value in zip(rows, speedups, strict=True)]
+    along = [row.interval or (value, value) for row, value in zip(rows, differences, strict=True)]
     axes.errorbar(
-        *_points(rows),
-        yerr=bars,
+        speedups,
+        differences,
+        xerr=_lengths(across, speedups),
+        yerr=_lengths(along, differences),
         fmt=marker,
         color=color,
         ms=8,
@@ -153,5 +164,13 @@ def _with_bars(axes: Axes, rows: Sequence[Row], *, marker: str, color: str, labe
     )
 
 
+def _lengths(
+    intervals: Sequence[tuple[float, float]], values: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """How far each interval reaches to either side of its value."""
+    pairs = list(zip(intervals, values, strict=True))
+    return [value - low for (low, _), value in pairs], [high - value for (_, high), value in pairs]
+
+
 def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
-    return [row.speedup or 0.0 for row in rows], [row.accuracy or 0.0 for row in rows]
+    return [row.speedup or 0.0 for row in rows], [row.difference or 0.0 for row in rows]

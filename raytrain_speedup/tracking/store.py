@@ -27,6 +27,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from raytrain_speedup.engine.verdict import Plan
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking.patience import PatientClient, reason_of
 
@@ -37,11 +38,11 @@ PARENT = "mlflow.parentRunId"
 ROLE, STATE, SEED, METHOD, SETTINGS = (
     f"speedup.{name}" for name in ("role", "state", "seed", "method", "settings")
 )
-GROUP, PARAMS, REASON, SWEEP, MARGIN = (
-    f"speedup.{name}" for name in ("group", "params", "reason", "sweep", "margin")
+GROUP, PARAMS, REASON, SWEEP, MARGIN, PLAN = (
+    f"speedup.{name}" for name in ("group", "params", "reason", "sweep", "margin", "plan")
 )
 FOLDER, DRIVER = (f"speedup.{name}" for name in ("folder", "driver"))
-TEXTS = ("baseline_key", "train_key", "hardware", "metric")
+TEXTS = ("baseline_key", "train_key", "setup", "hardware", "metric")
 """Figures of a run that are words; kept as tags, because an MLflow metric is a number."""
 
 
@@ -141,6 +142,7 @@ class Record:
         group: equal for runs that differ in their seed alone.
         figures: the final figures of the run, words included; empty before it has finished.
         params: what the search chose, by experiment key.
+        plan: of the confirmation that this run is a part of.
         folder: name of a sweep's run's own folder for checkpoints; an interrupted run goes on in it.
     """
 
@@ -160,6 +162,7 @@ class Record:
     folder: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
+    plan: Plan | None = None
 
     @property
     def finished(self) -> bool:
@@ -192,6 +195,7 @@ def read(run: Run, experiment: str = "") -> Record:
         folder=tags.get(FOLDER, ""),
         figures={**finals, **texts},
         params=json.loads(tags.get(PARAMS, "{}")),
+        plan=Plan.from_dict(json.loads(tags[PLAN])) if PLAN in tags else None,
     )
 
 

@@ -11,6 +11,7 @@ from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
 
 from raytrain_speedup.config import Experiment, load_experiment_dict
+from raytrain_speedup.engine.verdict import Plan
 from raytrain_speedup.tracking.heartbeat import Heartbeat
 from raytrain_speedup.tracking.mlflow_log import RunLog, is_final, settings_of
 
@@ -80,6 +81,7 @@ class SweepCallback(Callback):
             parent=self.heartbeat.parent,
             params=config["params"],
             margin=self.margin,
+            plan=None if config["plan"] is None else Plan.from_dict(config["plan"]),
             folder=config["folder"],
         )
 

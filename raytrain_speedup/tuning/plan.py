@@ -1,8 +1,7 @@
-"""The order of a sweep: the baseline, the search, the winners over the seeds.
+"""The order of a sweep: a baseline, the search, the winners against the baseline.
 
-A machine drifts: it warms up, others use it. A baseline that ran at the start and winners that ran at the end
-would make a speedup of that. So the seeds of the baseline and of the controls are spread over the sweep: the
-first one begins it (without a baseline there is nothing to search for), the last one runs among the winners.
+The search has baselines of its own: one begins it (without a baseline there is nothing to search for), one runs
+in its middle. They say which trials are worth confirming (`confirmation.py`).
 
 One searcher hands Ray Tune all of them, so all run in the same reused processes, and there is one thing to
 interrupt and to resume. MLflow is the only record: a resumed sweep is planned from the runs found there.
@@ -11,46 +10,23 @@ interrupt and to resume. MLflow is the only record: a resumed sweep is planned f
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from raytrain_speedup.config import Experiment
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking.mlflow_log import group_of, is_final
 from raytrain_speedup.tracking.store import Record
+from raytrain_speedup.tuning.confirmation import Confirmation, confirmation_plan
+from raytrain_speedup.tuning.planned import BASELINE, TRIAL, WINNER, PlannedRun, baseline_run
 from raytrain_speedup.tuning.search import Search, Suggestion
-from raytrain_speedup.tuning.space import SEARCH_SEED, Sweep, SweepSettings
+from raytrain_speedup.tuning.space import SEARCH_SEED, Sweep
 from raytrain_speedup.tuning.winners import Outcome, pick_winners
 
-TRIAL, WINNER, BASELINE = "trial", "winner", "baseline"
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run to be: its name is unique in the sweep and the same when the sweep is resumed.
-
-    Its folder for checkpoints has the id of a Tune trial in its name, which is unique among sittings: only a run
-    that goes on gets the folder that it had.
-    """
-
-    name: str
-    role: str
-    experiment: Experiment
-    params: dict[str, Any] = field(default_factory=dict)
-    folder: str = ""
-
-    def config(self) -> dict[str, Any]:
-        """What the trial's process receives."""
-        return {
-            "run_name": self.name,
-            "folder": self.folder,
-            "role": self.role,
-            "params": self.params,
-            "experiment": self.experiment.shipped(),
-        }
+SEARCH_SEEDS = (SEARCH_SEED, SEARCH_SEED + 1)
+"""Of the baselines that say which trials reach it: two, since one may be lucky."""
 
 
 class SweepPlan(Searcher):
@@ -59,12 +35,21 @@ class SweepPlan(Searcher):
     Args:
         sweep: the search-space file.
         past: the runs of earlier sittings, none of them running.
+        winners: settings to confirm without a search.
+        say: is told in a line what is about to be confirmed, and what each look at it finds.
     """
 
-    def __init__(self, sweep: Sweep, past: Sequence[Record] = ()) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        past: Sequence[Record] = (),
+        *,
+        winners: Sequence[Outcome] | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
         objectives = sweep.settings.objectives
         super().__init__(metric=list(objectives), mode=list(objectives.values()))
-        self.sweep = sweep
+        self.sweep, self.say = sweep, say
         self.refused: list[str] = []
         self.finished = {
             run.name: Outcome(run.name, run.role, run.group, run.params, run.figures)
@@ -76,35 +61,47 @@ class SweepPlan(Searcher):
         }
         # A run that was begun twice, because MLflow's answer to the first was lost, is the one that finished.
         trials = {run.name: run for run in sorted(past, key=lambda run: run.finished) if run.role == TRIAL}
-        self._begun_to_confirm = {
-            run.name.rpartition("-seed")[0]: run.group for run in past if run.role == WINNER
-        }
+        begun = [run for run in past if run.role == WINNER]
+        self._begun_to_confirm = {run.name.rpartition("-seed")[0]: run.group for run in begun}
+        self._begun_plan = next((run.plan for run in begun), None)
+        self._winners = winners
         self._search = Search(sweep, list(trials.values()))
         self._suggestions: dict[str, Suggestion] = {}
+        references = [] if winners is not None else list(enumerate(SEARCH_SEEDS))
         self._references = deque(
-            (after, run) for after, run in _spread(sweep) if run.name not in self.finished
+            (place * sweep.settings.trials // len(SEARCH_SEEDS), run)
+            for place, seed in references
+            if (run := baseline_run(sweep, seed)).name not in self.finished
         )
-        self._last: deque[PlannedRun] = deque()
+        self._next_runs: deque[PlannedRun] = deque()
         self._running: dict[str, PlannedRun] = {}
-        self._confirmed = False
+        self._most_at_once = 1
+        self._over = False
+        self.confirmation: Confirmation | None = None
+        """Of the winners, when the search is over."""
         self.failure: str | None = None
         """Why the baseline failed: there is nothing to compare with, so nothing more is handed out."""
+
+    def __reduce__(self) -> Any:
+        return Searcher, ()  # Tune keeps a copy for its own restore; a sweep is resumed from MLflow
 
     @property
     def total(self) -> int:
         """Runs of the whole sweep, at most."""
         settings = self.sweep.settings
-        sides = 1 + len(settings.controls) + min(settings.confirm, settings.trials)
-        return settings.trials + sides * len(settings.seeds)
+        if self._winners is not None:
+            winners, search = len(self._winners), 0
+        else:
+            winners = min(settings.confirm.winners, settings.trials)
+            search = len(SEARCH_SEEDS) + settings.trials
+        plan = confirmation_plan(settings, winners, self._begun_plan) if winners else None
+        rounds = len(settings.seeds) if plan is None else max(len(settings.seeds), plan.max_seeds)
+        return search + rounds * (1 + winners) + len(settings.seeds) * len(settings.controls)
 
     @property
     def done(self) -> bool:
         """Whether everything was handed out and came back."""
-        settings = self.sweep.settings
-        # Where nothing is to be confirmed, nobody asks for more after the last trial.
-        alone = settings.confirm == 0 and len(settings.seeds) == 1
-        confirmed = self._confirmed or (alone and self._search.told >= settings.trials)
-        return confirmed and not (self._references or self._last or self._running)
+        return self._over and not self._running
 
     def suggest(self, trial_id: str) -> Any:
         run = self._next(trial_id)
@@ -113,25 +110,49 @@ class SweepPlan(Searcher):
         begun = self.interrupted.get(run.name)
         run = replace(run, folder=begun.folder if begun else f"{run.name}-{trial_id}")
         self._running[trial_id] = run
+        self._most_at_once = max(self._most_at_once, len(self._running))
         return run.config()
 
     def _next(self, trial_id: str) -> PlannedRun | str | None:
         """A run, or None to wait for those under way, or FINISHED."""
         if self.failure is not None:
             return str(Searcher.FINISHED)
-        while (begun := self._search.told + self._asked()) < self.sweep.settings.trials or self._references:
+        while (begun := self._search.told + self._asked()) < self._trials or self._references:
             if self._references and self._references[0][0] <= begun:
                 return self._references.popleft()[1]
             if run := self._suggested(trial_id):
                 return run
-        if not self._confirmed and not self._asked():
-            if any(run.role == BASELINE for run in self._running.values()):
+        if not self._next_runs and not self._over:
+            if self._running:  # they decide what is next
                 return None
-            self._confirmed = True
-            self._last.extend(run for run in self._confirmations() if run.name not in self.finished)
-        if self._last:
-            return self._last.popleft()
-        return Searcher.FINISHED if self._confirmed else None
+            self._go_on()
+        return self._next_runs.popleft() if self._next_runs else str(Searcher.FINISHED)
+
+    @property
+    def _trials(self) -> int:
+        return 0 if self._winners is not None else self.sweep.settings.trials
+
+    def _go_on(self) -> None:
+        """Begin the confirmation, or look at it, and line up what is next."""
+        if self.confirmation is None:
+            self.confirmation = self._begin_confirmation()
+        while not self._next_runs:  # rounds of an earlier sitting are only looked at
+            runs = self.confirmation.next_runs(self.finished)
+            for line in self.confirmation.news():
+                self.say(line)
+            if not runs:
+                self._over = True
+                return
+            self._next_runs.extend(run for run in runs if run.name not in self.finished)
+
+    def _begin_confirmation(self) -> Confirmation:
+        settings = self.sweep.settings
+        winners = self._winners if self._winners is not None else self._best()
+        plan = confirmation_plan(settings, len(winners), self._begun_plan) if winners else None
+        confirmation = Confirmation(self.sweep, winners, plan)
+        if winners:
+            self.say(confirmation.announcement(self.finished, at_once=self._most_at_once))
+        return confirmation
 
     def _asked(self) -> int:
         return sum(run.role == TRIAL for run in self._running.values())
@@ -147,28 +168,17 @@ class SweepPlan(Searcher):
         self._suggestions[trial_id] = suggestion
         return PlannedRun(f"trial-{suggestion.number:02d}", TRIAL, experiment, suggestion.params)
 
-    def _confirmations(self) -> Iterator[PlannedRun]:
-        """The winners, seed by seed, and what is left of the baseline and the controls."""
-        settings = self.sweep.settings
-        winners = self._winners()
-        for seed in settings.seeds:
-            if seed not in _early_seeds(settings):
-                yield from _references(self.sweep, seed)
-            for winner in winners:
-                experiment = self.sweep.trial(winner.params, seed)
-                yield PlannedRun(f"{winner.name}-seed{seed}", WINNER, experiment, dict(winner.params))
-
-    def _winners(self) -> list[Outcome]:
+    def _best(self) -> list[Outcome]:
         """Those that an earlier sitting began to confirm, for more seeds are to be theirs; else the best."""
         settings, runs, begun = self.sweep.settings, self.finished.values(), self._begun_to_confirm
-        early = {run.name for _, run in _spread(self.sweep)}  # so that a resumed sweep picks the same winners
         trials = [run for run in runs if run.role == TRIAL]
-        before = [run for run in trials if run.name in begun][: settings.confirm]
-        return before + pick_winners(
-            [run for run in trials if run.group not in begun.values()],
-            [run.figures for run in runs if run.role == BASELINE and run.name in early],
-            count=settings.confirm - len(before),
-            margin=settings.margin,
+        if before := [run for run in trials if run.name in begun]:
+            return before
+        names = {baseline_run(self.sweep, seed).name for seed in SEARCH_SEEDS}
+        return pick_winners(
+            trials,
+            [run.figures for run in runs if run.name in names],
+            count=settings.confirm.winners,
             objectives=settings.objectives,
         )
 
@@ -201,25 +211,6 @@ class SweepPlan(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a sweep is resumed from MLflow, not from Tune's files")
-
-
-def _references(sweep: Sweep, seed: int) -> Iterator[PlannedRun]:
-    """The baseline and the controls with one seed."""
-    for role, keys in {BASELINE: sweep.settings.baseline, **sweep.settings.controls}.items():
-        yield PlannedRun(f"{role}-seed{seed}", role, sweep.experiment(keys, seed), dict(keys))
-
-
-def _early_seeds(settings: SweepSettings) -> tuple[int, ...]:
-    """Those of the baseline that run before the winners are known: all but the last, the first in any case."""
-    return settings.seeds[: max(1, len(settings.seeds) - 1)]
-
-
-def _spread(sweep: Sweep) -> Iterator[tuple[int, PlannedRun]]:
-    """The references of the early seeds, each with the number of trials that begin before it."""
-    early = _early_seeds(sweep.settings)
-    for place, seed in enumerate(early):
-        for run in _references(sweep, seed):
-            yield place * sweep.settings.trials // len(early), run
 
 
 def _ending(result: dict | None, error: bool) -> str:

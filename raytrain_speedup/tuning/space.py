@@ -31,7 +31,7 @@ COSTS = (
 MAY_DIFFER_ON_RESUME = (
     *("about", "concurrency"),  # no figure depends on them
     *("trials", "points_to_evaluate"),  # the search may go on
-    *("seeds", "confirm"),  # and so may the proof: a sweep that is not yet known asks for more of it
+    *("seeds", "confirm.until", "confirm.max_seeds"),  # and so may the proof
 )
 """Keys of a search-space file (dotted, where they are in a section) that may be others when a sweep is resumed.
 All the rest is the question; with another question it would be another sweep."""
@@ -103,6 +103,23 @@ class AshaSettings(Settings):
     reduction: float = Field(3, gt=1, description="1 in so many trials goes on past each rung")
 
 
+class ConfirmSettings(Settings):
+    """How the best trials are confirmed against the baseline; docs/measuring.md says why so."""
+
+    winners: int = Field(2, ge=0, description="how many of the best trials")
+    until: Literal["verdict", "seeds"] = Field(
+        "verdict",
+        description="verdict: seed by seed until there is one; seeds: the seeds of the file, no more",
+    )
+    max_seeds: int = Field(12, ge=3, le=200, description="give up after so many")
+    error: float = Field(
+        0.05, gt=0, le=0.1, description="chance of a false verdict, over all looks and winners together"
+    )
+    pairing: Literal["paired", "unpaired"] = Field(
+        "unpaired", description="compare seed by seed, or mean with mean; never decided after seeing the data"
+    )
+
+
 class SweepSettings(Settings):
     """A search-space file."""
 
@@ -115,9 +132,9 @@ class SweepSettings(Settings):
         description="experiment keys that a trial sets beside what is searched (pruning.method: infobatch)",
     )
     search: dict[str, Distribution] = Field(
-        description="experiment key: distribution, in Optuna's terms", min_length=1
+        default_factory=dict, description="experiment key: distribution, in Optuna's terms"
     )
-    trials: int = Field(20, ge=1, description="how many settings to try")
+    trials: int = Field(20, ge=0, description="how many settings to try")
     seed: int = Field(0, ge=0, description="of the search itself")
     concurrency: int | None = Field(
         None, ge=1, description="runs at a time; as many as the cluster holds if unset"
@@ -132,6 +149,13 @@ class SweepSettings(Settings):
     points_to_evaluate: list[Overrides] = Field(
         default_factory=list, description="settings to try first, the published ones for instance"
     )
+    val_share: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="share of the training data that every run keeps back to be tuned by, where the experiment "
+        "trains on all of them (data.val_share: 0) and they have no validation split of their own",
+    )
     baseline: Overrides = Field(
         default_factory=lambda: {"pruning.method": "none", "curriculum.method": "none"},
         description="experiment keys of what everything is compared with",
@@ -142,7 +166,10 @@ class SweepSettings(Settings):
     seeds: tuple[Annotated[int, Field(ge=0, lt=SEARCH_SEED)], ...] = Field(
         (0, 1, 2), min_length=1, description="of the baseline, the controls and the confirmed winners"
     )
-    confirm: int = Field(2, ge=0, description="how many of the best trials to run again over the seeds")
+    confirm: ConfirmSettings = Field(
+        default_factory=ConfirmSettings,
+        description="how the best trials are confirmed; a number says how many of them",
+    )
     margin: float = Field(0.5, ge=0, description="points below the baseline that still count as no loss")
 
     @field_validator("search", mode="before")
@@ -156,6 +183,11 @@ class SweepSettings(Settings):
             raise ValueError("\n".join(wrong))
         return search
 
+    @field_validator("confirm", mode="before")
+    @classmethod
+    def _number_of_winners(cls, confirm: Any) -> Any:
+        return {"winners": confirm} if isinstance(confirm, int) else confirm
+
     @field_validator("overrides", "trial", "baseline", "points_to_evaluate", "controls")
     @classmethod
     def _dotted(cls, value: Any, info: ValidationInfo) -> Any:
@@ -168,6 +200,8 @@ class SweepSettings(Settings):
 
     @model_validator(mode="after")
     def _holds_together(self) -> SweepSettings:
+        if self.trials and not self.search:
+            raise ValueError("search: is empty; expected experiment keys with distributions")
         if "train.seed" in self.search:
             raise ValueError("search: 'train.seed' is not searched; 'seeds' says what is repeated")
         if len(set(self.seeds)) < len(self.seeds):
@@ -216,6 +250,11 @@ class Sweep:
         return {key: entry.build() for key, entry in self.settings.search.items()}
 
     @property
+    def tracked_as(self) -> str:
+        """The name of its MLflow experiment."""
+        return self.base.tracking.experiment or self.settings.name
+
+    @property
     def key(self) -> str:
         """Equal for files that ask the same question, see `MAY_DIFFER_ON_RESUME`."""
         said = flatten(self.settings.model_dump(mode="json", exclude={"experiment", "overrides"}))
@@ -247,6 +286,8 @@ def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
             beside if beside.suffix in (".yaml", ".yml") else read.experiment, read.overrides
         )
     base = base.with_overrides(parse_overrides(overrides))
+    if base.distillation is None and not base.data.val_share:  # without data, synthetic images are kept back
+        base = base.with_overrides({"data.val_share": read.val_share})
     if not read.objectives:
         read = read.model_copy(update={"objectives": default_objectives(base)})
     known = _objectives_of(base)

@@ -11,48 +11,43 @@ import logging
 import os
 import signal
 import threading
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import optuna
 import ray
+import yaml
 from mlflow.tracking import MlflowClient
-from ray import tune
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from pydantic import ValidationError
 from rich.console import Console
 
-from raytrain_speedup.config import ScalingSettings
-from raytrain_speedup.scaling.cluster import connect, driver_resources
-from raytrain_speedup.scaling.group_trial import group_trial
-from raytrain_speedup.scaling.storage import inside, is_address, parent_and_name
-from raytrain_speedup.scaling.tune_trial import trial
-from raytrain_speedup.settings import RunFailed, UserError
+from raytrain_speedup.config import ScalingSettings, load_experiment_dict
+from raytrain_speedup.scaling.cluster import connect
+from raytrain_speedup.settings import RunFailed, UserError, explain
 from raytrain_speedup.tracking import store
-from raytrain_speedup.tracking.export import export
+from raytrain_speedup.tracking.export import export, find, free_name
 from raytrain_speedup.tracking.heartbeat import Heartbeat
-from raytrain_speedup.tracking.leaderboard import Row, best, leaderboard, show
+from raytrain_speedup.tracking.leaderboard import DEFAULT_MARGIN, Row, best, leaderboard, safest, show
 from raytrain_speedup.tracking.patience import PatientClient
 from raytrain_speedup.tracking.picture import draw
 from raytrain_speedup.tuning.callback import SweepCallback
 from raytrain_speedup.tuning.live import SweepTable
-from raytrain_speedup.tuning.plan import TRIAL, SweepPlan
-from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, AshaSettings, Sweep, load_sweep
-
-Trainable = Callable[[dict[str, Any]], None]
-"""Runs one experiment in a Tune trial and reports by `tune.report`. `config["experiment"]` is the experiment
-as plain data, `config["run_name"]` the same when a sweep is resumed, `config["storage"]` for checkpoints."""
-
-QUIET = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the figures go to MLflow
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # an epoch without evaluation lacks the objective
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # and the screen shows one table, ours
-}
+from raytrain_speedup.tuning.parent import find_sweep, last_of, new_parent, past_runs, read_sweep
+from raytrain_speedup.tuning.plan import SweepPlan
+from raytrain_speedup.tuning.planned import TRIAL
+from raytrain_speedup.tuning.space import (
+    ConfirmSettings,
+    Sweep,
+    SweepSettings,
+    default_objectives,
+    load_sweep,
+)
+from raytrain_speedup.tuning.trials import QUIET, Trainable, fit, trainable_for
+from raytrain_speedup.tuning.winners import Outcome
 
 
 @dataclass(frozen=True)
@@ -98,30 +93,86 @@ def sweep(
         KeyboardInterrupt: after Ctrl-C; the runs are marked as interrupted and can be resumed.
     """
     console = console or Console()
+    loaded = load_sweep(file, overrides, trials=trials, seed=seed, concurrency=concurrency)
+    client = store.connect(tracking_uri or loaded.base.tracking.uri)
+    into = store.experiment_id(client, loaded.tracked_as)
+    parent = last_of(client, loaded, into) if resume else new_parent(client, loaded, into)
+    return _drive(client, loaded, parent, resume=resume, out=Path(out), console=console, trainable=trainable)
+
+
+def confirm(
+    target: str,
+    *,
+    max_seeds: int | None = None,
+    margin: float | None = None,
+    tracking_uri: str | None = None,
+    out: str | Path = ".",
+    console: Console | None = None,
+    trainable: Trainable | None = None,
+) -> SweepResult:
+    """Run seeds until there is a verdict: on the winners of a sweep, or on the setting of one run.
+
+    Args:
+        target: the name of a sweep (its last one is meant), or the beginning of the id of its MLflow run, or of
+            the id of a run as the leaderboard shows it.
+        max_seeds: give up after so many; more than a sweep's plan has extend it.
+        margin: points that count as no loss; of a single run only, a sweep's plan has its own.
+        tracking_uri, out, console, trainable: as in `sweep`.
+
+    Raises:
+        UserError: if there is no such sweep or run, and as `sweep`.
+    """
+    client, console = store.connect(tracking_uri), console or Console()
+    options: dict[str, Any] = {"out": Path(out), "console": console, "trainable": trainable}
+    found = find_sweep(client, target)
+    if found is not None:
+        if margin is not None:
+            raise UserError(f"--margin: {margin:g} cannot be another than the sweep's; expected none here")
+        loaded = _with_seeds(read_sweep(client, found), max_seeds)
+        return _drive(client, loaded, found, resume=True, **options)
+    loaded, winner = _of_one_run(client, find(client, target), margin)
+    loaded = _with_seeds(loaded, max_seeds)
+    parent = new_parent(client, loaded, store.experiment_id(client, loaded.tracked_as))
+    return _drive(client, loaded, parent, resume=False, winners=[winner], **options)
+
+
+def _drive(
+    client: PatientClient,
+    sweep: Sweep,
+    parent: str,
+    *,
+    resume: bool,
+    out: Path,
+    console: Console,
+    trainable: Trainable | None,
+    winners: list[Outcome] | None = None,
+) -> SweepResult:
+    """Plan a sweep, run it and conclude it, as its only driver."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed run is a line of the table
     os.environ.update(QUIET)
-    loaded = load_sweep(file, overrides, trials=trials, seed=seed, concurrency=concurrency)
-    client = store.connect(tracking_uri or loaded.base.tracking.uri)
-    name = loaded.base.tracking.experiment or loaded.settings.name
-    into = store.experiment_id(client, name)
-    parent = _parent(client, loaded, into, name, resume=resume)
+    name = sweep.tracked_as
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
     with Heartbeat(client, parent) as heartbeat:
-        client.log_dict(parent, loaded.settings.model_dump(mode="json"), "search_space.yaml")
-        client.log_text(parent, loaded.base.to_yaml(), "experiment.yaml")
-        plan = SweepPlan(loaded, _past(client, name, parent) if resume else ())
-        _run(loaded, plan, heartbeat, into, trainable, console)
+        client.log_dict(parent, sweep.settings.model_dump(mode="json"), "search_space.yaml")
+        client.log_text(parent, sweep.base.to_yaml(), "experiment.yaml")
+        past = past_runs(client, name, parent) if resume else ()
+        plan = SweepPlan(sweep, past, winners=winners, say=say)
+        _run(sweep, plan, heartbeat, store.experiment_id(client, name), trainable, console)
         if plan.failure is not None:
             client.set_terminated(parent, "FAILED")
             raise RunFailed(
-                f"{loaded.settings.name}: the baseline failed, and nothing can be compared: {plan.failure}"
+                f"{sweep.settings.name}: the baseline failed, and nothing can be compared: {plan.failure}"
             )
         if not plan.done:
             client.set_terminated(parent, "KILLED")
             console.print("interrupted; the same command with --resume goes on from here")
             raise KeyboardInterrupt
         client.set_terminated(parent, "FINISHED")
-        return _conclude(client, name, parent, plan, Path(out), console)
+        return _conclude(client, name, parent, plan, out, console)
 
 
 def _run(
@@ -155,7 +206,7 @@ def _run(
     )
     try:
         with _ray(scaling), table, _terminate_as_interrupt():
-            _fit(sweep, plan, callback, trainable or _trainable(scaling), heartbeat.parent)
+            fit(sweep, plan, callback, trainable or trainable_for(scaling), heartbeat.parent)
     finally:  # Tune wraps some errors of a callback in its own and passes over others
         if client.lost is not None:
             raise client.lost from None
@@ -180,141 +231,73 @@ def _conclude(
     client.log_artifact(parent, str(picture))
     console.print(f"picture      {picture}", highlight=False, soft_wrap=True)
     chosen, schedule = best(rows), None
-    if chosen is not None and plan.sweep.base.distillation is None:
-        schedule = out / "schedule.yaml"
+    if chosen is None:
+        console.print(_unproven(rows, name), highlight=False, soft_wrap=True)
+    elif plan.sweep.base.distillation is None:
+        schedule = free_name(out / "schedule.yaml")
         exported = export(chosen.run_id, schedule, tracking_uri=client.tracking_uri)
         console.print(f"schedule     {schedule}: {exported.headline()}", highlight=False, soft_wrap=True)
+        if schedule.name != "schedule.yaml":
+            console.print("             (schedule.yaml was there already, and is left as it is)")
     console.print(
         f"runs         mlflow ui --backend-store-uri {client.tracking_uri}", highlight=False, soft_wrap=True
     )
     return SweepResult(name, client.tracking_uri, rows, picture, schedule, chosen)
 
 
-def _fit(sweep: Sweep, plan: SweepPlan, callback: SweepCallback, trainable: Trainable, parent: str) -> None:
-    settings, scaling = sweep.settings, sweep.base.scaling
-    name = f"{settings.name}-{parent[:8]}"
-    storage, _ = parent_and_name(inside(scaling.storage or "runs", name))
-    tuner = tune.Tuner(
-        tune.with_resources(guarded(trainable), _resources(scaling)),
-        param_space={"storage": inside(storage, name)},
-        tune_config=tune.TuneConfig(
-            search_alg=plan,
-            scheduler=_scheduler(settings.scheduler, next(iter(settings.objectives.items()))),
-            num_samples=-1,  # the plan says when it is over
-            max_concurrent_trials=settings.concurrency,
-            reuse_actors=True,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_folder,
-        ),
-        run_config=tune.RunConfig(
-            name=name,
-            storage_path=storage,
-            callbacks=[callback],
-            failure_config=tune.FailureConfig(max_failures=scaling.max_failures),
-            verbose=0,
-        ),
+def _unproven(rows: Sequence[Row], name: str) -> str:
+    """Why there is no schedule, and what would make one."""
+    open_rows = [row for row in rows if row.role == "winner" and row.verdict == "not yet known"]
+    missing = [row.comparison.look.seeds_missing for row in open_rows if row.comparison is not None]
+    known = [seeds for seeds in missing if seeds]
+    more = f" (about {min(known)} more)" if known else ""
+    lines = ["[bold]no setting is proven lossless[/bold], so there is no schedule"]
+    if open_rows:
+        lines.append(f"speedup confirm {name} --max-seeds N      runs more seeds{more}")
+    if (least := safest(rows)) is not None:
+        lines.append(f"speedup export {least.run_id[:8]} --unproven      writes the safest one all the same")
+    return "\n             ".join(lines)
+
+
+def _with_seeds(sweep: Sweep, max_seeds: int | None) -> Sweep:
+    if max_seeds is None:
+        return sweep
+    confirm = {**sweep.settings.confirm.model_dump(), "until": "verdict", "max_seeds": max_seeds}
+    try:
+        changed = ConfirmSettings.model_validate(confirm)
+    except ValidationError as error:
+        raise explain(error, ConfirmSettings, where="--max-seeds") from None
+    return replace(sweep, settings=sweep.settings.model_copy(update={"confirm": changed}))
+
+
+def _of_one_run(client: PatientClient, record: store.Record, margin: float | None) -> tuple[Sweep, Outcome]:
+    """A sweep without a search: the setting of a run against the baseline of its sweep, or against none."""
+    base = load_experiment_dict(
+        yaml.safe_load(mlflow.artifacts.load_text(f"runs:/{record.run_id}/experiment.yaml"))
     )
-    tuner.fit()
-
-
-def guarded(trainable: Trainable) -> Trainable:
-    """A trial whose error is a report: it ends with its reason, its process lives on for the next trial.
-
-    Only the loss of the process is left for Tune to retry; a NaN would come again.
-    """
-
-    def run(config: dict[str, Any]) -> None:
-        try:
-            trainable(config)
-        except Exception as error:
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            tune.report({"error": reason, "traceback": traceback.format_exc(), "done": True})
-
-    return run
-
-
-def _trial_name(trial: Trial) -> str:
-    return str(trial.config["run_name"])
-
-
-def _trial_folder(trial: Trial) -> str:
-    return str(trial.config["folder"])
-
-
-def _in_the_trial(scaling: ScalingSettings) -> bool:
-    """Whether a trial trains in its own process; a group can do more, and starts more slowly."""
-    return scaling.workers == 1 and not is_address(scaling.storage or "")
-
-
-def _trainable(scaling: ScalingSettings) -> Trainable:
-    return trial if _in_the_trial(scaling) else group_trial
-
-
-def _resources(scaling: ScalingSettings) -> dict[str, float]:
-    if _in_the_trial(scaling):
-        return {"cpu": scaling.cpus_per_worker, "gpu": scaling.gpus_per_worker}
-    return driver_resources()
-
-
-class SearchOnlyASHA(ASHAScheduler):
-    """ASHA by progress, for the trials of the search: the baseline is never stopped, nor a whole run."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        if trial.config["role"] != TRIAL or result.get("progress", 1.0) >= 1:
-            return str(TrialScheduler.CONTINUE)
-        return str(super().on_trial_result(tune_controller, trial, result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
-        """Every rung was passed in `on_trial_result`; a baseline must not be added to one here."""
-
-
-def _scheduler(settings: AshaSettings, objective: tuple[str, str]) -> TrialScheduler:
-    if settings.method == "none":
-        return FIFOScheduler()
-    metric, mode = objective
-    return SearchOnlyASHA(
-        time_attr="progress",
-        metric=metric,
-        mode=mode,
-        grace_period=settings.grace,
-        max_t=1,
-        reduction_factor=settings.reduction,
-    )
-
-
-def _parent(client: PatientClient, sweep: Sweep, into: str, experiment: str, *, resume: bool) -> str:
-    """The MLflow run that holds the sweep: a new one, or that of the last sweep of the same question."""
-    if not resume:
-        tags = {store.SWEEP: sweep.key, "mlflow.runName": sweep.settings.name}
-        return str(client.create_run(into, tags=tags).info.run_id)
-    found = client.search_runs(
-        [into],
-        f"tags.`{store.SWEEP}` = '{sweep.key}'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    if not found:
+    if record.parent is None and base.distillation is not None:
         raise UserError(
-            f"--resume: MLflow experiment {experiment!r} holds no sweep of these settings; expected the file "
-            "and overrides of the sweep that was interrupted (only "
-            f"{', '.join(MAY_DIFFER_ON_RESUME)} may differ)"
+            f"run {record.run_id[:8]}: trained without data, and has no baseline; expected a run of a sweep"
         )
-    return str(found[0].info.run_id)
-
-
-def _past(client: PatientClient, experiment: str, parent: str) -> list[store.Record]:
-    """The runs of earlier sittings, none of them running: this driver holds the sweep."""
-    client.update_run(parent, status="RUNNING")
-    return [_settled(client, run) for run in store.records(client, experiment, parent=parent)]
-
-
-def _settled(client: MlflowClient, run: store.Record) -> store.Record:
-    """A run that its driver could not end, since it was killed, was interrupted."""
-    if run.state != "running":
-        return run
-    client.set_tag(run.run_id, store.STATE, "interrupted")
-    client.set_terminated(run.run_id, "KILLED")
-    return replace(run, state="interrupted")
+    of_sweep = (
+        {} if record.parent is None else {"baseline": read_sweep(client, record.parent).settings.baseline}
+    )
+    settings = SweepSettings(
+        name=record.experiment,
+        experiment=base.name,
+        trials=0,
+        confirm=ConfirmSettings(winners=1),
+        margin=margin
+        if margin is not None
+        else record.margin
+        if record.margin is not None
+        else DEFAULT_MARGIN,
+        objectives=default_objectives(base),
+        **of_sweep,
+    )
+    tracked = base.with_overrides({"tracking.experiment": record.experiment})
+    winner = Outcome(f"run-{record.run_id[:8]}", TRIAL, record.group, {}, record.figures)
+    return Sweep(settings, tracked), winner
 
 
 @contextmanager

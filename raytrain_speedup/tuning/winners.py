@@ -1,4 +1,10 @@
-"""Which trials earn a confirmation over the seeds."""
+"""Which trials earn a confirmation over the seeds.
+
+A trial is one seed, and the cheapest of many that look lossless is the one that had most luck. Those that reach
+the baseline's mean come first, not those within the margin of it: in simulated sweeps
+(tests/tuning/test_winners.py) that leaves 4 to 18 % of them without a proven winner instead of 20 to 68 %, at an
+equal or higher speedup. To ask for more than the mean proves more still, but slower ones.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +30,14 @@ def pick_winners(
     baselines: Sequence[Mapping[str, Any]],
     *,
     count: int,
-    margin: float,
     objectives: Mapping[str, str],
 ) -> list[Outcome]:
-    """The cheapest trials that look lossless on the validation split; where too few do, the most accurate.
+    """The cheapest trials that reach the baseline on the validation split; where too few do, the most accurate.
 
     Args:
         trials: finished trials with their full budget.
-        baselines: final figures of the baseline's runs; without any, every trial looks lossless.
+        baselines: final figures of the baseline's runs; without any, every trial reaches it.
         count: how many to pick; trials of equal settings count once.
-        margin: points of the first objective that may be lost.
         objectives: figure: `max` or `min`, quality first; the second one is the cost, else the seconds.
     """
     quality, *costs = objectives
@@ -47,8 +51,8 @@ def pick_winners(
     def expense(trial: Outcome) -> float:
         return -float(trial.figures[cost]) * sign.get(cost, -1)
 
-    level = fmean(good(figures) for figures in baselines) - margin if baselines else float("-inf")
-    lossless = sorted((trial for trial in known if good(trial.figures) >= level), key=expense)
+    level = fmean(good(figures) for figures in baselines) if baselines else float("-inf")
+    reaching = sorted((trial for trial in known if good(trial.figures) >= level), key=expense)
     others = sorted((trial for trial in known if good(trial.figures) < level), key=lambda t: -good(t.figures))
-    different = {trial.group: trial for trial in reversed(lossless + others)}
-    return [trial for trial in lossless + others if different[trial.group] is trial][:count]
+    different = {trial.group: trial for trial in reversed(reaching + others)}
+    return [trial for trial in reaching + others if different[trial.group] is trial][:count]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
 
 from raytrain_speedup.data import augment, noise
-from raytrain_speedup.data.randaugment import randaugment
 
 N, SIZE = 40, 12
 IMAGES = torch.randint(
@@ -118,35 +116,8 @@ def test_no_operation_depends_on_the_rest_of_the_batch() -> None:
     def everything(rows: torch.Tensor) -> torch.Tensor:
         x = FLOATS[rows]
         boxes = augment.random_boxes(rows, rows * 0 + SIZE, rows * 0 + SIZE, **key, min_scale=0.08)
-        x = augment.mirror(augment.crop_and_resize(x, boxes), rows, **key)
+        x = augment.mirror(augment.crop_and_resize(x, boxes), augment.coins(rows, **key))
         return augment.erase(augment.cutout(x, rows, **key, side=3), rows, **key, probability=0.5)
 
     whole = everything(index)
     assert torch.equal(everything(INDEX), whole[INDEX])
-
-
-class TestRandAugment:
-    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-
-    def draw(self, magnitude: float, index: int = 0, epoch: int = 0) -> np.ndarray:
-        return randaugment(self.image, magnitude, seed=0, epoch=epoch, index=index)
-
-    def test_magnitude_0_is_the_identity(self) -> None:
-        assert all(np.array_equal(self.draw(0, index), self.image) for index in range(20))
-
-    def test_is_a_function_of_epoch_and_sample(self) -> None:
-        assert np.array_equal(self.draw(9, 3, 5), self.draw(9, 3, 5))
-        different = {self.draw(9, index, epoch).tobytes() for index in range(10) for epoch in range(4)}
-        assert len(different) > 25  # some operations leave an image alone
-
-    def test_grows_with_the_magnitude(self) -> None:
-        def change(magnitude: float) -> float:
-            drawn = [self.draw(magnitude, index).astype(int) for index in range(60)]
-            return float(np.mean([np.abs(image - self.image).mean() for image in drawn]))
-
-        assert change(1) < change(5) < change(9)
-
-    def test_touches_no_global_generator(self) -> None:
-        before = torch.get_rng_state()
-        self.draw(9)
-        assert torch.equal(torch.get_rng_state(), before)

@@ -59,7 +59,9 @@ def test_no_pixel_is_made_up_where_the_file_has_enough(monkeypatch) -> None:
     stored = read(Files(picture(0, size=(400, 400), kind="JPEG")), 0)
     for side, size in ((400, 50), (399, 50), (200, 96), (400, 224), (100, 224)):
         stored.square(Box(0, 0, side, side), size)
-    assert asked == [8, 4, 2, 1, 1]
+    stored.square(Box(0, 0, 400, 199), 50)  # the shorter side decides
+    stored.square(Box(0, 0, 99, 400), 50)
+    assert asked == [8, 4, 2, 1, 1, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,85 @@ def test_every_kind_of_image_becomes_rgb(mode) -> None:
     image.save(stream, "JPEG" if mode == "CMYK" else "PNG")
     found = read(Files(stream.getvalue()), 0).square(Box(0, 0, 20, 10), 8)
     assert found.shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("stored_as", ["JPEG", "PNG", "pixels"])
+@pytest.mark.parametrize(("side", "size"), [(300, 96), (190, 96), (224, 160), (130, 128), (60, 96)])
+def test_lanczos_is_pillows(stored_as, side, size) -> None:
+    """Of the decoded image, and near that of the image in full where its scale is reduced."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize((360, 310), Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG" if stored_as == "JPEG" else "PNG", quality=98)
+    data = stream.getvalue()
+    whole = np.asarray(Image.open(io.BytesIO(data)))
+    source = ArraySource(whole[None], np.zeros(1), "made") if stored_as == "pixels" else Files(data)
+    stored = read(source, 0)
+    found = stored.square(Box(20, 10, side, side), size, "lanczos").astype(int)
+    box = (20, 10, 20 + side, 10 + side)
+    expected = np.asarray(Image.fromarray(whole).crop(box).resize((size, size), Image.Resampling.LANCZOS))
+    scaled = stored_as == "JPEG" and side >= 2 * size
+    assert np.abs(found - expected).max() <= (8 if scaled else 2)
+    assert np.abs(found - expected).mean() <= (0.7 if scaled else 0.3)
+
+
+@pytest.mark.parametrize("size", [96, 190])
+def test_the_two_resamplings_differ_where_there_are_fine_lines(size) -> None:
+    lines = np.random.default_rng(0).integers(0, 256, (1, 200, 200, 3), dtype=np.uint8)
+    stored = read(ArraySource(lines, np.zeros(1), "made"), 0)
+    for resampling, theirs in (
+        ("bicubic", Image.Resampling.BICUBIC),
+        ("lanczos", Image.Resampling.LANCZOS),
+    ):
+        found = stored.square(Box(0, 0, 200, 200), size, resampling).astype(int)
+        assert np.abs(found - np.asarray(Image.fromarray(lines[0]).resize((size, size), theirs))).max() <= 3
+
+
+def sixteen_bits(kind: str, values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, kind)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_are_scaled(kind) -> None:
+    values = np.linspace(0, 65535, 24 * 24).astype(np.uint16).reshape(24, 24)
+    source = Files(sixteen_bits(kind, values))
+    found = source.decode(0)
+    assert found.shape == (24, 24, 3) and found.min() == 0 and found.max() == 255
+    assert np.abs(found - values[:, :, None] / 257).max() <= 1
+
+
+@pytest.mark.parametrize("values", [[[-1]], [[65536]], [[0.5]]], ids=["negative", "large", "real"])
+def test_pixels_without_a_known_range_are_unreadable(values) -> None:
+    kind = np.float32 if isinstance(values[0][0], float) else np.int32
+    source = Files(sixteen_bits("TIFF", np.array(values, dtype=kind)))
+    with pytest.raises(
+        CorruptSample, match=r"mode [IF] have no known range; expected 8 or 16 bits a channel"
+    ):
+        source.decode(0)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("damage", ["stray bytes", "a block overwritten", "bytes lost"])
+def test_a_damaged_jpeg_is_unreadable_though_pillow_shows_it(damage, scale) -> None:
+    data = picture(3, size=(96, 96), kind="JPEG")
+    middle = len(data) * 2 // 3
+    damaged = {
+        "stray bytes": data[:-2] + b"\x12\x34\x56" + data[-2:],
+        "a block overwritten": data[:middle] + b"\xff\xd3" * 8 + data[middle + 16 :],
+        "bytes lost": data[:middle] + data[middle + 40 :],
+    }[damage]
+    assert Image.open(io.BytesIO(damaged)).convert("RGB").size == (96, 96)
+    with pytest.raises(CorruptSample):
+        decode(damaged, Files(damaged), 0, scale)
+
+
+def test_cmyk_is_left_to_pillow() -> None:
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(picture(1, size=(20, 10)))).convert("CMYK").save(stream, "JPEG")
+    expected = np.asarray(Image.open(stream).convert("RGB"))
+    assert np.array_equal(Files(stream.getvalue()).decode(0), expected)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

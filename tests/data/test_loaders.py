@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from raytrain_speedup.data import build_loader, open_data
+from raytrain_speedup.data.augment import coins
 from raytrain_speedup.data.device_loader import DeviceLoader
 from raytrain_speedup.data.digits import DigitsSettings
 from raytrain_speedup.data.imagefolder import ImageFolderSettings
-from raytrain_speedup.data.parquet import ParquetSettings
+from raytrain_speedup.data.parquet import ParquetSettings, ParquetSource
 from raytrain_speedup.data.worker_loader import BatchDataset, WorkerLoader
 from raytrain_speedup.methods.curriculum.base import Stage
+from raytrain_speedup.methods.curriculum.crop import low_frequency_crop
 
 KINDS = [("device", 0), ("workers", 0), ("workers", 2)]
 FULL_SIZE = Stage(ends_at=1.0)
@@ -158,6 +163,75 @@ def test_both_loaders_show_the_same_pixels(load, steps_of, augment, size) -> Non
     assert_same(device, workers)
 
 
+@pytest.mark.parametrize("kernel", ["fourier", "aligned", "resize"])
+@pytest.mark.parametrize("augment", ["crop-flip", "random-resized-crop"])
+@pytest.mark.parametrize(("kind", "workers"), [("device", 0), ("workers", 0)])
+def test_images_are_mirrored_and_then_reduced(load, steps_of, kind, workers, augment, kernel) -> None:
+    """With `fourier` the other order gives other images. Crops that show all of the image, to see the rest."""
+    loader = load(kind, workers, {"kernel": kernel}, augment=augment, padding=0, min_scale=1.0, cutout=0)
+    steps = steps_of(48, 12, Stage(1.0, size=8))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (loader.settings.mean, loader.settings.std))
+    mirrored = 0
+    for batch in loader.train_batches(steps, epoch=2):
+        flips = coins(batch["index"], seed=7, epoch=2)
+        for index, flip, x in zip(batch["index"].tolist(), flips, batch["inputs"], strict=True):
+            image = torch.from_numpy(loader.splits.train.decode(index)).permute(2, 0, 1).double() / 255
+            image = low_frequency_crop(image.flip(2) if flip else image, 8, kernel)
+            straight = kind == "workers" and augment == "random-resized-crop" and kernel == "resize"
+            tolerance = 0.02 if straight else 1e-4  # there pixels are rounded once more
+            torch.testing.assert_close(x, ((image - mean) / std).float(), atol=tolerance, rtol=0)
+            mirrored += bool(flip)
+    assert 10 < mirrored < 38
+
+
+@pytest.mark.parametrize("kind", ["device", "workers"])
+def test_cutout_shrinks_with_the_images(load, steps_of, kind) -> None:
+    loader = load(kind, cutout=6, augment="none")
+    for size, side in ((12, 6), (8, 4), (6, 3), (2, 1)):
+        (batch,) = loader.train_batches(steps_of(48, 48, Stage(1.0, size=size)), epoch=0)
+        blank = (batch["inputs"] == 0).all(1)
+        assert blank.any(2).sum(1).max() == blank.any(1).sum(1).max() == side
+
+
+class TestRandAugmentSetting:
+    """`data.randaugment` is the magnitude wherever the stage has none."""
+
+    def batch(self, load, steps_of, stage: Stage, **settings) -> torch.Tensor:
+        loader = load("workers", 0, augment="none", cutout=0, **settings)
+        (batch,) = loader.train_batches(steps_of(48, 48, stage), epoch=3)
+        return batch["inputs"]
+
+    def test_is_the_magnitude_of_a_stage_without_one(self, load, steps_of) -> None:
+        named = self.batch(load, steps_of, Stage(1.0, magnitude=7))
+        assert torch.equal(self.batch(load, steps_of, FULL_SIZE, randaugment=7), named)
+        assert not torch.equal(self.batch(load, steps_of, FULL_SIZE), named)
+
+    @pytest.mark.parametrize("magnitude", [0, 4])
+    def test_gives_way_to_that_of_a_stage(self, load, steps_of, magnitude) -> None:
+        stage = Stage(1.0, magnitude=magnitude)
+        first, second = (self.batch(load, steps_of, stage, randaugment=value) for value in (0, 9))
+        assert torch.equal(first, second)
+
+    def test_evaluation_is_left_alone(self, load) -> None:
+        loaders = [load("workers", 0, randaugment=value) for value in (0, 9)]
+        first, second = (list(loader.eval_batches("val", batch_size=12)) for loader in loaders)
+        assert_same(first, second)
+        images = [loader.train_images(torch.arange(9)) for loader in loaders]
+        assert torch.equal(*images)
+
+    def test_the_device_loader_says_that_it_does_nothing(self, load, steps_of, caplog) -> None:
+        for value, times in ((0, 0), (9, 1)):
+            loader = load("device", randaugment=value)
+            for epoch in range(2):
+                list(loader.train_batches(steps_of(48, 48), epoch=epoch))
+            assert caplog.text.count("RandAugment magnitudes have no effect") == times
+
+    @pytest.mark.parametrize("value", [-1, 11])
+    def test_is_on_timms_scale(self, parquet, value) -> None:
+        with pytest.raises(ValidationError, match="randaugment"):
+            ParquetSettings(**parquet, randaugment=value)
+
+
 @pytest.mark.parametrize("augment", ["crop-flip", "random-resized-crop"])
 def test_the_number_of_workers_and_the_batch_change_nothing(load, steps_of, augment) -> None:
     stage = Stage(1.0, size=8, magnitude=7)
@@ -194,6 +268,22 @@ def test_workers_persist_over_epochs_and_learn_new_stages(load, steps_of) -> Non
             os.kill(pid, 0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork is not safe")
+def test_workers_share_what_was_read_whatever_pythons_start_method_is(load, steps_of, monkeypatch) -> None:
+    """Python 3.14 starts a server that forgets all of it, and that each worker's source would be pickled for."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        monkeypatch.setattr(ParquetSource, "__getstate__", lambda self: pytest.fail("copied to a worker"))
+        loader = load("workers", 2)
+        batches = list(loader.train_batches(steps_of(48, 12), epoch=0))
+        (worker, _) = loader._groups["train"]._loader._iterator._workers
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert len(batches) == 4
+    assert type(worker).__name__ == "ForkProcess"
+
+
 @pytest.mark.parametrize(("kernel", "sizes"), [("resize", [16, 24]), ("fourier", [24, 24])])
 def test_a_resizing_crop_reads_straight_at_the_size_of_the_stage(
     folder, steps_of, monkeypatch, kernel, sizes
@@ -224,6 +314,7 @@ class TestChoice:
         assert chosen(memory_limit_gb=4e-5) is DeviceLoader
         assert chosen(augment="random-resized-crop") is WorkerLoader  # crops want the original resolution
         assert chosen(augment="random-resized-crop", loader="device") is DeviceLoader
+        assert chosen(randaugment=5) is WorkerLoader  # which wants single images
 
     def test_digits_live_on_the_device(self) -> None:
         settings = DigitsSettings()

@@ -73,6 +73,13 @@ def test_a_sample_draws_the_same_in_any_batch() -> None:
     assert torch.equal(noise.bits(index[7:9], seed=1, epoch=2, streams=[4]), whole[1:, 7:9])
 
 
+def test_one_sample_draws_what_it_draws_in_a_batch() -> None:
+    for index in (0, 7, 2**40):
+        alone = noise.bits_of_one(index, seed=1, epoch=2, streams=range(9))
+        batch = noise.bits(torch.tensor([index]), seed=1, epoch=2, streams=range(9))
+        assert alone == batch[:, 0].tolist()
+
+
 def test_no_global_generator_is_touched() -> None:
     before = torch.get_rng_state()
     noise.bits(torch.arange(10), seed=0, epoch=0, streams=range(20))

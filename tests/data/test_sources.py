@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -261,8 +262,34 @@ class TestImageFolder:
         assert (len(splits.train), len(splits.val), len(splits.test)) == (24, 6, 1)
         assert splits.test.targets.tolist() == [1]
 
-    def test_missing_folders(self, folder, tmp_path) -> None:
-        with pytest.raises(UserError, match=r"data\.root: there is no folder .*gone/train"):
+    def test_imagenets_layout_is_read_as_it_is(self, folder) -> None:
+        """train/ and val/: the second one is the test split, and validation is carved from the first."""
+        before = open_data(ImageFolderSettings(root=folder, val_share=0.25), seed=0)
+        (folder / "test").rename(folder / "val")
+        splits = open_data(ImageFolderSettings(root=folder, val_share=0.25), seed=0)
+        assert (len(splits.train), len(splits.val), len(splits.test)) == (18, 6, 6)
+        assert splits.test.locate(3) == str(folder / "val" / "bee" / "1.jpg")
+        assert splits.val.locate(0).startswith(str(folder / "train"))
+        assert splits.fingerprint == before.fingerprint
+
+    def test_a_test_split_without_labels_is_not_read(self, folder, caplog) -> None:
+        (folder / "test").rename(folder / "val")
+        (folder / "test").mkdir()
+        (folder / "test" / "ILSVRC2012_test_00000001.JPEG").write_bytes(picture(0, kind="JPEG"))
+        splits = open_data(ImageFolderSettings(root=folder), seed=0)
+        assert splits.test.locate(0).startswith(str(folder / "val"))
+        assert caplog.messages == [f"data.root: {folder}/test has no class folders in it and is not read"]
+
+    @pytest.mark.parametrize(("gone", "named"), [("train", "train"), ("test", "test")])
+    def test_missing_folders(self, folder, gone, named) -> None:
+        shutil.rmtree(folder / gone)
+        with pytest.raises(
+            UserError, match=rf"data\.root: there is no folder {named}/ with one folder for each"
+        ):
+            open_data(ImageFolderSettings(root=folder), seed=0)
+
+    def test_missing_root(self, tmp_path) -> None:
+        with pytest.raises(UserError, match=r"data\.root: there is no folder .*/gone; expected one"):
             open_data(ImageFolderSettings(root=tmp_path / "gone"), seed=0)
 
     def test_a_class_that_training_has_not(self, folder) -> None:

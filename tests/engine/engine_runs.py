@@ -142,4 +142,13 @@ def distilled(overrides: Mapping[str, Any] | None = None, method: str = "fastdfk
 
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     """Whether two sets of weights are equal bit for bit."""
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return equal(a, b)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two nested states are equal, their tensors bit for bit."""
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)

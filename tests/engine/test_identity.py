@@ -54,3 +54,18 @@ def test_what_decides_no_number_may_be_another() -> None:
     one, other = tiny(), tiny(compile=True, checkpoint_steps=3)
     assert identity(one, "data") == identity(other, "data")
     assert identity(one, "data") != identity(one, "other data")
+
+
+def test_runs_are_compared_where_all_but_the_method_and_the_seed_is_equal() -> None:
+    """One network and data on as many workers, and trained alike."""
+
+    def keys(workers: int = 1, **changed: Any) -> dict[str, str]:
+        overrides = {key.replace("__", "."): value for key, value in changed.items()}
+        return comparison_keys(identity(tiny(overrides), "data"), workers=workers)
+
+    base = keys()
+    assert keys(train__seed=5) == keys(pruning__method="infobatch") == base
+    assert keys(workers=2)["baseline_key"] != base["baseline_key"]
+    assert keys(model__name="wrn16_1")["baseline_key"] != base["baseline_key"]
+    for other in (keys(train__lr=0.5), keys(train__epochs=4), keys(train__precision="bf16")):
+        assert other["train_key"] != base["train_key"]

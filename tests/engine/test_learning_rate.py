@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine_runs import tiny
 from torch import nn
 
 from raytrain_speedup.config import TrainSettings
@@ -85,15 +84,3 @@ def test_the_average_follows_tensors_that_were_replaced():
     model.weight.data += 1
     average.update(model, 1.0)
     assert average.module.weight.tolist() == [[0.5]] * 3
-
-
-def test_every_optimizer_spares_vectors_and_takes_the_rate():
-    from raytrain_speedup.engine.optimizer import build_optimizer, set_learning_rate
-
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    for name in ("sgd", "adamw", "lamb", "lars"):
-        optimizer = build_optimizer(model, tiny(optimizer=name, weight_decay=0.1).train)
-        set_learning_rate(optimizer, 0.125)
-        decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-        assert decays == {4: 0.1, 1: 0.0}
-        assert {group["lr"] for group in optimizer.param_groups} == {0.125}

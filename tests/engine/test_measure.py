@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from engine_runs import CPU, VIT, same, tiny, trained
+from engine_runs import CPU, VIT, Diary, same, tiny, trained
 from torch import nn
 
+from raytrain_speedup.data import DeviceLoader
+from raytrain_speedup.engine import loop
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.measure import Stopwatch, training_flops
+from raytrain_speedup.engine.measure import Stopwatch, hardware, training_flops
+from raytrain_speedup.engine.run import run
+from raytrain_speedup.methods.pruning import InfoBatch
 from raytrain_speedup.models import ModelSettings, build_model
 
 
@@ -24,8 +29,8 @@ def test_a_phase_inside_another_interrupts_it_and_all_add_up():
         time.sleep(0.02)
         read = watch.read()  # in the middle of a phase
     whole = time.perf_counter() - begun
-    seconds = watch.state_dict()
-    assert sum(seconds.values()) == pytest.approx(whole, abs=2e-3)
+    seconds = watch.seconds
+    assert watch.total() == pytest.approx(whole, abs=5e-3)
     assert seconds["eval"] >= 0.03
     assert seconds["train"] >= 0.04
     assert read["train_seconds"] <= seconds["train"]
@@ -61,6 +66,34 @@ def test_the_phases_of_a_run_add_up(tmp_path: Path):
     seconds = [epoch["train_seconds"] for epoch in diary.epochs]
     assert seconds == sorted(seconds)
     assert figures["train_seconds"] == seconds[-1]
+
+
+def test_what_a_method_does_to_train_is_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Planning an epoch, making its batches and exchanging its scores are on the clock, an evaluation is not."""
+    watch = Stopwatch(CPU)
+    monkeypatch.setattr("raytrain_speedup.engine.run.Stopwatch", lambda device: watch)
+    counted: dict[str, float] = {}
+
+    def slowed(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def slow(*args: Any, **options: Any) -> Any:
+            before = watch.read()["train_seconds"]
+            time.sleep(0.002)
+            counted[name] = watch.read()["train_seconds"] - before
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    for name in ("plan", "observe", "exchange"):
+        slowed(InfoBatch, name)
+    slowed(DeviceLoader, "_augmented")
+    slowed(loop, "epoch_steps")
+    slowed(loop, "evaluate")
+    slowed(Loop, "save")
+    trained(tiny({"pruning.method": "infobatch"}), tmp_path)
+    assert counted.pop("evaluate") == counted.pop("save") == 0
+    assert len(counted) == 5 and min(counted.values()) >= 0.002
 
 
 @pytest.mark.parametrize("keys", [{}, VIT | {"model.drop_rate": 0.3}], ids=["batch-norm", "dropout"])
@@ -100,3 +133,50 @@ def test_what_a_run_says_it_cost(tmp_path: Path):
     assert figures["train_flops"] == pytest.approx(shown * training_flops(model, (1, 8, 8)))
     assert figures["peak_memory_bytes"] > 50e6
     assert torch.get_num_threads() >= 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "saved"),
+    [
+        ({"pruning.method": "epochs", "pruning.saving": 0.25, "train.epochs": 4}, 0.25),
+        ({"pruning.method": "random", "pruning.saving": 0.2, "train.epochs": 4.5}, 0.2),
+        ({"pruning.method": "none", "train.epochs": 2.5}, 0.0),
+    ],
+    ids=["fewer epochs", "a part of the last epoch", "nothing"],
+)
+def test_what_is_saved_is_what_was_asked_for(keys: dict[str, Any], saved: float, tmp_path: Path):
+    """A budget that ends within an epoch has that part of it alone."""
+    figures, _, diary = trained(tiny(keys), tmp_path)
+    assert figures["passes_saved"] == pytest.approx(saved, abs=0.003)
+    budget = keys["train.epochs"] * 230
+    assert figures["samples_shown"] == pytest.approx((1 - saved) * budget, abs=1)
+    assert diary.epochs[-1]["progress"] == 1
+
+
+def test_progress_reaches_its_end_with_the_last_step(tmp_path: Path):
+    reached: list[float] = []
+
+    class Watching(Diary):
+        def progress(self, figures: Any) -> None:
+            reached.append(figures["progress"])
+
+    run(tiny(epochs=2.5), Watching(tmp_path), device=CPU)
+    assert reached == sorted(set(reached))
+    assert reached[-1] == 1.0
+    assert reached[3] == pytest.approx(1 / 2.5)
+
+
+def test_the_figures_of_a_run_name_all_that_ran():
+    """Runs are compared where this is equal: how many devices, which, how many threads, which arithmetic."""
+    told = {
+        hardware(CPU, world=world, precision=precision)
+        for world, precision in [(1, "fp32"), (2, "fp32"), (1, "bf16")]
+    }
+    assert len(told) == 3
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        told.add(hardware(CPU, world=1, precision="fp32"))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(told) == 4

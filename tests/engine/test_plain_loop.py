@@ -1,4 +1,4 @@
-"""A disabled method changes nothing: the engine's numbers are those of a loop anyone would write."""
+"""The engine's numbers are those of a loop anyone would write: bit for bit where the methods are disabled."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from engine_runs import CPU, same, tiny, trained
+from engine_runs import VIT, same, tiny, trained
+from hand_written import Trained, train_by_hand
+from torch import Tensor
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data import build_loader, open_data
-from raytrain_speedup.data.batch import Step
 from raytrain_speedup.engine.alarm import LossAlarm
-from raytrain_speedup.engine.learning_rate import learning_rate
-from raytrain_speedup.methods.curriculum.base import FULL
+from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.methods.pruning import FullData, equal_epochs
-from raytrain_speedup.models import build_model
 
 DISABLED: list[dict[str, Any]] = [
     {"pruning.method": "none"},
@@ -26,40 +23,26 @@ DISABLED: list[dict[str, Any]] = [
     {"pruning.method": "random", "pruning.prune_ratio": 0.0},
     {"pruning.method": "epochs", "pruning.saving": 0.0},
 ]
-
-
-def plain_loop(experiment: Experiment) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Summed losses by step and final weights of a loop without the engine."""
-    train = experiment.train
-    splits = open_data(experiment.data, seed=train.seed)
-    loader = build_loader(splits, experiment.data, device=CPU, seed=train.seed, channels_last=True)
-    torch.manual_seed(train.seed)
-    model = build_model(experiment.model, num_classes=10, in_channels=1, image_size=splits.image_size)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    spared = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": train.weight_decay}, {"params": spared}],
-        lr=train.lr,
-        momentum=train.momentum,
-    )
-    epochs, count = int(train.epochs), len(splits.train)
-    losses = []
-    model.train()
-    for epoch in range(epochs):
-        order = FullData(count, equal_epochs(epochs), seed=train.seed).plan(epoch).indices
-        for number, index in enumerate(order.split(train.batch_size)):
-            progress = (epoch + number * train.batch_size / count) / epochs
-            step = Step(number, index, torch.ones(len(index)), len(index), progress, FULL)
-            (batch,) = loader.train_batches([step], epoch=epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(progress, train)
-            loss = F.cross_entropy(model(batch["inputs"]), batch["target"], reduction="none")
-            optimizer.zero_grad()
-            loss.mean().backward()
-            optimizer.step()
-            losses.append(loss.sum().item())
-    return losses, model.state_dict()
+PRUNED = {
+    "pruning.method": "infobatch",
+    "pruning.prune_ratio": 0.6,
+    "pruning.anneal_from": 0.7,
+    "train.epochs": 6,  # of which the second, third and fourth are pruned
+    "train.schedule": "cosine",
+    "train.warmup": 0.1,
+    "train.lr": 0.05,
+    "train.seed": 3,
+}
+ENABLED: dict[str, dict[str, Any]] = {
+    "infobatch": PRUNED,
+    "mixup": PRUNED | {"train.mixup": 0.5},
+    "average": PRUNED | {"train.ema_decay": 0.8},
+    "clipped": PRUNED | {"train.clip_norm": 0.5},
+    "accumulated": PRUNED | VIT | {"train.accumulate": 4},  # without batch statistics it is the same step
+    "all": PRUNED
+    | VIT
+    | {"train.accumulate": 2, "train.mixup": 0.5, "train.ema_decay": 0.8, "train.clip_norm": 0.5},
+}
 
 
 @pytest.fixture
@@ -68,7 +51,7 @@ def curve(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     losses: list[float] = []
 
     class Recording(LossAlarm):
-        def note(self, step: int, loss: torch.Tensor) -> None:
+        def note(self, step: int, loss: Tensor) -> None:
             losses.append(loss.item())
             super().note(step, loss)
 
@@ -76,26 +59,65 @@ def curve(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return losses
 
 
-@pytest.fixture(scope="module")
-def plain() -> tuple[list[float], dict[str, torch.Tensor]]:
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
+    """The samples that the engine shows, by epoch and step."""
+    shown: list[list[Tensor]] = []
+    train_step = Loop.train_step
+
+    def note(self: Loop, step: Any, batch: Any, *, advance: float) -> None:
+        if step.number == 0:
+            shown.append([])
+        shown[-1].append(step.index)
+        train_step(self, step, batch, advance=advance)
+
+    monkeypatch.setattr(Loop, "train_step", note)
+    return shown
+
+
+def full_order(experiment: Experiment) -> list[Tensor]:
+    """The order of epochs that show all samples."""
+    epochs = int(experiment.train.epochs)
+    data = FullData(230, equal_epochs(epochs), seed=experiment.train.seed)
+    return [data.plan(epoch).indices for epoch in range(epochs)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        return plain_loop(tiny())
-    finally:
-        torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Trained:
+    experiment = tiny(seed=7)
+    return train_by_hand(experiment, full_order(experiment))
 
 
 @pytest.mark.parametrize("disabled", DISABLED, ids=lambda keys: "-".join(map(str, keys.values())))
-def test_a_disabled_method_is_the_plain_loop_bit_for_bit(disabled, plain, curve, tmp_path: Path):
-    experiment = tiny(disabled)
-    _, weights, _ = trained(experiment, tmp_path)
-    losses, expected = plain
+def test_a_disabled_method_is_the_plain_loop_bit_for_bit(disabled, plain: Trained, curve, tmp_path: Path):
+    _, weights, _ = trained(tiny(disabled, seed=7), tmp_path)
     assert len(curve) == 12
-    assert curve == losses
-    assert same(weights, expected)
+    assert curve == plain.losses
+    assert same(weights, plain.weights)
 
 
-def test_a_method_that_is_on_is_not(plain, tmp_path: Path):
-    _, weights, _ = trained(tiny({"pruning.method": "random", "pruning.prune_ratio": 0.5}), tmp_path)
-    assert not same(weights, plain[1])
+@pytest.mark.parametrize("keys", ENABLED.values(), ids=ENABLED)
+def test_a_pruned_run_is_the_loop_of_the_paper(keys: dict[str, Any], order, curve, tmp_path: Path):
+    """Weights in the loss, scores without them, the divisor of a short batch, progress by what is shown."""
+    experiment = tiny(keys)
+    figures, weights, diary = trained(experiment, tmp_path)
+    shown = [torch.cat(steps) for steps in order]
+    expected = train_by_hand(experiment, shown)
+    kept = [len(samples) for samples in shown]
+    assert kept[0] == kept[4] == kept[5] == 230 and max(kept[1:4]) < 190
+    assert torch.equal(shown[0], full_order(experiment)[0])
+    torch.testing.assert_close(torch.tensor(curve), torch.tensor(expected.losses), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(weights, expected.weights, rtol=1e-3, atol=1e-5)
+    assert [epoch["train_loss"] for epoch in diary.epochs] == pytest.approx(expected.epoch_losses, rel=1e-4)
+    found = {"loss": figures["test_loss"], **figures}
+    for name, figure in expected.figures.items():
+        assert found[name] == pytest.approx(figure, rel=1e-4)
+    assert figures["samples_shown"] == sum(kept)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import CPU, VIT, Diary, same, tiny, trained, weights
+from engine_runs import CPU, VIT, Diary, equal, same, tiny, trained, weights
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.loop import Stopped
@@ -37,32 +37,60 @@ PRUNED = {
     **{method: {"pruning.method": method} for method in PRUNERS},
 }
 OPTIMIZERS = {name: EVERYTHING | {"train.optimizer": name} for name in ("sgd", "adamw", "lamb", "lars")}
+HALF = {"sgd-fp16": EVERYTHING | {"train.precision": "fp16"}}
 
 
-def interrupted(experiment: Experiment, folder: Path, *after: int) -> Diary:
+def interrupted(experiment: Experiment, folder: Path, *after: int) -> list[Diary]:
     """Stop a run after so many steps, again and again, each time in a new process's state."""
-    for steps in after:
-        torch.manual_seed(steps)  # what a new process finds must not matter
+    diaries = [Diary(folder, stop_after=steps) for steps in after]
+    for diary in diaries:
+        torch.manual_seed(99)  # what a new process finds must not matter
         with pytest.raises(Stopped, match="the checkpoint is .*checkpoint-0"):
-            run(experiment, Diary(folder, stop_after=steps), device=CPU)
-    diary = Diary(folder)
-    run(experiment, diary, device=CPU)
-    return diary
+            run(experiment, diary, device=CPU)
+    diaries.append(Diary(folder))
+    run(experiment, diaries[-1], device=CPU)
+    return diaries
+
+
+def left(diary: Diary) -> list[dict[str, Any]]:
+    """All that the last checkpoint holds, but for the seconds."""
+    latest = diary.latest()
+    assert latest is not None
+    shared, own = (torch.load(latest / name, weights_only=True) for name in ("run.pt", "rank-0.pt"))
+    del shared["seconds"]
+    return [shared, own]
 
 
 def untimed(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if not any(word in name for word in TIMED)}
 
 
-@pytest.mark.parametrize("keys", (PRUNED | OPTIMIZERS).values(), ids=(PRUNED | OPTIMIZERS).keys())
+CASES = PRUNED | OPTIMIZERS | HALF
+
+
+@pytest.mark.parametrize("keys", CASES.values(), ids=CASES)
 def test_resumed_equals_uninterrupted(keys: dict[str, Any], tmp_path: Path):
     """Stopped in the middle of an epoch, at the end of one, and in the middle of a pruned one."""
     experiment = tiny(keys)
     _, expected, whole = trained(experiment, tmp_path / "whole")
-    resumed = interrupted(experiment, tmp_path / "parts", 2, 2, 1)
+    diaries = interrupted(experiment, tmp_path / "parts", 2, 2, 1)
+    resumed = diaries[-1]
     assert same(weights(resumed), expected)
-    assert untimed(resumed.epochs[-1]) == untimed(whole.epochs[-1])
+    assert equal(left(resumed), left(whole))
+    epochs = [figures for diary in diaries for figures in diary.epochs]
+    assert [untimed(epoch) for epoch in epochs] == [untimed(epoch) for epoch in whole.epochs]
     assert untimed(resumed.reports[-1]) == untimed(whole.reports[-1])
+
+
+def test_seconds_and_figures_go_on_where_they_were(tmp_path: Path):
+    """Ten of twelve steps were taken before the stop."""
+    with pytest.raises(Stopped):
+        run(tiny(), Diary(tmp_path, stop_after=10), device=CPU)
+    before = torch.load(tmp_path / "checkpoint-000002" / "run.pt", weights_only=True)
+    figures, _, _ = trained(tiny(), tmp_path)
+    assert figures["train_seconds"] > before["seconds"]["train"] > 0
+    assert figures["setup_seconds"] > before["seconds"]["setup"] > 0
+    assert before["samples_shown"] == 2 * 230 + 128 and figures["samples_shown"] == 3 * 230
 
 
 def test_resumed_from_a_checkpoint_between_steps_without_a_stop(tmp_path: Path):
@@ -86,7 +114,7 @@ def test_resumed_from_a_checkpoint_between_steps_without_a_stop(tmp_path: Path):
 def test_workers_that_decode_on_the_fly_do_not_disturb_dropout(tmp_path: Path):
     keys = EVERYTHING | {"data.loader": "workers", "data.num_workers": 1}
     _, expected, _ = trained(tiny(keys), tmp_path / "whole")
-    assert same(weights(interrupted(tiny(keys), tmp_path / "parts", 6)), expected)
+    assert same(weights(interrupted(tiny(keys), tmp_path / "parts", 6)[-1]), expected)
 
 
 def test_the_file_of_weights_it_began_with_may_be_gone(tmp_path: Path):

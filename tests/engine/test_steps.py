@@ -38,6 +38,16 @@ def test_ranks_share_every_step_and_show_no_sample_twice(
         assert len(shown) == kept
 
 
+@given(st.integers(20, 300), st.floats(0.2, 3.0))
+def test_the_last_epoch_is_shown_as_far_as_the_budget_reaches(kept: int, epochs: float):
+    """To a sample; two are the least."""
+    budget = Budget(epochs, kept, [FULL])
+    last = len(budget.epoch_ends()) - 1
+    (steps,) = of_all_ranks(1, kept=kept, batch=8, epochs=epochs, epoch=last)
+    assert sum(step.count for step in steps) == max(2, round((epochs - last) * kept))
+    assert steps[-1].progress < 1
+
+
 @given(st.integers(2, 6), st.integers(50, 300))
 def test_the_steps_of_many_workers_are_those_of_one(world: int, kept: int):
     whole = of_all_ranks(1, kept=kept, batch=world * 4, epochs=2, epoch=1)[0]

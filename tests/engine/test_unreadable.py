@@ -1,9 +1,10 @@
-"""Images that cannot be read, in the middle of an epoch: counted, named, and too many refused."""
+"""Images that cannot be read: counted, named, and too many refused, before an epoch and in the middle of one."""
 
 from __future__ import annotations
 
 import io
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from engine_runs import CPU, Diary
 from PIL import Image
 
 from raytrain_speedup.config import Experiment, load_experiment_dict
+from raytrain_speedup.data import check_readable, open_data
+from raytrain_speedup.data.masks import ParquetMasksSettings
+from raytrain_speedup.engine.preflight import preflight
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.settings import UserError
 
@@ -29,7 +33,7 @@ def write_images(path: Path, count: int, broken: tuple[int, ...] = ()) -> None:
     pq.write_table(pa.table({"image": images, "label": [n % 2 for n in range(count)]}), path)
 
 
-def experiment(folder: Path, loader: str, **data: float) -> Experiment:
+def experiment(folder: Path, loader: str, **data: float | str) -> Experiment:
     return load_experiment_dict(
         {
             "name": "broken",
@@ -80,6 +84,50 @@ def test_a_batch_without_a_readable_sample_is_passed_over(tmp_path: Path):
     figures = run(tried.with_overrides({"train.batch_size": 2}), diary, device=CPU)
     assert figures["samples_skipped"] > 20
     assert np.isfinite(diary.epochs[-1]["train_loss"])
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+@pytest.mark.parametrize("loader", ["device", "workers"])
+def test_a_split_that_is_read_last_is_tried_first(split: str, loader: str, tmp_path: Path):
+    """Before the first epoch, and by the preflight: not when the budget is spent."""
+    for name in ("train", "val", "test"):
+        write_images(tmp_path / f"{name}.parquet", 40, broken=(7, 8, 21) if name == split else ())
+    tried = experiment(tmp_path, loader, max_corrupt_share=0.05, val=str(tmp_path / "val.parquet"))
+    message = rf"data\.{split}: 3 of 40 samples cannot be read, .*=0\.05 allows; .*{split}.parquet row 7:"
+    diary = Diary(tmp_path / "run")
+    with pytest.raises(UserError, match=message):
+        run(tried, diary, device=CPU)
+    assert diary.steps == 0 and diary.reports == []
+    with pytest.raises(UserError, match=message):
+        preflight(tried, steps=1)
+    allowed = tried.with_overrides({"data.max_corrupt_share": 0.075, "train.epochs": 0.2})
+    assert run(allowed, Diary(tmp_path / "allowed"), device=CPU)["samples_skipped"] == 3
+
+
+@pytest.mark.parametrize(("broken", "refused"), [(80, True), (24, False)])
+def test_of_a_large_split_as_many_are_tried_as_show_what_is_wrong(broken: int, refused: bool, tmp_path: Path):
+    """1 % is allowed: 4 % of 1,000 tried are too many, and 1.2 % are no proof."""
+    write_images(tmp_path / "train.parquet", 10)
+    chosen = np.random.default_rng(0).choice(2000, broken, replace=False)
+    write_images(tmp_path / "test.parquet", 2000, broken=tuple(chosen.tolist()))
+    settings = experiment(tmp_path, "device").data
+    splits = open_data(settings, seed=0)
+    expected = (
+        pytest.raises(UserError, match=r"data\.test: [345]\d of 1000 samples") if refused else nullcontext()
+    )
+    with expected:
+        check_readable(splits, settings)
+
+
+def test_masks_are_tried_too(tmp_path: Path):
+    write_images(tmp_path / "test.parquet", 20)
+    table = pq.read_table(tmp_path / "test.parquet")
+    scenes = table.append_column("mask", table["image"])  # three channels: no masks
+    pq.write_table(scenes, tmp_path / "scenes.parquet")
+    data = {"source": "parquet-masks", "train": str(tmp_path / "scenes.parquet"), "classes": 2}
+    settings = ParquetMasksSettings(**data, test=tmp_path / "scenes.parquet", image_size=16)
+    with pytest.raises(UserError, match=r"data\.test: 20 of 20 .* row 0: its mask: has 3 channels"):
+        check_readable(open_data(settings, seed=0), settings)
 
 
 def test_without_validation_data_there_are_no_validation_figures(tmp_path: Path):

@@ -3,8 +3,10 @@
 Two gloo processes are started once, run every scenario and leave what they saw in files.
 """
 
+import copy
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from engine_runs import CPU, VIT, WorkerDiary, free_port, same, tiny, trained
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytrain_speedup.data import DeviceLoader
 from raytrain_speedup.data.batch import Batch
 from raytrain_speedup.engine import learner
+from raytrain_speedup.engine.alarm import NonFinite
+from raytrain_speedup.engine.ema import MovingAverage
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.run import run
+from raytrain_speedup.tasks.classification import Classification
 
 INFOBATCH = {"pruning.method": "infobatch", "pruning.anneal_from": 1.0, "train.lr": 0.01}
 SCENARIOS = {
@@ -29,7 +34,18 @@ SCENARIOS = {
     "stopped": tiny(VIT | INFOBATCH | {"model.drop_rate": 0.1}),
     "whole": tiny(VIT | INFOBATCH | {"model.drop_rate": 0.1}),
     "unreadable": tiny(VIT, lr=0.01, epochs=1),
+    "poisoned": tiny(VIT, lr=0.01, epochs=1),
     "batch-norm": tiny(epochs=1, ema_decay=0.5),
+    "drawn": tiny(
+        VIT
+        | {
+            "model.drop_rate": 0.1,
+            "model.drop_path": 0.5,
+            "model.options": VIT["model.options"] | {"depth": 2},
+        },
+        epochs=1,
+        ema_decay=0.5,
+    ),
 }
 
 ALL_REDUCE = dist.all_reduce
@@ -60,41 +76,84 @@ class Unreadable(DeviceLoader):
             yield {key: tensor[:0] for key, tensor in batch.items()} if lost else batch
 
 
-def worker(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    learner.DistributedDataParallel = Counted  # type: ignore[misc]
+class Poisoned(Classification):
+    """The losses of rank 1 in the second step are NaN; the first ones are a rehearsal's."""
+
+    calls = 0
+
+    def losses(self, output: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        good = super().losses(output, target)
+        return good * float("nan") if dist.get_rank() == 1 and self.calls == 3 else good
+
+
+class Begun(MovingAverage):
+    """Keeps the weights that a rank begins with, before DDP hands out those of rank 0."""
+
+    def __init__(self, model: nn.Module, *args: Any) -> None:
+        super().__init__(model, *args)
+        self.begun = copy.deepcopy(self.module.state_dict())
+
+
+@contextmanager
+def masks_drawn() -> Iterator[list[Tensor]]:
+    """Where dropout and stochastic depth put zeros."""
+    masks: list[Tensor] = []
+
+    def note(module: nn.Module, _: Any, output: Tensor) -> None:
+        draws = type(module).__name__ in ("Dropout", "DropPath") and module.training
+        if draws and not output.is_meta:  # FLOPs are counted on that device
+            masks.append(output == 0)
+
+    handle = nn.modules.module.register_module_forward_hook(note)
+    yield masks
+    handle.remove()
+
+
+def observed(name: str, rank: int, folder: Path) -> dict[str, Any]:
+    """What a rank sees of a scenario."""
     collectives = []
 
     def counting(tensor: Tensor, *args: Any, **options: Any) -> Any:
         collectives.append(tensor.numel())
         return ALL_REDUCE(tensor, *args, **options)
 
+    Counted.syncs = 0
+    diary, error, figures = WorkerDiary(folder / name, rank), None, None
+    with pytest.MonkeyPatch.context() as patch, masks_drawn() as masks:
+        patch.setattr(dist, "all_reduce", counting)
+        if name == "unreadable":
+            patch.setattr("raytrain_speedup.data.DeviceLoader", Unreadable)
+        if name == "poisoned":
+            patch.setattr("raytrain_speedup.tasks.classification.Classification", Poisoned)
+        averages: list[Begun] = []
+        patch.setattr(learner, "MovingAverage", lambda *args: averages.append(Begun(*args)) or averages[-1])
+        try:
+            figures = run(SCENARIOS[name], diary, device=CPU)
+        except NonFinite as nonfinite:
+            error = str(nonfinite)
+    return {
+        "figures": figures,
+        "error": error,
+        "steps": diary.steps,
+        "syncs": Counted.syncs,
+        "collectives": collectives,
+        "masks": masks,
+        "begun": [average.begun for average in averages],
+    }
+
+
+def worker(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    learner.DistributedDataParallel = Counted  # type: ignore[misc]
     for name, experiment in SCENARIOS.items():
-        Counted.syncs = 0
         if name == "stopped":
             with pytest.raises(Stopped):
                 run(experiment, WorkerDiary(folder / name, rank, stop_after=6), device=CPU)
             if rank == 0:
                 shutil.copytree(folder / name, folder / "stopped-for-one")
-        if name == "unreadable":
-            from raytrain_speedup import data
-
-            data.DeviceLoader = Unreadable  # type: ignore[misc]
-        collectives.clear()
-        dist.all_reduce = counting
-        diary = WorkerDiary(folder / name, rank)
-        figures = run(experiment, diary, device=CPU)
-        dist.all_reduce = ALL_REDUCE
-        seen = {
-            "figures": figures,
-            "steps": diary.steps,
-            "syncs": Counted.syncs,
-            "collectives": collectives[:],
-        }
-        torch.save(seen, folder / f"{name}-{rank}.pt")
-        if name == "unreadable":
-            data.DeviceLoader = DeviceLoader  # type: ignore[misc]
+        torch.save(observed(name, rank, folder), folder / f"{name}-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -106,11 +165,14 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def seen_by_both(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
 def result(folder: Path, name: str) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """What both ranks saw, and the weights."""
-    seen = [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1)]
     (last,) = sorted((folder / name).glob("checkpoint-0*"))[-1:]
-    return seen, torch.load(last / "model.pt", weights_only=True)
+    return seen_by_both(folder, name), torch.load(last / "model.pt", weights_only=True)
 
 
 def close(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -165,6 +227,30 @@ def test_a_part_that_cannot_be_read_holds_nobody_up(two: Path):
     seen, weights = result(two, "unreadable")
     assert seen[0]["steps"] == seen[1]["steps"] == 4
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_each_rank_draws_masks_of_its_own(two: Path):
+    """Of dropout and stochastic depth; `test_two_workers_resume_bit_for_bit` has dropout too."""
+    first, second = (rank["masks"] for rank in seen_by_both(two, "drawn"))
+    assert [mask.shape for mask in first] == [mask.shape for mask in second]
+    drawn = [(a, b) for a, b in zip(first, second, strict=True) if a.any() or b.any()]
+    assert len(drawn) >= 15  # three a forward pass
+    assert {mask.flatten(1).all(1).any().item() for mask, _ in drawn} == {True, False}, "both kinds"
+    assert not any(torch.equal(a, b) for a, b in drawn)
+
+
+@pytest.mark.parametrize("name", ["batch-norm", "drawn"])
+def test_all_ranks_begin_with_the_same_weights(name: str, two: Path):
+    """Their averages are made before DDP shares anything."""
+    first, second = (rank["begun"] for rank in seen_by_both(two, name))
+    assert len(first) == len(second) == 1
+    assert same(first[0], second[0])
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both_naming_its_step(two: Path):
+    """A step later the weights of both are NaN, and so are their losses."""
+    for rank in seen_by_both(two, "poisoned"):
+        assert "the loss is not finite at step 2;" in rank["error"]
 
 
 def test_batch_statistics_evaluated_are_the_ones_saved(two: Path, tmp_path: Path):

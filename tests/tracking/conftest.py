@@ -9,6 +9,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.config import load_experiment
+from raytrain_speedup.engine.verdict import Plan
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.mlflow_log import RunLog
 
@@ -25,15 +26,21 @@ def experiment_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def write(client: MlflowClient, experiment_name: str) -> Callable[..., str]:
-    """Write a finished run; keyword arguments are figures, or `keys` of the experiment and its `role`."""
+    """Write a finished run; keyword arguments are metrics, or `keys` of the experiment, its `role` and the sweep's
+    `plan`. It cost as many reference steps as seconds."""
     into = store.experiment_id(client, experiment_name)
 
-    def run(role: str, seed: int, *, keys: dict[str, Any] | None = None, **figures: Any) -> str:
+    def run(
+        role: str, seed: int, *, keys: dict[str, Any] | None = None, plan: Plan | None = None, **figures: Any
+    ) -> str:
         experiment = load_experiment("digits", {"pruning.method": "none", **(keys or {}), "train.seed": seed})
-        log = RunLog.start(client, experiment, name=f"{role}-{seed}", into=into, role=role, margin=0.5)
+        name = f"{role}-{seed}"
+        log = RunLog.start(client, experiment, name=name, into=into, role=role, margin=0.5, plan=plan)
         log.epoch({"epoch": 1, "val_accuracy": 50.0})
-        known = {"train_seconds": 10.0, "passes_saved": 0.0, "train_flops": 1e9, "progress": 1.0}
-        log.finish({**known, "baseline_key": "k", "hardware": "a desk", **figures})
+        known = {"train_seconds": 10.0, "passes_saved": 0.0, "progress": 1.0} | figures
+        seconds = known["train_seconds"]
+        cost = {"train_flops": 1e8 * seconds, "reference_steps": seconds, "reference_batch": 8.0}
+        log.finish({"baseline_key": "k", "hardware": "a desk", "setup": "batch 64", **cost, **known})
         return log.run_id
 
     return run

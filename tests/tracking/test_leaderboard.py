@@ -13,9 +13,10 @@ from rich.console import Console
 
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.engine.loop import Stopped
+from raytrain_speedup.engine.verdict import fixed_look, plan_for, settle
 from raytrain_speedup.settings import RunFailed, UserError
 from raytrain_speedup.tracking import store
-from raytrain_speedup.tracking.leaderboard import Row, best, leaderboard, show
+from raytrain_speedup.tracking.leaderboard import Row, best, leaderboard, safest, show
 from raytrain_speedup.tracking.mlflow_log import RunLog, log_run
 
 INFOBATCH = {"pruning.method": "infobatch", "pruning.prune_ratio": 0.4}
@@ -33,7 +34,7 @@ def test_seeds_are_one_row_and_the_lucky_trial_is_no_evidence(
         write("baseline", seed, accuracy=97.0 + seed)
         write("winner", seed, keys=INFOBATCH, accuracy=96.9 + seed, train_seconds=5.0, passes_saved=0.4)
         write("random", seed, keys=RANDOM, accuracy=90.0 + seed, train_seconds=4.0)
-    lucky = write("trial", 3, keys=INFOBATCH, accuracy=100.0, train_seconds=5.0)
+    lucky = write("trial", 3, keys=INFOBATCH, val_accuracy=100.0, train_seconds=5.0)
     baseline, winner, control = rows_of(client, experiment_name)
     assert (baseline.label, winner.label, control.label) == ("baseline", "infobatch", "random")
     assert lucky not in winner.run_ids and winner.seeds == (0, 1, 2)
@@ -41,6 +42,82 @@ def test_seeds_are_one_row_and_the_lucky_trial_is_no_evidence(
     assert winner.speedup == pytest.approx(2.0) and baseline.speedup == 1.0
     assert winner.difference == pytest.approx(-0.1) and winner.settings == "prune_ratio=0.4"
     assert best([baseline, winner, control]) is winner, "a control is no schedule, however fast"
+    assert best([baseline, control]) is None and safest([baseline, control]) is None
+
+
+def test_what_is_lossy_or_unknown_is_never_crowned(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    """A sweep whose only winner lost 2.23 points exported it once."""
+    for seed in range(3):
+        write("baseline", seed, accuracy=97.0 + seed)
+        write("winner", seed, keys=INFOBATCH, accuracy=94.77 + seed, train_seconds=5.0)
+        more = INFOBATCH | {"pruning.prune_ratio": 0.6}
+        write("winner", seed, keys=more, accuracy=96.8 + seed * (seed - 1), train_seconds=5.0)
+    rows = rows_of(client, experiment_name)
+    assert {row.settings: row.verdict for row in rows[1:]} == {
+        "prune_ratio=0.6": "not yet known",
+        "prune_ratio=0.4": "lossy",
+    }
+    assert best(rows) is None
+    least = safest(rows)
+    assert least is not None and least.interval is not None
+    assert least.interval[0] == max(row.interval[0] for row in rows if row.interval)
+
+
+def test_a_trial_is_shown_on_the_validation_split_and_has_no_verdict(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    for seed in range(3):
+        write("baseline", seed, accuracy=97.0, val_accuracy=90.0)
+        write("trial", seed + 9, keys=INFOBATCH, val_accuracy=89.0, train_seconds=5.0)
+    baseline, trial = rows_of(client, experiment_name)
+    assert (trial.split, trial.accuracy, trial.difference) == ("validation", 89.0, -1.0)
+    assert trial.verdict is None and baseline.split == "test"
+    assert best([baseline, trial]) is None
+    screen = Console(file=io.StringIO(), width=160)
+    show([baseline, trial], screen)
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "grey: one seed of the search, on validation data" in text
+
+
+def test_the_winners_of_a_sweep_are_judged_together_by_their_plan(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    """Two winners share the error: their bounds are wider than those of three seeds looked at once."""
+    plan = plan_for(0.5, max_seeds=6, winners=2, pairing="paired")
+    methods: dict[str, dict[int, float]] = {"0.4": {}, "0.6": {}}
+    level = {}
+    for seed in range(3):
+        level[seed] = 97.0 + seed + 0.05 * (seed == 1)
+        write("baseline", seed, accuracy=level[seed])
+        for number, (ratio, values) in enumerate(methods.items()):
+            values[seed] = 97.0 + seed - 0.1 * number * seed
+            keys = INFOBATCH | {"pruning.prune_ratio": float(ratio)}
+            write("winner", seed, keys=keys, plan=plan, accuracy=values[seed], train_seconds=5.0)
+    expected = settle(plan, methods, level)
+    for row in rows_of(client, experiment_name)[1:]:
+        look = expected[row.settings.removeprefix("prune_ratio=")]
+        assert row.interval == pytest.approx(look.interval) and row.verdict == look.verdict
+        assert row.looks == 1 and row.plan == plan
+        alone = fixed_look(methods[row.settings.removeprefix("prune_ratio=")], level, 0.5)
+        assert alone.interval is not None and row.interval is not None
+        assert row.interval[0] < alone.interval[0]
+
+
+def test_a_disturbed_row_says_so_and_a_hopeless_time_is_not_told(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    write("baseline", 0, accuracy=97.0)
+    write("run", 0, keys=INFOBATCH, accuracy=97.0, train_seconds=20.0, reference_steps=7.0, core_share=0.4)
+    write("run", 0, keys=RANDOM, accuracy=97.0, train_seconds=8.0, reference_spread=4.0, train_flops=7e8)
+    screen = Console(file=io.StringIO(), width=160)
+    rows = rows_of(client, experiment_name)
+    show(rows, screen)
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "1.43 x ~" in text and "disturbed (had 40% of a core) but 0.50 x by wall seconds" in text
+    assert "no time ~" in text and "1/1.43" in text
+    assert [row.speedup for row in rows if row.method == "random"] == [None]
 
 
 def test_without_a_baseline_there_is_no_speedup(
@@ -118,9 +195,27 @@ def test_rows_are_plain_data(client: MlflowClient, experiment_name: str, write: 
         "accuracy",
         "interval",
         "verdict",
-        "speedup",
         "run_id",
     } <= row.keys()
+
+
+def test_the_intervals_of_both_halves_are_everywhere(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    for seed in range(3):
+        write("baseline", seed, accuracy=97.0 + seed, train_seconds=10.0 + seed / 10)
+        write("winner", seed, keys=INFOBATCH, accuracy=97.0 + seed, train_seconds=5.0 - seed / 10)
+    _, row = rows_of(client, experiment_name)
+    assert row.speedup_interval is not None
+    low, high = row.speedup_interval
+    assert 1.9 < low < row.speedup < high < 2.3  # type: ignore[operator]
+    plain = json.loads(json.dumps(row.to_dict()))
+    assert plain["speedup_interval"] == pytest.approx([low, high])
+    assert plain["speedup_clock"] == "reference steps" and plain["verdict"] == "lossless"
+    for width in (80, 160):
+        screen = Console(file=io.StringIO(), width=width)
+        show([row], screen)
+        assert f"[{low:.2f}, {high:.2f}]" in screen.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_an_unknown_experiment_names_those_there_are(client: MlflowClient, write: Callable[..., str]) -> None:

@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from raytrain_speedup.engine.compare import Comparison
+from raytrain_speedup.engine.speedup import Speedup
+from raytrain_speedup.engine.verdict import Look
 from raytrain_speedup.tracking.leaderboard import Row
 from raytrain_speedup.tracking.picture import draw, pareto_front
 
@@ -24,19 +28,24 @@ def test_the_front_is_what_nothing_beats(found: list[tuple[float, float]]) -> No
         assert (point in front) == (not beaten)
 
 
-def row(role: str, speedup: float | None, accuracy: float | None, **more: object) -> Row:
+def row(role: str, speedup: float | None, difference: float = 0.0, **more: object) -> Row:
     known = {"experiment": "x", "sweep": "s", "method": "infobatch", "settings": "prune_ratio=0.5"}
     ended = {"state": "finished", "run_id": "r", "run_ids": ("r",), "seeds": (0, 1, 2), "hardware": "a desk"}
-    return Row(role=role, speedup=speedup, accuracy=accuracy, **{**known, **ended, **more})  # type: ignore[arg-type]
+    found = None
+    if speedup is not None:
+        cost = Speedup(speedup, (speedup - 0.1, speedup + 0.1), "reference steps", speedup, None)
+        look = Look(3, 3, difference, 0.1, (difference - 0.3, difference + 0.3), "lossless", 0, None)
+        found = Comparison("accuracy", "test", (0, 1, 2), 97 + difference, 0.2, 97.0, look, cost, 0.3)
+    return Row(role=role, comparison=found, **{"accuracy": 97 + difference, **known, **ended, **more})  # type: ignore[arg-type]
 
 
 ROWS = [
-    row("baseline", 1.0, 97.0, accuracy_std=0.3),
-    row("trial", 1.5, 96.5, seeds=(3,)),
-    row("trial", 2.1, 40.0, seeds=(3,)),
-    row("winner", 1.4, 97.0, accuracy_std=0.2, verdict="lossless"),
-    row("random", 1.4, 95.0, accuracy_std=0.2),
-    row("trial", None, None, state="stopped"),
+    row("baseline", None, accuracy_std=0.3),
+    row("trial", 1.5, -0.5, seeds=(3,)),
+    row("trial", 2.1, -57.0, seeds=(3,)),
+    row("winner", 1.4),
+    row("random", 1.3, -2.0),
+    row("trial", None, accuracy=None, state="stopped"),
 ]
 
 
@@ -47,3 +56,21 @@ def test_it_is_drawn_whatever_there_is(rows: list[Row], tmp_path: Path) -> None:
     picture = imread(draw(rows, tmp_path / "p.png", title="a sweep"))
     assert picture.shape[0] > 500 and picture.shape[1] > 800
     assert picture[..., :3].std() > 0
+
+
+def test_both_bars_are_intervals_and_the_front_is_of_confirmed_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    draw(ROWS, tmp_path / "p.png", title="a sweep")
+    (axes,) = drawn[0].axes
+    bars = {container.get_label(): container for container in axes.containers}
+    _, _, (across, along) = bars["confirmed (bars: intervals)"]
+    assert across.get_segments()[0][:, 0] == pytest.approx([1.3, 1.5])
+    assert along.get_segments()[0][:, 1] == pytest.approx([-0.3, 0.3])
+    front = [line for line in axes.get_lines() if line.get_label() == "Pareto front"]
+    assert not front, "the control is beaten by the winner, and a trial is never on it"
+    draw([*ROWS, row("winner", 1.9, -0.2)], tmp_path / "p.png", title="a sweep")
+    (front_line,) = [line for line in drawn[1].axes[0].get_lines() if line.get_label() == "Pareto front"]
+    assert front_line.get_xdata() == pytest.approx([1.4, 1.9])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raytrain_speedup.config import load_experiment
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks.classification import Classification
 from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, SEARCH_SEED, load_sweep
@@ -51,6 +52,31 @@ def test_the_objectives_follow_what_is_trained(tmp_path: Path, monkeypatch: pyte
     assert load_sweep(without).settings.objectives == {"val_agreement": "max", "train_seconds": "min"}
     asked = written(tmp_path, objectives={"val_loss": "min"})
     assert load_sweep(asked).settings.objectives == {"val_loss": "min"}
+
+
+def test_a_sweep_keeps_something_back_to_tune_by(tmp_path: Path) -> None:
+    """Recipes of published results train on all of the training data; every run of a sweep on as much."""
+    published = {"experiment": "cifar10-resnet18", "controls": {"fewer": {"train.epochs": 100}}}
+    sweep = load_sweep(written(tmp_path, **published))
+    assert load_experiment("cifar10-resnet18").data.val_share == 0
+    runs = [
+        sweep.base,
+        sweep.trial({"pruning.prune_ratio": 0.3}, seed=5),
+        *(sweep.experiment(keys, 0) for keys in (sweep.settings.baseline, sweep.settings.controls["fewer"])),
+    ]
+    assert [run.data.val_share for run in runs] == [0.1] * 4
+    smaller = load_sweep(written(tmp_path, **published, val_share=0.02))
+    assert smaller.base.data.val_share == 0.02
+    assert load_sweep(written(tmp_path, **published), {"data.val_share": 0.3}).base.data.val_share == 0.3
+    assert load_sweep(written(tmp_path)).base.data.val_share == 0.2  # as the recipe digits says
+    with pytest.raises(UserError, match=r"val_share: 0 is not allowed; expected greater than 0"):
+        load_sweep(written(tmp_path, val_share=0))
+
+
+def test_a_student_without_data_keeps_none_back(tmp_path: Path) -> None:
+    search = {"distillation.lr_g": {"type": "float", "low": 0.001, "high": 0.01}}
+    without = written(tmp_path, experiment="cifar10-wrn40_2-wrn16_1", trial={}, search=search)
+    assert load_sweep(without).base.data.val_share == 0
 
 
 def test_an_experiment_beside_the_file(tmp_path: Path) -> None:

@@ -43,15 +43,15 @@ def test_a_sweep_of_the_engine(tmp_path: Path, uri: str, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "digits.yaml"
     file.write_text(
-        "name: engine\nexperiment: digits\ntrials: 2\nconfirm: 1\nseeds: [0, 1]\n"
+        "name: engine\nexperiment: digits\ntrials: 2\nconfirm: {winners: 1, until: seeds}\nseeds: [0, 1]\n"
         "overrides: {train.epochs: 2, data.image_size: 8}\n"
         "trial: {pruning.method: infobatch, pruning.anneal_from: 1.0}\n"
         "search:\n  pruning.prune_ratio: {type: float, low: 0.3, high: 0.7}\n"
     )
     result, text = go(file, uri)
     records = runs_of(uri, "engine")
-    assert [run.state for run in records] == ["finished"] * 6
-    assert [run.role for run in records].count("baseline") == 2
+    assert [run.state for run in records] == ["finished"] * 8
+    assert [run.role for run in records].count("baseline") == 4
     assert [run.role for run in records].count("winner") == 2
     client = MlflowClient(uri)
     parents = {run.parent for run in records}
@@ -61,13 +61,16 @@ def test_a_sweep_of_the_engine(tmp_path: Path, uri: str, monkeypatch: pytest.Mon
     assert 0 < one.figures["passes_saved"] < 1 and one.figures["train_flops"] > 0
     assert [point.step for point in client.get_metric_history(one.run_id, "epoch/val_accuracy")] == [1, 2]
     assert client.get_run(one.run_id).data.params["pruning.method"] == "infobatch"
-    assert result.best is not None and result.best.role == "winner" and result.best.speedup is not None
+    trial = next(run for run in records if run.role == "trial")
+    assert "accuracy" not in trial.figures and trial.figures["val_accuracy"] > 0, "the test split is not read"
+    assert one.figures["reference_steps"] > 0 and one.figures["setup"].startswith("batch 64, device loader")
+    row = next(row for row in result.rows if row.role == "winner")
+    assert row.seeds == (0, 1) and row.comparison is not None and row.comparison.speedup.clock == "reference steps"
     assert result.picture is not None and result.picture.read_bytes().startswith(b"\x89PNG")
-    assert result.schedule is not None
-    schedule = load_schedule(result.schedule)
-    assert schedule.evidence is not None and schedule.evidence.seeds == (0, 1)
-    assert schedule.pruner(100, 3).plan(0).kept == 100
-    assert "baseline" in text and "not yet known" in text
+    assert result.best is None and result.schedule is None, "two seeds prove nothing, and nothing is exported"
+    assert not (tmp_path / "schedule.yaml").exists()
+    assert "too few for a verdict" in text and "no setting is proven lossless" in text
+    assert f"speedup export {row.run_id[:8]} --unproven" in text
     assert not list(tmp_path.glob("mlruns")), "artifacts belong beside the database"
 
 
@@ -124,7 +127,7 @@ def test_a_baseline_that_fails_ends_the_sweep(tmp_path: Path, uri: str) -> None:
 def test_a_sweep_without_confirmation(tmp_path: Path, uri: str) -> None:
     """The best of a single seed is exported, and says that it is not yet known."""
     file = space(tmp_path, [0.4, 0.5])
-    file.write_text(file.read_text().replace("name: tiny", "name: quick").replace("confirm: 1", "confirm: 0"))
+    file.write_text(file.read_text().replace("name: tiny", "name: quick").replace("{winners: 1}", "{winners: 0}"))
     result, _ = go(file, uri, trainable=tiny)
     assert len(runs_of(uri, "quick")) == 3 + 2
     assert result.best is not None and result.best.verdict == "not yet known"

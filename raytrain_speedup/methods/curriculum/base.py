@@ -24,7 +24,7 @@ class Stage:
     Attributes:
         ends_at: the progress in (0, 1] at which the stage ends; the last one ends at 1.
         size: side of the input in pixels, the bandwidth B of the paper; None leaves the data as they are.
-        magnitude: RandAugment magnitude; 0 is the identity, None leaves the recipe's augmentation alone.
+        magnitude: RandAugment magnitude; 0 is the identity, None leaves it to the recipe (data.randaugment).
         cost: compute of one sample relative to one at full size, (B/N)^2 unless it was measured.
         batch_factor: multiple of the base batch size.
         replay: how many times a fresh sample is shown before new ones are read (1 = no replay buffer).

@@ -35,7 +35,7 @@ class CustomStage(Settings):
         None,
         ge=0,
         le=10,
-        description="RandAugment magnitude; 0 is none, unset is the recipe's own.",
+        description="RandAugment magnitude; 0 is none, unset is data.randaugment.",
     )
     batch_factor: int = Field(1, ge=1, le=64, description="Multiple of the base batch size.")
     replay: int = Field(

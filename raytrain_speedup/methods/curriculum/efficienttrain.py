@@ -25,8 +25,9 @@ class EfficientTrain(ShrinkingInput):
         self, image_size: int, *, stride: int = 4, model: str = "", cost_of: CostOf | None = None
     ) -> Sequence[Stage]:
         """Five stages that show equally many samples: each one's share of the compute is its cost."""
+        sides = [side(ratio, image_size, stride) for ratio in RATIOS]
         stages = [
-            self._stage(side(ratio, image_size, stride), image_size, magnitude, cost_of)
-            for ratio, magnitude in zip(RATIOS, MAGNITUDES, strict=True)
+            self._stage(size, image_size, magnitude, cost_of, smallest=sides[0])
+            for size, magnitude in zip(sides, MAGNITUDES, strict=True)
         ]
         return lay_out(stages, [stage.cost for stage in stages])

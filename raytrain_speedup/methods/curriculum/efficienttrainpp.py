@@ -45,9 +45,10 @@ class EqualComputeStages(ShrinkingInput):
         cost_of: CostOf | None,
     ) -> tuple[Stage, ...]:
         family = family_of(model) if self.family == "auto" else self.family
+        sides = [side(pixels / 224, image_size, stride) for pixels in BANDWIDTHS[family]]
         stages = [
-            self._stage(side(pixels / 224, image_size, stride), image_size, magnitude, cost_of)
-            for pixels, magnitude in zip(BANDWIDTHS[family], magnitudes, strict=True)
+            self._stage(size, image_size, magnitude, cost_of, smallest=sides[0])
+            for size, magnitude in zip(sides, magnitudes, strict=True)
         ]
         return lay_out(stages, [1] * len(stages))
 

@@ -3,14 +3,17 @@
 EfficientTrain++ (Wang et al., TPAMI 2024, https://arxiv.org/abs/2405.08768): every fresh batch enters a
 first-in first-out buffer, and the training batch is the fresh one plus (r - 1) times as many samples drawn
 from the buffer; each sample is then shown r times on average. The reference stores augmented images in half
-precision and loses them with every stage; here samples are stored as bytes before any augmentation, at full
-size, so that they take half the memory, are augmented anew each time, and serve every stage.
+precision and loses them with every stage. Here the loaders keep samples as they were before any augmentation:
+images in device memory by their index, others as the files they came in (`raytrain_speedup.data.kept`), a
+third of the memory. So they are augmented anew each time and serve every stage, but a file is decoded for
+every showing: replay spares the storage, and what spares the decoders is the kernel `resize`, which takes
+JPEGs straight to the size of the stage.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -23,7 +26,7 @@ from raytrain_speedup.settings import UserError
 class ReplayBuffer:
     """The last samples read, as many as the memory holds, on the device they came on.
 
-    A sample is whatever tensors the batch holds for it (pixels, target, index, weight): they stay together.
+    A sample is whatever tensors are pushed for it (pixels, index, weight): they stay together.
     The content depends on the last `capacity` samples pushed and on nothing else, and a draw on the content,
     the seed, the epoch and the step; so a run resumes from `state_dict`, or by pushing those samples again.
 
@@ -31,11 +34,13 @@ class ReplayBuffer:
         max_bytes: bound on the memory of the buffer.
         seed: of the draws; give each rank its own.
         max_samples: bound on their number: holding a whole data set more than once serves nothing.
+        beside: bytes that whoever pushes a sample keeps of it elsewhere; they count.
     """
 
-    def __init__(self, max_bytes: int, *, seed: int, max_samples: int | None = None) -> None:
+    def __init__(self, max_bytes: int, *, seed: int, max_samples: int | None = None, beside: int = 0) -> None:
         self.max_bytes = max_bytes
         self.max_samples = max_samples
+        self.beside = beside
         self.seed = seed
         self.capacity = 0  # samples; known with the first batch
         self._slots: dict[str, Tensor] = {}
@@ -74,11 +79,16 @@ class ReplayBuffer:
             slots[: kept - until_wrap] = newest[until_wrap:]
         self._pushed += size
 
-    def state_dict(self, *, without: Container[str] = ()) -> dict[str, Tensor]:
-        """The samples held, from the oldest to the newest; `without` names tensors not to copy."""
+    def copy(self) -> ReplayBuffer:
+        """Another one that holds the same samples, and draws the same."""
+        other = ReplayBuffer(self.max_bytes, seed=self.seed, max_samples=self.max_samples, beside=self.beside)
+        other.load_state_dict(self.state_dict())
+        return other
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The samples held, from the oldest to the newest."""
         slots = torch.from_numpy(self._slots_by_age()[::-1].copy())
-        kept = {name: held for name, held in self._slots.items() if name not in without}
-        return {name: held[slots.to(held.device)] for name, held in kept.items()}
+        return {name: held[slots.to(held.device)] for name, held in self._slots.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Hold the samples of `state_dict` and no others, on the device they are on."""
@@ -87,7 +97,8 @@ class ReplayBuffer:
             self.push(state)
 
     def _allocate(self, fresh: Mapping[str, Tensor]) -> None:
-        sample_bytes = sum(t.element_size() * math.prod(t.shape[1:]) for t in fresh.values())
+        tensors = fresh.values()
+        sample_bytes = self.beside + sum(t.element_size() * math.prod(t.shape[1:]) for t in tensors)
         self.capacity = self.max_bytes // sample_bytes
         if self.capacity == 0:
             raise UserError(

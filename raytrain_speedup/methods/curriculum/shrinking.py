@@ -26,20 +26,25 @@ class ShrinkingInput(CurriculumSettings):
         1,
         ge=1,
         le=16,
-        description="Most times a sample may be shown before a new one is read; a stage takes as many as its "
-        "smaller inputs are cheaper. 1 reads every sample; the paper uses 4 for DeiT-S and ResNet-50, 2 for "
-        "Swin-T and CSWin-T.",
+        description="Times a sample is shown before a new one is read in the stage of the smallest inputs; a later "
+        "stage takes as many as it needs to read no faster than that one, and none shows more than its inputs are "
+        "cheaper. 1 reads every sample; the paper has 4 for DeiT-S and ResNet-50 (at 160 pixels 2), 2 for Swin-T "
+        "and CSWin-T (at 160 pixels none).",
     )
 
-    def _stage(self, size: int, image_size: int, magnitude: float | None, cost_of: CostOf | None) -> Stage:
+    def _stage(
+        self, size: int, image_size: int, magnitude: float | None, cost_of: CostOf | None, *, smallest: int
+    ) -> Stage:
+        """A stage at `size` of a curriculum that begins at `smallest`, all in pixels."""
         times = times_smaller(size, image_size)
+        needed = -(-self.max_replay * smallest**2 // size**2)  # rounded up
         return Stage(
             ends_at=1.0,
             size=size,
             magnitude=magnitude,
             cost=relative_cost(size, image_size, cost_of),
             batch_factor=min(self.max_batch_factor, times),
-            replay=min(self.max_replay, times),
+            replay=min(needed, times),
         )
 
 

@@ -47,10 +47,11 @@ class SimplexCurriculum(ShrinkingInput):
     ) -> Sequence[Stage]:
         """Three stages, or fewer where neighbours come out the same."""
         ratios = (self.ratio, self.ratio + self.rise * (1 - self.ratio), 1.0)
+        sides = [side(ratio, image_size, stride) for ratio in ratios]
         middle = (self.magnitude_start + self.magnitude_end) / 2
         magnitudes = (self.magnitude_start, middle, self.magnitude_end)
         stages = [
-            self._stage(side(ratio, image_size, stride), image_size, magnitude, cost_of)
-            for ratio, magnitude in zip(ratios, magnitudes, strict=True)
+            self._stage(size, image_size, magnitude, cost_of, smallest=sides[0])
+            for size, magnitude in zip(sides, magnitudes, strict=True)
         ]
         return lay_out(stages, self.shares())

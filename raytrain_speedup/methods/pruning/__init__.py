@@ -2,7 +2,12 @@
 
 from raytrain_speedup.methods.pruning.base import EpochPlan, Pruner, PrunerSettings, equal_epochs
 from raytrain_speedup.methods.pruning.dynamic_random import DynamicRandom, DynamicRandomSettings
-from raytrain_speedup.methods.pruning.full_data import FewerEpochsSettings, FullData, NoPruningSettings
+from raytrain_speedup.methods.pruning.full_data import (
+    FewerEpochs,
+    FewerEpochsSettings,
+    FullData,
+    NoPruningSettings,
+)
 from raytrain_speedup.methods.pruning.infobatch import InfoBatch, InfoBatchSettings
 from raytrain_speedup.methods.pruning.shard import Shard, constant_offsets, rank_bounds, shard
 
@@ -18,6 +23,7 @@ __all__ = [
     "DynamicRandom",
     "DynamicRandomSettings",
     "EpochPlan",
+    "FewerEpochs",
     "FewerEpochsSettings",
     "FullData",
     "InfoBatch",

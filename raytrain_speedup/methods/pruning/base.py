@@ -23,7 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raytrain_speedup.settings import Settings
+from raytrain_speedup.settings import Settings, UserError
+
+TOLERANCE = 1e-9
+"""Of progress: the ends of epochs are sums of rounded steps."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class EpochPlan:
 
     Attributes:
         indices: (M,) int64 on the CPU, positions in the data set, shuffled; each at most once.
-        weights: (M,) float32 on the CPU; they sum to `num_samples` (exactly, before rounding to float32).
+        weights: (M,) float32 on the CPU; they sum to `num_samples` (exactly, before rounding to float32), unless
+            the loop is a shorter run dealt out (`FewerEpochs`), where all are 1.
         num_samples: N, the size of the data set.
         stats: figures for the log, such as `threshold`, `eligible` and `nonfinite` (counts are ints).
     """
@@ -62,23 +66,38 @@ class Pruner(ABC):
 
     Args:
         num_samples: N, the size of the data set.
-        epoch_ends: the progress in (0, 1] at which each epoch ends; `equal_epochs(200)` for a plain loop.
+        epochs: how many epochs of equal length the run has, or the progress in (0, 1] at which each one ends.
         seed: the randomness of epoch e is a function of (seed, e) alone; no global generator is touched.
-        device: where `observe` is called with tensors, so that observing never waits for the device.
-        last_epoch_share: the share of the last epoch's plan that is shown before progress reaches 1; below 1
-            where a curriculum's steps do not divide the budget. Only a requested `saving` looks at it.
+
+    Raises:
+        UserError: if there are no samples or no epochs.
     """
 
-    num_samples: int
-    epoch_ends: Sequence[float]
+    def __init__(self, num_samples: int, epochs: int | Sequence[float], *, seed: int = 0) -> None:
+        if num_samples < 1:
+            raise UserError(f"num_samples: {num_samples} is not allowed; expected at least 1 sample")
+        self.num_samples = num_samples
+        self.epoch_ends = epochs if isinstance(epochs, Sequence) else equal_epochs(epochs)
+        if not self.epoch_ends:
+            raise UserError("epochs: the run has none; expected at least 1")
+        self.seed = seed
 
-    @abstractmethod
     def plan(self, epoch: int) -> EpochPlan:
         """The plan of an epoch: a function of (state, seed, epoch), the same on every worker.
 
         What an epoch shows is settled when it is first planned: the same call in the middle of it, or after
         resuming there, gives the same plan again, whatever was observed meanwhile.
+
+        Raises:
+            UserError: if the run has no such epoch.
         """
+        if not 0 <= epoch < len(self.epoch_ends):
+            raise UserError(f"plan: the run has no epoch {epoch}; expected 0 to {len(self.epoch_ends) - 1}")
+        return self._plan(epoch)
+
+    @abstractmethod
+    def _plan(self, epoch: int) -> EpochPlan:
+        """The plan of an epoch that the run has."""
 
     def observe(self, index: Tensor, loss: Tensor) -> None:  # noqa: B027 - most controls need no losses
         """Note the raw losses (float, (b,)) of the samples `index` (int64, (b,)) without a device sync."""
@@ -91,10 +110,39 @@ class Pruner(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """All state, keyed by sample and not by worker, so that another number of workers can load it."""
-        return {}
+        return {"num_samples": self.num_samples, "seed": self.seed, "epoch_ends": list(self.epoch_ends)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Take up the state of `state_dict`, whatever number of workers wrote it."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of `state_dict`, whatever number of workers wrote it.
+
+        Raises:
+            UserError: if it is the state of another data set, seed, run or method: what it says of an epoch
+                would be about other draws.
+        """
+        mine = self.state_dict()
+        if state.keys() != mine.keys():
+            raise UserError(
+                f"pruning: the checkpoint holds another method's state ({', '.join(state) or 'empty'}); "
+                f"expected {', '.join(mine)}"
+            )
+        theirs, ends = state["epoch_ends"], self.epoch_ends
+        apart = [
+            e for e, pair in enumerate(zip(theirs, ends, strict=False)) if abs(pair[0] - pair[1]) > TOLERANCE
+        ]
+        if state["num_samples"] != self.num_samples:
+            problem = f"a data set of {state['num_samples']} samples; expected {self.num_samples}"
+        elif state["seed"] != self.seed:
+            problem = f"seed {state['seed']}; expected {self.seed}"
+        elif len(theirs) != len(ends):
+            problem = f"a run of {len(theirs)} epochs; expected {len(ends)}"
+        elif apart:
+            first = apart[0]
+            problem = (
+                f"a run whose epoch {first} ends at progress {theirs[first]:g}; expected {ends[first]:g}"
+            )
+        else:
+            return
+        raise UserError(f"pruning: the checkpoint is of {problem}")
 
 
 class PrunerSettings(Settings):
@@ -112,17 +160,36 @@ class PrunerSettings(Settings):
         epoch_ends: Sequence[float],
         *,
         seed: int,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         last_epoch_share: float = 1.0,
     ) -> Pruner:
-        """The pruner itself; the arguments are those of `Pruner`.
+        """The pruner itself, for a run whose budget is `budget_factor` of what it would be without pruning.
+
+        Args:
+            num_samples, epoch_ends, seed: as of `Pruner`.
+            device: where scores are kept: where `observe` is called with tensors, so that observing never
+                waits for the device. None is the device of the first losses.
+            last_epoch_share: the share of the last epoch's plan that is shown before progress reaches 1; below
+                1 where a curriculum's steps do not divide the budget. Only a promised saving looks at it.
 
         Raises:
             UserError: if the settings can't be met on these epochs (a saving out of reach, say).
         """
         raise NotImplementedError
 
+    def build_for_loop(
+        self, num_samples: int, epochs: int, *, seed: int, device: torch.device | str | None = None
+    ) -> Pruner:
+        """The pruner of a plain loop over `epochs` epochs, which nothing shortens but the plans themselves."""
+        return self.build(num_samples, equal_epochs(epochs), seed=seed, device=device)
+
 
 def equal_epochs(epochs: int) -> list[float]:
-    """The progress at which each of `epochs` epochs of the same length ends."""
-    return [(epoch + 1) / epochs for epoch in range(epochs)]
+    """The progress at which each of `epochs` epochs of the same length ends.
+
+    Raises:
+        UserError: unless that is a whole number, at least 1.
+    """
+    if epochs < 1 or epochs != int(epochs):
+        raise UserError(f"epochs: {epochs} is not allowed; expected a whole number, at least 1")
+    return [(epoch + 1) / epochs for epoch in range(int(epochs))]

@@ -12,14 +12,8 @@ import numpy as np
 from pydantic import Field
 
 from raytrain_speedup.methods.pruning import draw
-from raytrain_speedup.methods.pruning.scheduled import (
-    MAX_DROP,
-    ScheduledPruner,
-    ScheduledSettings,
-    Selection,
-    drop_count,
-    thin,
-)
+from raytrain_speedup.methods.pruning.scheduled import MAX_DROP, ScheduledPruner, ScheduledSettings
+from raytrain_speedup.methods.pruning.selection import Selection, drop_count, thin
 
 
 class DynamicRandomSettings(ScheduledSettings):
@@ -43,7 +37,8 @@ class DynamicRandom(ScheduledPruner):
             drop = min(self._drop_for_saving(epoch, self.settings.saving), self._most_droppable())
         everyone = np.ones(self.num_samples, dtype=np.bool_)
         stats = {"eligible": self.num_samples, "dropped": drop}
-        return thin([(everyone, drop)], stats, draw.generator(self.seed, epoch, draw.SURVIVORS))
+        survivors = draw.generator(self.seed, epoch, draw.SURVIVORS)
+        return thin([(everyone, drop)], stats, survivors, droppable=self._most_droppable())
 
     def _most_droppable(self) -> int:
         return int(MAX_DROP * self.num_samples)

@@ -31,14 +31,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from raytrain_speedup.methods.pruning import draw
-from raytrain_speedup.methods.pruning.scheduled import (
-    MAX_DROP,
-    ScheduledPruner,
-    ScheduledSettings,
-    Selection,
-    drop_count,
-    thin,
-)
+from raytrain_speedup.methods.pruning.scheduled import MAX_DROP, ScheduledPruner, ScheduledSettings
+from raytrain_speedup.methods.pruning.selection import MAX_WEIGHT, Selection, drop_count, thin
+from raytrain_speedup.methods.pruning.timetable import Timetable
+from raytrain_speedup.settings import UserError
 
 MAX_ELIGIBLE = 0.85
 """A saving raises the threshold to this quantile of the scores at most, the paper's upper percentile."""
@@ -80,9 +76,23 @@ class InfoBatchSettings(ScheduledSettings):
             raise ValueError(f"quantiles {self.quantiles} and keep {self.keep} differ in length")
         if not all(a < b for a, b in zip((0.0, *self.quantiles), (*self.quantiles, 1.0), strict=True)):
             raise ValueError(f"quantiles {self.quantiles} must rise, between 0 and 1")
-        if not all(0 < share <= 1 for share in self.keep):
-            raise ValueError(f"keep {self.keep} must be shares above 0, at most 1")
+        if not all(1 / MAX_WEIGHT <= share <= 1 for share in self.keep):
+            raise ValueError(
+                f"keep {self.keep} must be shares from {1 / MAX_WEIGHT:g}, where a survivor weighs "
+                f"{MAX_WEIGHT:g}, to 1"
+            )
         return self
+
+    def promised_saving(self, timetable: Timetable) -> float | None:
+        """See `ScheduledSettings.promised_saving`; the bands of the quantile form are known beforehand."""
+        if self.threshold == "mean":
+            return super().promised_saving(timetable)
+        return timetable.reachable_saving(self.bands_dropped())
+
+    def bands_dropped(self) -> float:
+        """The share of all samples that the bands of the quantile form drop."""
+        widths = np.diff((0.0, *self.quantiles))
+        return float(widths @ (1 - np.array(self.keep)))
 
     def _pruner(self) -> type[InfoBatch]:
         return InfoBatch
@@ -137,6 +147,9 @@ def lowest(
 class InfoBatch(ScheduledPruner):
     """InfoBatch for one run; see the module for its use and `ScheduledPruner` for the arguments.
 
+    Scores live where the losses are, so that observing waits for no device: with no `device` given, where the
+    first losses are. With another one given, losses on a GPU and scores on the CPU, every step waits for them.
+
     Attributes:
         scores: (N,) float32 on the device, the last observed loss of each sample.
         seen: (N,) int8 on the device, `UNSEEN`, `SHARED` or `FRESH`.
@@ -147,8 +160,9 @@ class InfoBatch(ScheduledPruner):
 
     def __init__(self, num_samples: int, epochs: int | Sequence[float], **options: Any) -> None:
         super().__init__(num_samples, epochs, **options)
-        self.scores = torch.zeros(num_samples, dtype=torch.float32, device=self.device)
-        self.seen = torch.full((num_samples,), UNSEEN, dtype=torch.int8, device=self.device)
+        place = self.device or "cpu"
+        self.scores = torch.zeros(num_samples, dtype=torch.float32, device=place)
+        self.seen = torch.full((num_samples,), UNSEEN, dtype=torch.int8, device=place)
 
     @torch.no_grad()
     def observe(self, index: Tensor, loss: Tensor) -> None:
@@ -158,9 +172,24 @@ class InfoBatch(ScheduledPruner):
             index: (b,) int64, positions in the data set. Of a position that occurs twice, one loss is kept
                 (on a CPU the last one); a plan shows none twice.
             loss: (b,) of any floating type, unweighted.
+
+        Raises:
+            UserError: unless there is one loss for each index, and indices are int64.
         """
-        index = index.to(self.device, non_blocking=True)
-        loss = loss.to(self.device, torch.float32, non_blocking=True)
+        if index.dtype != torch.int64:
+            raise UserError(f"observe: index is {index.dtype}; expected torch.int64, as in the plan")
+        if index.dim() != 1 or loss.shape != index.shape:
+            raise UserError(
+                f"observe: losses of shape {tuple(loss.shape)} for indices of shape {tuple(index.shape)}; "
+                'expected one loss per sample, (b,) and (b,), as from a criterion with reduction="none"'
+            )
+        if self.device is None:
+            self.device = loss.device
+            self.scores, self.seen = self.scores.to(self.device), self.seen.to(self.device)
+        # A copy to the CPU has to be waited for: the kernels below would read it before it is there.
+        ahead = self.device.type != "cpu"
+        index = index.to(self.device, non_blocking=ahead)
+        loss = loss.to(self.device, torch.float32, non_blocking=ahead)
         self.scores.index_copy_(0, index, loss)
         self.seen.index_fill_(0, index, FRESH)
 
@@ -172,12 +201,14 @@ class InfoBatch(ScheduledPruner):
         """
         if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
             return
+        home = self.scores.device
         fresh = self.seen == FRESH
-        both = torch.zeros(2, self.num_samples, dtype=torch.float32, device=self.device)
-        total, count = both
-        total.copy_(self.scores).masked_fill_(~fresh, 0)  # a product would spread NaN
-        count.copy_(fresh)
+        both = torch.zeros(2, self.num_samples, dtype=torch.float32, device=home)
+        both[0].copy_(self.scores).masked_fill_(~fresh, 0)  # a product would spread NaN
+        both[1].copy_(fresh)
+        both = both.to(carried_on(home))
         dist.all_reduce(both)
+        total, count = both.to(home)
         observed = count > 0
         torch.where(observed, total.div_(count), self.scores, out=self.scores)
         self.seen.clamp_(max=SHARED).masked_fill_(observed, SHARED)
@@ -192,10 +223,13 @@ class InfoBatch(ScheduledPruner):
         if finite == 0:
             return Selection(stats=stats)
         bands, threshold = self._bands(epoch, scores, usable)
+        dropped = sum(drop for _, drop in bands)
         stats["threshold"] = threshold
         stats["eligible"] = sum(int(np.count_nonzero(eligible)) for eligible, _ in bands)
-        stats["dropped"] = sum(drop for _, drop in bands)
-        return thin(bands, stats, draw.generator(self.seed, epoch, draw.SURVIVORS))
+        stats["dropped"] = dropped
+        droppable = dropped if self.settings.saving is None else _most_of(finite)
+        survivors = draw.generator(self.seed, epoch, draw.SURVIVORS)
+        return thin(bands, stats, survivors, droppable=droppable)
 
     def _bands(
         self, epoch: int, scores: NDArray[np.float32], usable: NDArray[np.bool_]
@@ -233,7 +267,9 @@ class InfoBatch(ScheduledPruner):
         return bands
 
     def _most_droppable(self) -> int:
-        return int(MAX_DROP * int(MAX_ELIGIBLE * self.num_samples))
+        if self.settings.threshold == "quantile":
+            return round(self.settings.bands_dropped() * self.num_samples)
+        return _most_of(self.num_samples)
 
     def state_dict(self) -> dict[str, Any]:
         """Scores and flags by sample, and the plan's state; alike on all workers after `exchange`."""
@@ -247,3 +283,17 @@ class InfoBatch(ScheduledPruner):
         super().load_state_dict(state)
         self.scores.copy_(state["scores"])
         self.seen.copy_(state["seen"])  # True is SHARED
+
+
+def _most_of(usable: int) -> int:
+    """How many samples a saving can drop of those with a finite score."""
+    return int(MAX_DROP * int(MAX_ELIGIBLE * usable))
+
+
+def carried_on(home: torch.device) -> torch.device:
+    """Where the process group takes a tensor of `home`: there, or on this process's accelerator.
+
+    A group of nccl alone refuses tensors of the CPU.
+    """
+    kinds = [pair.partition(":")[0] for pair in dist.get_backend_config().split(",")]
+    return home if home.type in kinds else torch.device(kinds[0])

@@ -1,36 +1,40 @@
 """What every dropping method shares: which epochs are pruned, by how much, and how that is remembered.
 
-An epoch is pruned if it lies after the warm-up and ends within the first `anneal_from` of the progress; the
-rest of the run shows all data at weight 1 (the annealing of the paper). How much is dropped is said either by
-`prune_ratio`, a share of the samples that *may* be dropped, or by `saving`, the share of all sample passes of
+An epoch is pruned if it lies between `prune_from` and `anneal_from` of the progress, but the first one never is;
+the rest of the run shows all data at weight 1 (the annealing of the paper). How much is dropped is said either
+by `prune_ratio`, a share of the samples that *may* be dropped, or by `saving`, the share of all sample passes of
 the run that is to be saved. Only the second is what a user pays for: a nominal ratio of .7 saves about 28 %
 under InfoBatch, since only samples below the mean loss may be dropped.
 
-A saving is met by feedback: every pruned epoch drops what is still missing, spread evenly over the pruned
-epochs that are left, so one epoch's shortfall is made up by the following ones.
+A saving that is out of reach is refused before the run. One that gets out of reach because losses are missing
+(nobody called `observe`, or they are NaN) is told in the log as soon as that is known.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.distributed as dist
 from pydantic import Field, ValidationError, model_validator
 
 from raytrain_speedup.methods.pruning import draw
-from raytrain_speedup.methods.pruning.base import EpochPlan, Pruner, PrunerSettings, equal_epochs
+from raytrain_speedup.methods.pruning.base import TOLERANCE, EpochPlan, Pruner, PrunerSettings
+from raytrain_speedup.methods.pruning.selection import MAX_WEIGHT, Selection
+from raytrain_speedup.methods.pruning.timetable import Timetable
 from raytrain_speedup.settings import UserError, explain
+
+log = logging.getLogger("raytrain_speedup.pruning")
 
 MAX_DROP = 0.75
 """Most a saving may drop of the eligible samples: survivors weigh 4 at most, the paper's strongest band."""
 
-_TOLERANCE = 1e-9  # of progress: epoch ends are sums of rounded steps
+NOTABLE = 0.01
+"""A saving that is missed by less than a point is not worth a warning."""
 
 
 class ScheduledSettings(PrunerSettings):
@@ -40,7 +44,7 @@ class ScheduledSettings(PrunerSettings):
         0.5,
         ge=0,
         lt=1,
-        description="Share of the eligible samples that a pruned epoch drops (the paper's r).",
+        description="Share of the eligible samples that a pruned epoch drops (the paper's r), at most .9.",
     )
     saving: float | None = Field(
         None,
@@ -52,7 +56,22 @@ class ScheduledSettings(PrunerSettings):
     anneal_from: float = Field(
         0.875, ge=0, le=1, description="Progress from which on all data is shown (the paper's delta)."
     )
-    warmup_epochs: int = Field(1, ge=1, description="Epochs at the start that show all data.")
+    prune_from: float = Field(
+        0.0, ge=0, le=1, description="Progress up to which all data is shown, and in the first epoch anyway."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _warm_up_is_a_progress(cls, data: Any) -> Any:
+        """Experiments used to count the warm-up in epochs, 1 by default, which depend on the budget."""
+        if not isinstance(data, Mapping) or "warmup_epochs" not in data:
+            return data
+        if data["warmup_epochs"] != 1:
+            raise ValueError(
+                f"warmup_epochs: {data['warmup_epochs']!r} is said in progress now; expected prune_from: "
+                f"{data['warmup_epochs']} / (epochs of the run)"
+            )
+        return {key: value for key, value in data.items() if key != "warmup_epochs"}
 
     @model_validator(mode="before")
     @classmethod
@@ -78,6 +97,23 @@ class ScheduledSettings(PrunerSettings):
             )
         if self.prune_ratio is None and self.saving is None:
             raise ValueError("prune_ratio and saving are both null; expected one of them")
+        if (self.prune_ratio or 0) > 1 - 1 / MAX_WEIGHT:
+            raise ValueError(
+                f"prune_ratio: {self.prune_ratio} is not allowed; expected at most {1 - 1 / MAX_WEIGHT:g}, "
+                f"where a survivor weighs {MAX_WEIGHT:g}"
+            )
+
+    @model_validator(mode="after")
+    def _starts_before_it_ends(self) -> Self:
+        if self.prune_from > self.anneal_from:
+            raise ValueError(
+                f"prune_from: {self.prune_from} is not allowed; expected at most anneal_from ({self.anneal_from})"
+            )
+        return self
+
+    def promised_saving(self, timetable: Timetable) -> float | None:
+        """The share of the run's sample passes that these settings save, if they say so at all."""
+        return self.saving
 
     def build(
         self,
@@ -85,7 +121,7 @@ class ScheduledSettings(PrunerSettings):
         epoch_ends: Sequence[float],
         *,
         seed: int,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         last_epoch_share: float = 1.0,
     ) -> ScheduledPruner:
         """See `PrunerSettings.build`."""
@@ -103,109 +139,14 @@ class ScheduledSettings(PrunerSettings):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Timetable:
-    """Which epochs are pruned, and how many sample passes a run has.
-
-    Attributes:
-        shares: (epochs,) share of each epoch's plan that is shown: 1, but perhaps for the last.
-        pruned: (epochs,) whether the epoch may drop samples.
-    """
-
-    shares: tuple[float, ...]
-    pruned: tuple[bool, ...]
-
-    @classmethod
-    def of(
-        cls, epoch_ends: Sequence[float], warmup_epochs: int, anneal_from: float, last_epoch_share: float
-    ) -> Timetable:
-        """Read it off the ends of the epochs, in progress."""
-        shares = (1.0,) * (len(epoch_ends) - 1) + (last_epoch_share,)
-        latest = anneal_from + _TOLERANCE
-        return cls(shares, tuple(e >= warmup_epochs and end <= latest for e, end in enumerate(epoch_ends)))
-
-    def pruned_passes(self, first: int = 0) -> float:
-        """Length of the pruned epochs from `first` on, in passes over the data."""
-        return sum(
-            share for share, pruned in zip(self.shares[first:], self.pruned[first:], strict=True) if pruned
-        )
-
-    def reachable_saving(self, most: float) -> float:
-        """The largest saving over the run if a pruned epoch drops at most the share `most` of all samples."""
-        return most * self.pruned_passes() / sum(self.shares)
-
-    def drop_share(self, epoch: int, saving: float, dropped: Sequence[float]) -> float:
-        """Share of all samples that `epoch` must drop to stay on course for `saving`.
-
-        Args:
-            epoch: a pruned epoch.
-            saving: share of the run's sample passes to be saved.
-            dropped: share of the samples each earlier epoch dropped.
-        """
-        saved = math.fsum(
-            share * drop for share, drop in zip(self.shares[:epoch], dropped[:epoch], strict=True)
-        )
-        return max(0.0, (saving * sum(self.shares) - saved) / self.pruned_passes(epoch))
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What a pruned epoch shows.
-
-    Attributes:
-        codes: (N,) uint8 as in `draw.lay_out`; None for all samples at weight 1.
-        weights: the weight of each code.
-        stats: figures for the log.
-    """
-
-    codes: NDArray[np.uint8] | None = None
-    weights: tuple[float, ...] = (0.0, 1.0)
-    stats: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def dropped(self) -> int:
-        """How many samples are not shown."""
-        return 0 if self.codes is None else len(self.codes) - int(np.count_nonzero(self.codes))
-
-
-def thin(
-    bands: Sequence[tuple[NDArray[np.bool_], int]], stats: Mapping[str, float], random: np.random.Generator
-) -> Selection:
-    """Drop an exact number of samples of each band at random; the survivors stand for the whole band.
-
-    Args:
-        bands: disjoint masks (N,) of eligible samples, and how many of each are dropped (never all of them).
-        stats: handed through.
-        random: the generator of the survivors.
-
-    A survivor of E eligible samples of which K are kept weighs E / K, the realised ratio. K * (E / K) = E, so
-    the weights of the plan sum to N; each eligible sample is kept with probability K / E, so the weighted sum
-    over the plan is an exactly unbiased estimate of the sum over the data. Weights are rounded once, to
-    float32: a relative error of at most 2^-24.
-    """
-    codes = np.full(len(bands[0][0]), draw.FULL, dtype=np.uint8)
-    weights = [0.0, 1.0]
-    for eligible, drop in bands:
-        count = int(np.count_nonzero(eligible))
-        band = np.uint8(len(weights) - draw.FULL)
-        codes += eligible * band  # `codes[eligible] = ...` would take several times as long
-        codes *= ~draw.draw(eligible, drop, random)
-        weights.append(count / (count - drop) if drop else 1.0)
-    return Selection(codes, tuple(weights), stats)
-
-
-def drop_count(ratio: float, eligible: int) -> int:
-    """How many of `eligible` samples a ratio drops: the nearest number, but never all of them."""
-    return min(round(ratio * eligible), max(eligible - 1, 0))
-
-
 class ScheduledPruner(Pruner):
     """A pruner that drops samples in the middle of the run; subclasses say which ones, by `_select`.
 
     Args:
         num_samples: N, the size of the data set.
         epochs: how many epochs of equal length the run has, or the progress at which each one ends.
-        seed: see `Pruner`; so are device and last_epoch_share.
+        seed: see `Pruner`.
+        device, last_epoch_share: see `PrunerSettings.build`.
         settings: fields of the method's settings class, such as `prune_ratio=0.5`.
 
     Raises:
@@ -220,21 +161,20 @@ class ScheduledPruner(Pruner):
         epochs: int | Sequence[float],
         *,
         seed: int = 0,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         last_epoch_share: float = 1.0,
         **settings: Any,
     ) -> None:
+        super().__init__(num_samples, epochs, seed=seed)
         self.settings = self._read(settings)
-        self.num_samples = num_samples
-        self.epoch_ends = equal_epochs(epochs) if isinstance(epochs, int) else epochs
-        self.seed = seed
-        self.device = torch.device(device)
+        self.device = None if device is None else torch.device(device)
         self.timetable = Timetable.of(
-            self.epoch_ends, self.settings.warmup_epochs, self.settings.anneal_from, last_epoch_share
+            self.epoch_ends, self.settings.prune_from, self.settings.anneal_from, last_epoch_share
         )
         self._dropped = torch.zeros(len(self.epoch_ends), dtype=torch.int64)  # samples, by epoch
         self._epoch: int | None = None  # the one that `_selection` is of
         self._selection = Selection()
+        self._told = False  # that the saving is out of reach
         self._refuse_if_out_of_reach()
 
     def _read(self, settings: Mapping[str, Any]) -> ScheduledSettings:
@@ -251,36 +191,91 @@ class ScheduledPruner(Pruner):
     def _most_droppable(self) -> int:
         """How many samples an epoch can surely drop when a saving asks for it."""
 
-    def plan(self, epoch: int) -> EpochPlan:
-        """See `Pruner.plan`."""
+    def _plan(self, epoch: int) -> EpochPlan:
         if epoch != self._epoch:
-            self._selection = self._select(epoch) if self.timetable.pruned[epoch] else Selection()
+            pruned = self.timetable.pruned[epoch]
+            self._selection = self._select(epoch) if pruned else Selection()
             self._dropped[epoch] = self._selection.dropped
             self._epoch = epoch
+            if pruned:
+                self._tell_what_is_missed(epoch)
         shown = self._selection
         order = draw.generator(self.seed, epoch, draw.ORDER)
         return draw.lay_out(self.num_samples, shown.codes, shown.weights, order, shown.stats)
 
     def _drop_for_saving(self, epoch: int, saving: float) -> int:
         """How many samples `epoch` must drop to stay on course for `saving`."""
-        dropped = (self._dropped[:epoch] / self.num_samples).tolist()
-        return round(self.timetable.drop_share(epoch, saving, dropped) * self.num_samples)
+        return round(self.timetable.drop_share(saving, self._shares_dropped(epoch)) * self.num_samples)
+
+    def _shares_dropped(self, epochs: int) -> list[float]:
+        """The share of all samples that each of the first epochs dropped."""
+        shares: list[float] = (self._dropped[:epochs] / self.num_samples).tolist()
+        return shares
 
     def _refuse_if_out_of_reach(self) -> None:
         saving = self.settings.saving
         reachable = self.timetable.reachable_saving(self._most_droppable() / self.num_samples)
-        if saving is not None and saving > reachable + _TOLERANCE:
+        if saving is not None and saving > reachable + TOLERANCE:
             raise UserError(
                 f"pruning.saving: {saving} is out of reach; expected at most "
                 f"{math.floor(reachable * 1e4) / 1e4}, as {sum(self.timetable.pruned)} of the "
-                f"{len(self.epoch_ends)} epochs may be pruned (after warmup_epochs, ended before anneal_from)"
+                f"{len(self.epoch_ends)} epochs may be pruned (all but the first, from prune_from to anneal_from)"
             )
+
+    def _tell_what_is_missed(self, epoch: int) -> None:
+        """Log that the promised saving is out of reach when that is first known, and what came of it at the end.
+
+        It is known once it would be missed with losses that stay as they are: a run that never observes any is
+        warned in its first pruned epoch, not when it is too late to mend.
+        """
+        promised = self.settings.promised_saving(self.timetable)
+        last = not any(self.timetable.pruned[epoch + 1 :])
+        if (self._told and not last) or not _speaks():
+            return
+        dropped = self._shares_dropped(epoch + 1)
+        likely, best = (
+            self.timetable.reachable_saving(most / self.num_samples, dropped)
+            for most in (self._selection.droppable, self._most_droppable())
+        )
+        if promised is None and self.settings.prune_ratio and self._selection.codes is None:
+            log.warning("pruning: nothing can be dropped in epoch %d%s", epoch, self._missing())
+        elif promised is None or likely >= promised - NOTABLE:
+            return
+        elif last:
+            log.warning(
+                "pruning: a saving of %.3f was asked for, the run reaches %.3f%s",
+                promised,
+                best,
+                self._missing(),
+            )
+        else:
+            log.warning(
+                "pruning: a saving of %.3f was asked for; in epoch %d of %d, %.3f can be reached if the losses "
+                "stay as they are, and %.3f at most%s",
+                promised,
+                epoch,
+                len(self.epoch_ends),
+                likely,
+                min(best, promised),
+                self._missing(),
+            )
+        self._told = True
+
+    def _missing(self) -> str:
+        """How many samples have no loss to judge them by, as the end of a message."""
+        unobserved, nonfinite = (self._selection.stats.get(name, 0) for name in ("unobserved", "nonfinite"))
+        reasons = [
+            f"{unobserved} have no loss (does every step call `observe`?)" if unobserved else "",
+            f"{nonfinite} have a loss that is NaN or infinite" if nonfinite else "",
+        ]
+        found = ", ".join(filter(None, reasons))
+        return f": of {self.num_samples} samples {found}" if found else ""
 
     def state_dict(self) -> dict[str, Any]:
         """What the current epoch shows, and how much each epoch dropped."""
         codes = self._selection.codes
         return {
-            "num_samples": self.num_samples,
+            **super().state_dict(),
             "dropped": self._dropped.clone(),
             "epoch": self._epoch,
             "codes": None if codes is None else torch.from_numpy(codes.copy()),
@@ -289,28 +284,14 @@ class ScheduledPruner(Pruner):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of `state_dict`, whatever number of workers wrote it.
-
-        Raises:
-            UserError: if it is the state of another data set or another method.
-        """
-        mine = self.state_dict().keys()
-        if state.keys() != mine:
-            raise UserError(
-                f"pruning: the checkpoint holds another method's state ({', '.join(state) or 'empty'}); "
-                f"expected {', '.join(mine)}"
-            )
-        if state["num_samples"] != self.num_samples:
-            raise UserError(
-                f"pruning: the checkpoint is of a data set of {state['num_samples']} samples; "
-                f"expected {self.num_samples}"
-            )
-        if len(state["dropped"]) != len(self.epoch_ends):
-            raise UserError(
-                f"pruning: the checkpoint is of a run of {len(state['dropped'])} epochs; "
-                f"expected {len(self.epoch_ends)}"
-            )
+        """See `Pruner.load_state_dict`."""
+        super().load_state_dict(state)
         self._dropped = state["dropped"].clone()
         self._epoch = state["epoch"]
         codes = None if state["codes"] is None else state["codes"].cpu().numpy().copy()
         self._selection = Selection(codes, tuple(state["weights"]), dict(state["stats"]))
+
+
+def _speaks() -> bool:
+    """Whether this process is the one that writes what all workers know: rank 0, or the only one."""
+    return not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0

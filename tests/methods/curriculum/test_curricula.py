@@ -159,6 +159,26 @@ def test_early_stages_use_what_small_inputs_leave_free() -> None:
     assert all(s.batch_factor * s.cost < 1.05 for s in stages)
 
 
+@pytest.mark.parametrize("model", ["swin_tiny", "cswin_t"])
+def test_replay_of_two_is_at_the_smallest_size_alone(model: str) -> None:
+    """As the paper has it for Swin-T and CSWin-T."""
+    stages = EfficientTrainPlusPlus(max_replay=2).stages(224, model=model, stride=32)
+    assert {stage.size: stage.replay for stage in stages} == {96: 2, 160: 1, 224: 1}
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("model", ["swin_tiny", "deit_small", "convnext_tiny"])
+def test_no_stage_reads_faster_than_the_first_unless_it_would_show_more_than_it_saves(
+    model: str, most: int
+) -> None:
+    first, *others = EfficientTrainPlusPlus(max_replay=most).stages(224, model=model, stride=32)
+    for stage in others:
+        saves = 1.05 / stage.cost
+        assert 1 <= stage.replay <= saves
+        reads = (1 / stage.cost / stage.replay) / (1 / first.cost / first.replay)
+        assert reads <= 1 or stage.replay + 1 > saves
+
+
 def test_the_resize_control_keeps_sizes_and_leaves_augmentation_alone() -> None:
     control = ProgressiveResize()
     stages = control.stages(224, model="deit_small")

@@ -75,6 +75,31 @@ def test_a_sample_is_shown_r_times_on_average() -> None:
     assert settled.min() >= 1
 
 
+def test_every_age_is_drawn_equally_often() -> None:
+    held, ages = buffer(40), torch.zeros(40)
+    for step, shown in enumerate(run(held, range(400), replay=5)):
+        if step >= 10:  # it is full
+            ages += torch.bincount(4 * step + 3 - shown["index"][4:], minlength=40)
+    expected = ages.sum() / 40
+    assert ((ages - expected).abs() < 5 * expected.sqrt()).all()
+
+
+def test_what_is_kept_elsewhere_counts() -> None:
+    held = ReplayBuffer(10 * SAMPLE_BYTES + 5, seed=0, beside=SAMPLE_BYTES)
+    held.push(batch(0, 9))
+    assert held.state_dict()["index"].tolist() == [4, 5, 6, 7, 8]
+
+
+def test_a_copy_draws_the_same_and_leaves_the_original_alone() -> None:
+    held = buffer(6)
+    run(held, range(4))
+    copied, before = held.copy(), held.state_dict()
+    ahead = run(copied, range(4, 8))
+    assert torch.equal(held.state_dict()["index"], before["index"])
+    for first, second in zip(ahead, run(held, range(4, 8)), strict=True):
+        assert torch.equal(first["index"], second["index"])
+
+
 def test_draws_are_a_function_of_seed_epoch_and_step() -> None:
     def drawn(seed: int, epoch: int, step: int) -> list[int]:
         held = buffer(100, seed=seed)

@@ -1,6 +1,7 @@
 """InfoBatch itself, and one test for each fault of its public implementation."""
 
 import math
+import tracemalloc
 from collections import Counter
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import Subset, TensorDataset
 
-from raytrain_speedup.methods.pruning import InfoBatch, InfoBatchSettings, shard
+from raytrain_speedup.methods.pruning import DynamicRandom, InfoBatch, InfoBatchSettings, shard
 from raytrain_speedup.methods.pruning.infobatch import mean_threshold, quantile_thresholds
 from raytrain_speedup.settings import UserError
 
@@ -44,12 +45,21 @@ def test_only_samples_strictly_below_the_mean_are_dropped():
 
 
 @pytest.mark.parametrize("eligible", [1, 2, 3, 7, 10, 333])
-@pytest.mark.parametrize("prune_ratio", [0.0, 0.3, 0.5, 0.7, 0.99])
+@pytest.mark.parametrize("prune_ratio", [0.0, 0.3, 0.5, 0.7, 0.9])
 def test_weights_are_the_realised_ratio_and_nobody_is_left_without_a_stand_in(eligible, prune_ratio):
     plan = observed([0.0] * eligible + [1.0] * 10, prune_ratio=prune_ratio).plan(1)
     own = plan.weights[plan.indices < eligible]
-    assert len(own) == max(1, eligible - round(prune_ratio * eligible))
+    assert len(own) == max(math.ceil(eligible / 10), eligible - round(prune_ratio * eligible))
     assert (own == np.float32(eligible / len(own))).all()
+
+
+@pytest.mark.parametrize("eligible", range(1, 60))
+def test_no_survivor_weighs_more_than_ten(eligible):
+    """Of 15 samples, r = .9 rounds to 14: the one left would weigh 15."""
+    assert observed([0.0] * eligible + [1.0] * 10, prune_ratio=0.9).plan(1).weights.max() <= 10
+    banded = observed(torch.arange(float(eligible)), threshold="quantile", quantiles=(0.9,), keep=(0.1,))
+    assert banded.plan(1).weights.max() <= 10
+    assert DynamicRandom(eligible, 10, prune_ratio=0.9).plan(1).weights.max() <= 10
 
 
 def test_the_weighted_sum_is_unbiased():
@@ -101,9 +111,22 @@ def test_pruned_samples_keep_their_stale_score():
     assert (pruner.scores[plan.indices] == 9).all()
 
 
-def test_warm_up_epochs_are_full_though_scores_exist():
-    pruner = observed(exponential(100), warmup_epochs=3)
+def test_epochs_before_prune_from_are_full_though_scores_exist():
+    pruner = observed(exponential(100), prune_from=0.3)
     assert [pruner.plan(epoch).kept == 100 for epoch in range(5)] == [True, True, True, False, False]
+
+
+def test_equal_scores_are_dropped_at_a_quantile_that_no_sample_lies_below():
+    """Strictly below: of 100 samples, the 60 of loss 0 lie below no quantile up to the 60th place."""
+    plan = observed(
+        [0.0] * 60 + [1.0] * 40, threshold="quantile", quantiles=(0.2, 0.5), keep=(0.25, 0.5)
+    ).plan(1)
+    assert plan.kept == 100
+    plan = observed(
+        [0.0] * 60 + [1.0] * 40, threshold="quantile", quantiles=(0.2, 0.7), keep=(0.25, 0.5)
+    ).plan(1)
+    assert plan.stats["eligible"] == 60
+    assert plan.stats["dropped"] == 30
 
 
 def test_an_epoch_planned_twice_is_the_same_whatever_was_observed_meanwhile():
@@ -292,6 +315,17 @@ def test_fault_12_a_plan_holds_no_python_list_of_samples():
     assert next(iter(part))[0].untyped_storage().data_ptr() == plan.indices.untyped_storage().data_ptr()
 
 
+@pytest.mark.parametrize("options", [{}, {"threshold": "quantile"}, {"saving": 0.4}])
+def test_fault_12_planning_takes_as_little_memory_as_the_plan(options):
+    """A list of the kept samples alone takes 36 bytes for each of them, and a second one to shuffle."""
+    pruner = observed(exponential(3_000_000), **options)
+    tracemalloc.start()
+    pruner.plan(1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 24 * 3_000_000
+
+
 # --- settings and states that do not fit ---
 
 
@@ -304,8 +338,20 @@ def test_fault_12_a_plan_holds_no_python_list_of_samples():
         ({"threshold": "quantile", "saving": 0.2}, "expected neither prune_ratio"),
         ({"threshold": "quantile", "keep": (0.5,)}, "differ in length"),
         ({"quantiles": (0.8, 0.2)}, "must rise"),
-        ({"keep": (0.0, 0.5)}, "shares above 0"),
-        ({"warmup_epochs": 0}, "warmup_epochs: 0 is not allowed; expected greater than or equal to 1"),
+        (
+            {"prune_ratio": 0.95},
+            "prune_ratio: 0.95 is not allowed; expected at most 0.9, where a survivor weighs 10",
+        ),
+        (
+            {"keep": (0.05, 0.5)},
+            r"keep \(0.05, 0.5\) must be shares from 0.1, where a survivor weighs 10, to 1",
+        ),
+        ({"prune_from": 1.5}, "prune_from: 1.5 is not allowed; expected less than or equal to 1"),
+        ({"prune_from": 0.9}, r"prune_from: 0.9 is not allowed; expected at most anneal_from \(0.875\)"),
+        (
+            {"warmup_epochs": 5},
+            r"warmup_epochs: 5 is said in progress now; expected prune_from: 5 / \(epochs",
+        ),
         ({"prun_ratio": 0.5}, "did you mean 'prune_ratio'"),
     ],
 )
@@ -314,14 +360,29 @@ def test_a_wrong_setting_is_told_in_one_message(options, message):
         InfoBatch(100, epochs=10, **options)
 
 
-def test_the_state_of_another_data_set_run_or_method_is_refused():
-    state = InfoBatch(100, epochs=10).state_dict()
-    with pytest.raises(UserError, match=r"of 100 samples; expected 101"):
-        InfoBatch(101, epochs=10).load_state_dict(state)
-    with pytest.raises(UserError, match=r"of 10 epochs; expected 11"):
-        InfoBatch(100, epochs=11).load_state_dict(state)
-    with pytest.raises(UserError, match="another method"):
-        InfoBatch(100, epochs=10).load_state_dict({})
+def test_the_warm_up_of_one_epoch_that_older_experiments_name_is_what_is_done_anyway():
+    assert InfoBatchSettings(warmup_epochs=1) == InfoBatchSettings()
+
+
+@pytest.mark.parametrize(
+    ("index", "loss", "message"),
+    [
+        (torch.arange(4, dtype=torch.int32), torch.ones(4), "index is torch.int32; expected torch.int64"),
+        (torch.arange(4.0), torch.ones(4), "index is torch.float32; expected torch.int64"),
+        (
+            torch.arange(4),
+            torch.tensor(1.0),
+            r"losses of shape \(\) for indices of shape \(4,\); expected one loss",
+        ),
+        (torch.arange(4), torch.ones(4, 2), r"losses of shape \(4, 2\) for indices of shape \(4,\)"),
+        (torch.tensor(3), torch.tensor(1.0), r"losses of shape \(\) for indices of shape \(\)"),
+    ],
+)
+def test_what_cannot_be_observed_is_told_in_a_line(index, loss, message):
+    pruner = InfoBatch(10, epochs=4)
+    with pytest.raises(UserError, match=message):
+        pruner.observe(index, loss)
+    assert not pruner.seen.any()
 
 
 def test_a_state_is_a_copy():

@@ -1,0 +1,151 @@
+"""The Parquet files of a split: one of them, or a folder of parts; what they lack is told by file and column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raytrain_speedup.data.folders import is_folder, listed, shown, some
+from raytrain_speedup.data.parquet_source import ParquetSource, RowGroup
+from raytrain_speedup.data.skipped import log
+from raytrain_speedup.settings import UserError
+
+
+class PartFiles:
+    """The .parquet file or folder of part files behind one key of the settings.
+
+    Args:
+        key: where the user wrote the path, such as `data.train`.
+        path: of the file or folder.
+
+    Raises:
+        UserError: if there is no such thing, or it is no Parquet.
+    """
+
+    def __init__(self, key: str, path: Path) -> None:
+        self.key, self.path = key, path
+        self.files = {file: self._open(file) for file in self._find()}
+        self.schema = next(iter(self.files.values())).schema_arrow
+
+    def _find(self) -> list[Path]:
+        if is_folder(self.key, self.path):
+            return self._parts()
+        if not self.path.exists():
+            raise UserError(
+                f"{self.key}: {shown(self.path)} does not exist (looked for it in {shown(Path.cwd())}); "
+                "expected a .parquet file or a folder of them"
+            )
+        return [self.path]
+
+    def _parts(self) -> list[Path]:
+        entries = listed(self.key, self.path)
+        folders = [entry.name for entry in entries if is_folder(self.key, entry)]
+        files = [
+            Path(entry.path)
+            for entry in entries
+            if entry.name.endswith(".parquet") and entry.name not in folders
+        ]
+        if not files:
+            raise UserError(
+                f"{self.key}: the folder {shown(self.path)} holds no .parquet file; expected part files"
+            )
+        if folders:
+            log.warning("%s: folders in %s are not read: %s", self.key, shown(self.path), some(folders))
+        return files
+
+    def _open(self, file: Path) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(file, memory_map=True)
+        except UnicodeEncodeError:
+            raise UserError(f"{self.key}: {shown(file)} is not UTF-8; expected a path that is") from None
+        except UnicodeDecodeError:
+            raise UserError(
+                f"{self.key}: {file} has a column whose name is not UTF-8; expected names that are"
+            ) from None
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self.key}: {file} is not a whole Parquet file: {reason}") from None
+
+    @property
+    def rows(self) -> int:
+        """Of all files together."""
+        return sum(parquet.metadata.num_rows for parquet in self.files.values())
+
+    def require(self, key: str, column: str, expected: str, fits: Callable[[pa.DataType], bool]) -> None:
+        """Refuse files without a column of the kind that `key` asks for."""
+        for file, parquet in self.files.items():
+            schema = parquet.schema_arrow
+            if column not in schema.names:
+                raise UserError(
+                    f"{key}: {file} has no column '{column}'; expected one of: {', '.join(schema.names)}"
+                )
+            if (count := schema.names.count(column)) > 1:
+                raise UserError(f"{key}: {file} has {count} columns of the name '{column}'; expected one")
+            if not fits(kind := schema.field(column).type):
+                raise UserError(f"{key}: column '{column}' of {file} holds {kind}; expected {expected}")
+
+    def require_images(self, key: str, column: str) -> None:
+        """Refuse files without a column of image files."""
+        self.require(key, column, "image files as binary", _holds_files)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A whole column, without gaps."""
+        try:
+            parts = [parquet.read(columns=[name]).column(0) for parquet in self.files.values()]
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{self.key}: {self.path} cannot be read: {str(error).splitlines()[0]}") from None
+        whole = self._joined(name, parts)
+        if whole.null_count:
+            row = pc.index(pc.is_null(whole), True).as_py()
+            raise UserError(f"{self.key}: {self.path} row {row} has no label in column '{name}'")
+        return whole
+
+    def _joined(self, name: str, parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+        """The parts of a column as one: whole numbers of any width are as good as others, and so are strings."""
+        kinds = {part.type for part in parts}
+        if all(is_text(kind) for kind in kinds):
+            wide = pa.large_string()
+        elif all(pa.types.is_integer(kind) for kind in kinds):
+            wide = pa.int64()
+        else:
+            raise UserError(
+                f"{self.key}: column '{name}' holds {' and '.join(sorted(map(str, kinds)))} in the files of "
+                f"{self.path}; expected the same in all of them"
+            )
+        try:
+            whole = pa.chunked_array([chunk for part in parts for chunk in part.cast(wide).chunks], type=wide)
+            whole.validate(full=True)
+        except pa.ArrowInvalid as error:  # a number beyond int64, or text that is not UTF-8
+            raise UserError(
+                f"{self.key}: column '{name}' of {self.path}: {str(error).splitlines()[0]}"
+            ) from None
+        return whole
+
+    def images(self, column: str, targets: np.ndarray) -> ParquetSource:
+        """The image files of a column, with their targets."""
+        groups = []
+        for file, parquet in self.files.items():
+            position = parquet.schema_arrow.names.index(column)
+            for number in range(parquet.num_row_groups):
+                meta = parquet.metadata.row_group(number)
+                # A column of structs takes more columns than one in the file: then the group's size will do.
+                flat = meta.num_columns == len(parquet.schema_arrow.names)
+                size = meta.column(position).total_uncompressed_size if flat else meta.total_byte_size
+                groups.append(RowGroup(file, number, meta.num_rows, size))
+        return ParquetSource(column, groups, targets)
+
+
+def _holds_files(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

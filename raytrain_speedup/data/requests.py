@@ -1,0 +1,154 @@
+"""What a worker process does: a request for one batch comes in, decoded images go out.
+
+The crop's box and RandAugment are drawn here, since they want single images of different shapes; all other
+augmentation is for whole batches and waits for them on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from raytrain_speedup.data import augment
+from raytrain_speedup.data.base import CorruptSample, DataSettings, Source
+from raytrain_speedup.data.decode import Box, Resampling, Stored, read, shown_box
+from raytrain_speedup.data.randaugment import randaugment
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch to decode.
+
+    Attributes:
+        index: (b,) int64.
+        size: side of the images wanted; smaller than full only where a crop goes straight to it.
+        resampling: what brings a crop to that size.
+        files: those of the samples that are at hand, by index; the others are read.
+        wanted: of how many samples, from the first on, the files are sent back.
+    """
+
+    index: np.ndarray
+    size: int
+    resampling: Resampling = "bicubic"
+    files: Mapping[int, bytes] = field(default_factory=dict)
+    wanted: int = 0
+    drawn: Drawn | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How the samples of a request are augmented; without it they are shown as they are.
+
+    Attributes:
+        view: (b,) int64, keys the randomness beside the epoch; see `Loader.views`.
+        magnitude: of RandAugment, on timm's scale of 0 to 10; 0 leaves the images alone.
+    """
+
+    view: np.ndarray
+    epoch: int
+    magnitude: float
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What comes back for a request.
+
+    Attributes:
+        images: (k, size, size, C) uint8.
+        masks: (k, size, size) uint8, of a dense source.
+        kept: (k,) int64, positions in the request of the samples that could be read, in order.
+        skipped: the others.
+        files: those that were wanted, by index.
+    """
+
+    images: Tensor
+    masks: Tensor | None
+    kept: np.ndarray
+    skipped: list[CorruptSample]
+    files: dict[int, bytes]
+
+    def pin_memory(self) -> Decoded:
+        """Called by the `DataLoader`."""
+        masks = None if self.masks is None else self.masks.pin_memory()
+        return replace(self, images=self.images.pin_memory(), masks=masks)
+
+
+class BatchDataset(Dataset):
+    """Decodes whole batches."""
+
+    def __init__(self, source: Source, settings: DataSettings, channels: int, seed: int) -> None:
+        self.source, self.settings, self.channels, self.seed = source, settings, channels, seed
+
+    def __getitem__(self, request: Request) -> Decoded:
+        skipped: list[CorruptSample] = []
+        stored, files = self._read(request, skipped)
+        images = np.empty((len(stored), request.size, request.size, self.channels), dtype=np.uint8)
+        masks = np.empty(images.shape[:3], dtype=np.uint8) if self.source.dense else None
+        kept: list[int] = []
+        for (position, sample), box in zip(stored.items(), self._boxes(request, stored), strict=True):
+            try:
+                images[len(kept)] = self._image(sample, box, request, position)
+                if masks is not None:
+                    masks[len(kept)] = sample.square_mask(box, request.size)
+            except CorruptSample as error:
+                skipped.append(error)
+                continue
+            kept.append(position)
+        count = len(kept)
+        return Decoded(
+            torch.from_numpy(images[:count]),
+            None if masks is None else torch.from_numpy(masks[:count]),
+            np.array(kept, dtype=np.int64),
+            skipped,
+            {index: files[index] for index in request.index[: request.wanted].tolist() if index in files},
+        )
+
+    def _read(
+        self, request: Request, skipped: list[CorruptSample]
+    ) -> tuple[dict[int, Stored], dict[int, bytes]]:
+        """Samples by their position in the request, and files by index; none is read twice."""
+        stored: dict[int, Stored] = {}
+        files = dict(request.files)
+        for position, index in enumerate(request.index.tolist()):
+            try:
+                stored[position] = sample = read(self.source, index, files.get(index))
+            except CorruptSample as error:
+                skipped.append(error)
+                continue
+            if request.wanted and not isinstance(sample.content, np.ndarray):
+                files[index] = bytes(sample.content)
+        return stored, files
+
+    def _boxes(self, request: Request, stored: dict[int, Stored]) -> list[Box]:
+        """The part that each sample shows."""
+        samples = list(stored.values())
+        if request.drawn is None or self.settings.augment != "random-resized-crop":
+            return [shown_box(sample.height, sample.width, request.size, self.settings) for sample in samples]
+        boxes = augment.random_boxes(
+            torch.from_numpy(request.drawn.view[list(stored)]),
+            torch.tensor([sample.height for sample in samples]),
+            torch.tensor([sample.width for sample in samples]),
+            seed=self.seed,
+            epoch=request.drawn.epoch,
+            min_scale=self.settings.min_scale,
+        )
+        return [Box(*box) for box in boxes.T.tolist()]
+
+    def _image(self, sample: Stored, box: Box, request: Request, position: int) -> np.ndarray:
+        """(size, size, C) uint8."""
+        image = sample.square(box, request.size, request.resampling)
+        if request.drawn is None:
+            return image
+        return randaugment(
+            image,
+            request.drawn.magnitude,
+            mean=self.settings.mean,
+            seed=self.seed,
+            epoch=request.drawn.epoch,
+            index=int(request.drawn.view[position]),
+        )

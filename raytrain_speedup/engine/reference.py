@@ -1,0 +1,176 @@
+"""What a run costs in reference steps: its own plain step, timed throughout the run.
+
+A speedup compares runs that ran at different moments, on a machine that warms up and that others use. So every
+run carries its own yardstick: a forward and a backward pass of the same network, at full size, on a fixed batch,
+without any method, in the same process and on the same device. It is timed at the start, at the end and at
+least once in 5 % of the progress; what the run worked between two of these is counted in steps of their mean.
+Programs that slow a run slow its yardstick alike.
+
+Measured with digits under loads that came and went (true ratio 1.43): wall seconds said 4.87 and 2.13, CPU
+seconds 1.52 and 1.49, CPU seconds in reference steps 1.45 and 1.37.
+
+The yardstick is a copy of the network as it was at the start, with inputs of its own, and never compiled: a
+unit need not be fast, only the same for a method and its baseline. Of the run it touches nothing, random
+numbers included. It takes memory for a second set of weights and gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from torch import nn
+
+from raytrain_speedup.engine.checkpoint import random_state, restore_random_state
+from raytrain_speedup.engine.clock import involuntary_switches, other_processes
+from raytrain_speedup.engine.measure import Stopwatch
+
+EVERY = 0.05
+"""Of the progress, between two measurements."""
+
+MOST_OF_THE_RUN = 0.012
+"""Of the budget's samples go through reference steps, so that a method that saves 40 % spends 2 % on them."""
+
+MOST_STEPS = 3
+"""Steps of one measurement, where the budget allows more than one."""
+
+
+class Reference:
+    """Times reference steps and counts a run's cost in them.
+
+    Args:
+        network: the model as it is trained at the start; it is copied.
+        shape: (C, H, W) of an input at full size.
+        batch_size: samples a worker has on its device at a time.
+        budget_samples: sample passes of the whole budget on this worker, at full size.
+        watch: times the run; the steps are its phase `reference`.
+        autocast: the run's arithmetic.
+        channels_last: the run's memory format.
+
+    Attributes:
+        batch_size: samples of a reference step: the run's own batch, or fewer where the budget is small.
+        steps: how many are timed at once.
+        seconds: of one step at each measurement, by the stopwatch's clock.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: tuple[int, int, int],
+        *,
+        batch_size: int,
+        budget_samples: float,
+        watch: Stopwatch,
+        autocast: torch.autocast,
+        channels_last: bool = False,
+    ) -> None:
+        allowed = MOST_OF_THE_RUN * budget_samples / (round(1 / EVERY) + 1)
+        self.batch_size = max(2, min(batch_size, int(allowed)))  # batch normalisation refuses a single sample
+        self.steps = max(1, min(MOST_STEPS, int(allowed / self.batch_size)))
+        self.seconds: list[float] = []
+        self._network = copy.deepcopy(network).train()
+        self._watch, self._autocast = watch, autocast
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn((self.batch_size, *shape), generator=generator)
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._inputs = inputs.to(watch.device, memory_format=memory_format)
+        self._cost = 0.0  # of the segments that are closed, in reference steps
+        self._mark: float | None = None  # where the open segment began, in seconds of work
+        self._progress = 0.0  # at the last measurement
+        self._switches = involuntary_switches()
+        self._switched = 0
+        self._others = 0
+
+    def warm_up(self) -> None:
+        """A step that is not timed."""
+        self._step()
+
+    def due(self, progress: float) -> bool:
+        """Whether another twentieth of the run is over."""
+        return int(progress / EVERY + 1e-9) > int(self._progress / EVERY + 1e-9)
+
+    def measure(self, progress: float | None = None) -> None:
+        """Time the reference step, and close the segment since the last time.
+
+        Args:
+            progress: of the run; at its beginning and its end nobody asks when the next one is due.
+        """
+        _, spent = self._watch.trained()
+        random, before = random_state(), self._watch.work["reference"]
+        with self._watch.phase("reference"):
+            for _ in range(self.steps):
+                self._step()
+        now = (self._watch.work["reference"] - before) / self.steps
+        restore_random_state(random)
+        if self._mark is not None:
+            self._cost += (spent - self._mark) / ((self.seconds[-1] + now) / 2)
+        self.seconds.append(now)
+        self._mark = spent
+        self._progress = self._progress if progress is None else progress
+        self._look_around()
+
+    def _look_around(self) -> None:
+        switches = involuntary_switches()
+        self._switched, self._switches = self._switched + switches - self._switches, switches
+        self._others = max(self._others, other_processes(self._watch.device) or 0)
+
+    def _step(self) -> None:
+        with self._autocast:
+            output = self._network(self._inputs)
+        output.sum().backward()
+        self._network.zero_grad(set_to_none=True)
+
+    def metrics(self) -> dict[str, float]:
+        """What the run tells of its cost and of its peace.
+
+        - `reference_steps`: the cost. `reference_step_seconds`: the median measurement.
+        - `reference_spread`: the ninth decile of the measurements over the first.
+        - `core_share`: CPU seconds over wall seconds of the training; absent on a GPU.
+        - `switches_per_second`: involuntary context switches in a second of work.
+        - `other_processes`: on the GPU, at most at any time.
+        """
+        found = {
+            "reference_steps": self._spent(),
+            "reference_batch": float(self.batch_size),
+            "reference_step_seconds": median(self.seconds),
+            "reference_spread": _spread(self.seconds),
+        }
+        if self._watch.clock.name == "cpu":
+            wall, work = self._watch.trained()
+            found["core_share"] = work / max(wall, 1e-9)
+            found["switches_per_second"] = self._switched / max(work, 1e-9)
+        elif self._others:
+            found["other_processes"] = float(self._others)
+        return found
+
+    def _spent(self) -> float:
+        """The cost up to now; the open segment is counted by the measurement before it."""
+        if self._mark is None:
+            return self._cost
+        _, spent = self._watch.trained()
+        return self._cost + (spent - self._mark) / self.seconds[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "cost": self._spent(),
+            "seconds": list(self.seconds),
+            "progress": self._progress,
+            "switched": self._switched,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from an earlier process. Its last segment was closed by its own yardstick; this one's begins with
+        the next measurement."""
+        self._cost, self.seconds = state["cost"], list(state["seconds"])
+        self._progress, self._switched = state["progress"], state["switched"]
+        self._mark = None
+
+
+def _spread(seconds: list[float]) -> float:
+    if len(seconds) < 3:
+        return max(seconds) / min(seconds)
+    deciles = quantiles(seconds, n=10, method="inclusive")
+    return deciles[-1] / deciles[0]

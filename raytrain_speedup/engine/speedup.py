@@ -1,0 +1,111 @@
+"""How much faster a method is, by which clock, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+from raytrain_speedup.engine.estimate import ratio_interval
+
+Run = Mapping[str, Any]
+"""The final metrics of a run, and its `seed`."""
+
+Clock = Literal["reference steps", "wall seconds", "none"]
+
+CONFIDENCE = 0.9
+"""Of an interval: each bound holds with 95 %."""
+
+LEAST_CORE_SHARE = 0.9
+MOST_SPREAD = 1.25
+MOST_SWITCHES = 60.0
+HOPELESS_SPREAD = 3.0
+DISAGREEMENT = 1.25
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Baseline cost over method cost, in times.
+
+    **Which estimate stands.** The cost in *reference steps* (`reference.py`), wherever both sides counted it in
+    the same unit: a busy or drifting machine slows a run and its yardstick alike, and wall seconds of runs at
+    different moments have said 4.87 where 1.43 was true. *Wall seconds* are all there is of runs that have no
+    yardstick (an older version, a script of one's own). And where the yardstick itself moved threefold within a
+    run, no time is believed: what is left is the compute, which needs no clock.
+
+    Attributes:
+        ratio: None where no time is believed.
+        interval: 90 % bounds of the ratio; None below two seeds on either side.
+        clock: what the ratio is of.
+        wall: by wall seconds of training, for comparison.
+        flops: baseline FLOPs / method FLOPs; None where they could not be counted.
+        disturbed: what disturbed the runs, as words; empty where nothing did.
+        doubt: what disagrees with the ratio beyond a quarter, as words; empty where nothing does.
+    """
+
+    ratio: float | None
+    interval: tuple[float, float] | None
+    clock: Clock
+    wall: float
+    flops: float | None
+    disturbed: str = ""
+    doubt: str = ""
+
+    @classmethod
+    def of(cls, runs: Sequence[Run], baselines: Sequence[Run]) -> Speedup:
+        """The speedup of comparable runs, each side at least one."""
+        everyone = (*runs, *baselines)
+        wall, wall_interval = _ratio(runs, baselines, "train_seconds")
+        flops = _ratio(runs, baselines, "train_flops")[0] if _all_have(everyone, "train_flops") else None
+        reasons = "; ".join(dict.fromkeys(reason for run in everyone for reason in disturbances(run)))
+        units = {run.get("reference_batch") for run in everyone}
+        if not _all_have(everyone, "reference_steps") or len(units) > 1:
+            return cls(wall, wall_interval, "wall seconds", wall, flops, reasons, _doubt(wall, None, flops))
+        if max(run.get("reference_spread", 1.0) for run in everyone) > HOPELESS_SPREAD:
+            return cls(None, None, "none", wall, flops, reasons)
+        ratio, interval = _ratio(runs, baselines, "reference_steps")
+        return cls(ratio, interval, "reference steps", wall, flops, reasons, _doubt(ratio, wall, flops))
+
+
+def disturbances(run: Run) -> list[str]:
+    """What disturbed a run: each makes its wall seconds doubtful, and its cost less sure."""
+    found = []
+    if (share := run.get("core_share", 1.0)) < LEAST_CORE_SHARE:
+        found.append(f"had {share:.0%} of a core")
+    if (switches := run.get("switches_per_second", 0.0)) > MOST_SWITCHES:
+        found.append(f"lost its core {switches:.0f} times a second")
+    if (spread := run.get("reference_spread", 1.0)) > MOST_SPREAD:
+        found.append(f"its reference step varied by a factor of {spread:.2f}")
+    if others := run.get("other_processes"):
+        found.append(f"{others:.0f} other processes on its GPU")
+    return found
+
+
+def _doubt(ratio: float, wall: float | None, flops: float | None) -> str:
+    """A method cannot save much more time than compute, and two clocks should agree."""
+    found = []
+    if wall is not None and abs(math.log(wall / ratio)) > math.log(DISAGREEMENT):
+        found.append(f"{wall:.2f} x by wall seconds")
+    if flops is not None and ratio > DISAGREEMENT * flops:
+        found.append(f"{flops:.2f} x by FLOPs")
+    return "but " + " and ".join(found) if found else ""
+
+
+def _all_have(runs: Sequence[Run], key: str) -> bool:
+    return all(run.get(key) for run in runs)
+
+
+def _ratio(
+    runs: Sequence[Run], baselines: Sequence[Run], key: str
+) -> tuple[float, tuple[float, float] | None]:
+    """Baseline over method, and its bounds: seed by seed where both sides ran the same ones."""
+    ours, theirs = by_seed(runs, key), by_seed(baselines, key)
+    return ratio_interval(ours, theirs, confidence=CONFIDENCE, paired=ours.keys() == theirs.keys())
+
+
+def by_seed(runs: Sequence[Run], key: str) -> dict[int, float]:
+    """One value per seed, the mean where a seed was run again: a repetition is no new evidence."""
+    seeds = sorted({int(run["seed"]) for run in runs})
+    return {seed: fmean(run[key] for run in runs if int(run["seed"]) == seed) for seed in seeds}

@@ -1,0 +1,125 @@
+"""How the runs of a sweep run on Ray Tune: in which processes, with which resources, and how they end."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from raytrain_speedup.config import ScalingSettings
+from raytrain_speedup.scaling.cluster import driver_resources
+from raytrain_speedup.scaling.group_trial import group_trial
+from raytrain_speedup.scaling.storage import inside, is_address, parent_and_name
+from raytrain_speedup.scaling.tune_trial import trial
+from raytrain_speedup.settings import UserError
+from raytrain_speedup.tuning.callback import SweepCallback
+from raytrain_speedup.tuning.plan import SweepPlan
+from raytrain_speedup.tuning.planned import TRIAL
+from raytrain_speedup.tuning.space import AshaSettings, Sweep
+
+Trainable = Callable[[dict[str, Any]], None]
+"""Runs one experiment in a Tune trial and reports by `tune.report`. `config["experiment"]` is the experiment
+as plain data, `config["run_name"]` the same when a sweep is resumed, `config["storage"]` for checkpoints."""
+
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the figures go to MLflow
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # an epoch without evaluation lacks the objective
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # and the screen shows one table, ours
+}
+
+
+def fit(sweep: Sweep, plan: SweepPlan, callback: SweepCallback, trainable: Trainable, parent: str) -> None:
+    settings, scaling = sweep.settings, sweep.base.scaling
+    name = f"{settings.name}-{parent[:8]}"
+    storage, _ = parent_and_name(inside(scaling.storage or "runs", name))
+    tuner = tune.Tuner(
+        tune.with_resources(guarded(trainable), _resources(scaling)),
+        param_space={"storage": inside(storage, name)},
+        tune_config=tune.TuneConfig(
+            search_alg=plan,
+            scheduler=_scheduler(settings.scheduler, next(iter(settings.objectives.items()))),
+            num_samples=-1,  # the plan says when it is over
+            max_concurrent_trials=settings.concurrency,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_folder,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=storage,
+            callbacks=[callback],
+            failure_config=tune.FailureConfig(max_failures=scaling.max_failures),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def guarded(trainable: Trainable) -> Trainable:
+    """A trial whose error is a report: it ends with its reason, its process lives on for the next trial.
+
+    Only the loss of the process is left for Tune to retry; a NaN would come again.
+    """
+
+    def run(config: dict[str, Any]) -> None:
+        try:
+            trainable(config)
+        except Exception as error:
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            tune.report({"error": reason, "traceback": traceback.format_exc(), "done": True})
+
+    return run
+
+
+def _trial_name(trial: Trial) -> str:
+    return str(trial.config["run_name"])
+
+
+def _trial_folder(trial: Trial) -> str:
+    return str(trial.config["folder"])
+
+
+def _in_the_trial(scaling: ScalingSettings) -> bool:
+    """Whether a trial trains in its own process; a group can do more, and starts more slowly."""
+    return scaling.workers == 1 and not is_address(scaling.storage or "")
+
+
+def trainable_for(scaling: ScalingSettings) -> Trainable:
+    return trial if _in_the_trial(scaling) else group_trial
+
+
+def _resources(scaling: ScalingSettings) -> dict[str, float]:
+    if _in_the_trial(scaling):
+        return {"cpu": scaling.cpus_per_worker, "gpu": scaling.gpus_per_worker}
+    return driver_resources()
+
+
+class SearchOnlyASHA(ASHAScheduler):
+    """ASHA by progress, for the trials of the search: the baseline is never stopped, nor a whole run."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        if trial.config["role"] != TRIAL or result.get("progress", 1.0) >= 1:
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
+        """Every rung was passed in `on_trial_result`; a baseline must not be added to one here."""
+
+
+def _scheduler(settings: AshaSettings, objective: tuple[str, str]) -> TrialScheduler:
+    if settings.method == "none":
+        return FIFOScheduler()
+    metric, mode = objective
+    return SearchOnlyASHA(
+        time_attr="progress",
+        metric=metric,
+        mode=mode,
+        grace_period=settings.grace,
+        max_t=1,
+        reduction_factor=settings.reduction,
+    )
