@@ -19,7 +19,7 @@ FINAL = {"val_accuracy": 91.0, "accuracy": 90.0, "train_flops": 1.0, "baseline_k
 def trial(name: str) -> Trial:
     params = {"pruning.prune_ratio": 0.5}
     experiment = load_experiment("digits", {"pruning.method": "infobatch", **params}).shipped()
-    config = {"run_name": name, "folder": f"{name}-a", "role": "trial", "params": params}
+    config = {"run_name": name, "folder": f"{name}-a", "role": "trial", "params": params, "plan": None}
     return Trial("stub", stub=True, config={**config, "experiment": experiment})
 
 

@@ -65,7 +65,11 @@ def test_a_sweep_of_the_engine(tmp_path: Path, uri: str, monkeypatch: pytest.Mon
     assert "accuracy" not in trial.figures and trial.figures["val_accuracy"] > 0, "the test split is not read"
     assert one.figures["reference_steps"] > 0 and one.figures["setup"].startswith("batch 64, device loader")
     row = next(row for row in result.rows if row.role == "winner")
-    assert row.seeds == (0, 1) and row.comparison is not None and row.comparison.speedup.clock == "reference steps"
+    assert (
+        row.seeds == (0, 1)
+        and row.comparison is not None
+        and row.comparison.speedup.clock == "reference steps"
+    )
     assert result.picture is not None and result.picture.read_bytes().startswith(b"\x89PNG")
     assert result.best is None and result.schedule is None, "two seeds prove nothing, and nothing is exported"
     assert not (tmp_path / "schedule.yaml").exists()
@@ -127,7 +131,9 @@ def test_a_baseline_that_fails_ends_the_sweep(tmp_path: Path, uri: str) -> None:
 def test_a_sweep_without_confirmation(tmp_path: Path, uri: str) -> None:
     """The best of a single seed is exported, and says that it is not yet known."""
     file = space(tmp_path, [0.4, 0.5])
-    file.write_text(file.read_text().replace("name: tiny", "name: quick").replace("{winners: 1}", "{winners: 0}"))
+    file.write_text(
+        file.read_text().replace("name: tiny", "name: quick").replace("{winners: 1}", "{winners: 0}")
+    )
     result, _ = go(file, uri, trainable=tiny)
     assert len(runs_of(uri, "quick")) == 3 + 2
     assert result.best is not None and result.best.verdict == "not yet known"
