@@ -96,9 +96,8 @@ class Search:
         if fixed:
             self.study.enqueue_trial(dict(fixed))
         trial = self.study.ask(fixed_distributions=self._space)
-        _ = (
-            trial.relative_params
-        )  # where all is given nobody asks for them, and NSGA-II would count no generation
+        # Where all is given Optuna does not ask the sampler, and NSGA-II would count no generation.
+        _ = trial.relative_params
         return Suggestion(number, dict(trial.params), trial)
 
     def _repeat(self, past: Mapping[int, Record]) -> None:

@@ -115,10 +115,11 @@ def test_a_full_disk_is_a_line(disk: Path, client: MlflowClient, monkeypatch: py
         for number in range(100):  # the pages that are there have some room
             client.set_tag(run, f"tag-{number}", "x" * 4000)
     assert len(str(lost.value).splitlines()) == 1 and client.lost is lost.value
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 30.0)
     start = time.monotonic()
     with pytest.raises(TrackingLost):
         client.set_tag(run, "last", "x" * 5000)
-    assert time.monotonic() - start < 0.9, "given up once, a call is tried once"
+    assert time.monotonic() - start < 15, "given up once, a call is tried once"
     filler.unlink()
     client.set_tag(run, "last", "x" * 4000)
 

@@ -36,7 +36,8 @@ def figures(params: dict[str, Any]) -> dict[str, Any]:
     """As good as the ratio is near 0.3, as dear as it is small."""
     ratio = params.get(RATIO, 0.0)
     good = 90 - 10 * abs(ratio - 0.3) - params.get(LR, 0.0)
-    return {"val_accuracy": good, "train_flops": 1e9 * (1 - ratio / 2), "baseline_key": "k"}
+    known = {"accuracy": good, "progress": 1.0, "passes_saved": 0.0, "wall_seconds": 2.0, "baseline_key": "k"}
+    return {"val_accuracy": good, "train_flops": 1e9 * (1 - ratio / 2), **known}
 
 
 def run(plan: SweepPlan, *, limit: int | None = None, infeasible: float = 1.0) -> list[Record]:
@@ -109,14 +110,12 @@ def test_what_optuna_is_told(tmp_path: Path) -> None:
 
 def test_the_plan_says_how_a_trial_came_back(tmp_path: Path) -> None:
     plan = SweepPlan(asked(tmp_path, trials=4))
-    first = plan.suggest("baseline")
-    plan.on_trial_complete("baseline", figures(first["params"]))
-    for slot in "abcd":
-        plan.suggest(slot)
-    plan.on_trial_complete("a", figures({}))
-    plan.on_trial_complete("b", {"val_accuracy": 99.0, "progress": 0.25})
-    plan.on_trial_complete("c", {"error": "CUDA out of memory"})
-    plan.on_trial_complete("d", error=True)
+    begun = {slot: plan.suggest(slot) for slot in "012345"}
+    done, stopped, failed, lost = (slot for slot, config in begun.items() if config["role"] == "trial")
+    plan.on_trial_complete(done, figures({}))
+    plan.on_trial_complete(stopped, {"val_accuracy": 99.0, "progress": 0.25})
+    plan.on_trial_complete(failed, {"error": "CUDA out of memory"})
+    plan.on_trial_complete(lost, error=True)
     told = plan._search.study.trials
     assert [trial.state for trial in told] == [TrialState.COMPLETE] + [TrialState.PRUNED] * 3
     assert [bool(trial.constraints) for trial in told] == [False, False, True, True]
@@ -159,11 +158,11 @@ def test_another_seed_searches_elsewhere(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_goes_on_in_its_folder_and_no_other_run_does(tmp_path: Path) -> None:
-    sweep = asked(tmp_path, trials=3)
+    sweep = asked(tmp_path, trials=4)
     before = run(SweepPlan(sweep), limit=2)
     again = SweepPlan(sweep, before)
     first, second = again.suggest("other-sitting-1"), again.suggest("other-sitting-2")
     assert (
         (first["run_name"], first["folder"]) == ("trial-02", before[-1].folder) == ("trial-02", "trial-02-t2")
     )
-    assert second["folder"] == "trial-03-other-sitting-2"
+    assert second["folder"] == f"{second['run_name']}-other-sitting-2"

@@ -89,9 +89,9 @@ def test_what_is_asked_decides_what_is_resumed(tmp_path: Path) -> None:
     asked = load_sweep(written(tmp_path)).settings
     other = {
         "about": "x", "concurrency": 3, "trials": 99, "points_to_evaluate": [{"pruning.prune_ratio": 0.4}],
-        "seeds": [0, 1, 2, 3], "confirm": 5,
+        "seeds": [0, 1, 2, 3], "confirm": {"until": "seeds", "max_seeds": 20},
     }  # fmt: skip
-    assert set(other) == set(MAY_DIFFER_ON_RESUME)
+    assert set(other) == {name.partition(".")[0] for name in MAY_DIFFER_ON_RESUME}
     assert load_sweep(written(tmp_path, **other)).key == key, "more of it is the same question"
     question = {
         "name": "t", "trial": {}, "seed": 1, "margin": 9.0, "sampler": "random", "objectives": {"val_loss": "min"},
@@ -117,7 +117,7 @@ def entry(**fields: object) -> dict[str, object]:
     ("changes", "message"),
     [
         ({"tirals": 3}, "tirals: unknown key; did you mean 'trials'?"),
-        ({"trials": 0}, "trials: 0 is not allowed; expected greater than or equal to 1"),
+        ({"trials": -1}, "trials: -1 is not allowed; expected greater than or equal to 0"),
         ({"search": {}}, "search: "),
         ({"search": [1]}, "search: [1] is not allowed; expected experiment keys"),
         (entry(type="float", low=0.1), "search: pruning.prune_ratio: high: missing"),

@@ -27,12 +27,6 @@ from raytrain_speedup.tuning.sweep import SweepResult, sweep
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-@pytest.fixture(scope="session")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all: making its tables takes longer than a sweep."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-
-
 def go(file: Path, uri: str, **arguments: object) -> tuple[SweepResult, str]:
     screen = Console(file=io.StringIO(), width=120)
     result = sweep(file, tracking_uri=uri, out=file.parent, console=screen, **arguments)  # type: ignore[arg-type]
@@ -144,6 +138,7 @@ def test_a_sweep_without_confirmation(tmp_path: Path, uri: str) -> None:
     assert result.best is None and result.schedule is None and not (tmp_path / "schedule.yaml").exists()
 
 
+@pytest.mark.timeout(900)  # three sittings
 def test_a_disk_that_is_full_and_a_proof_that_goes_on(
     tmp_path: Path, uri: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +201,7 @@ def test_nothing_to_resume(tmp_path: Path, uri: str) -> None:
         go(space(tmp_path, [0.5]), uri, trainable=tiny, resume=True)
 
 
+@pytest.mark.timeout(900)  # three sittings, two of which begin a Ray session
 def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None:
     """SIGKILL to the driver; resumed and sent Ctrl-C; resumed again: nothing runs twice, nothing is lost, and
     a trial that was in the middle goes on from its last checkpoint."""

@@ -1,0 +1,89 @@
+"""What the driver writes down and shows when a trial says something. Ray's own trials, and nothing that trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ray.tune.experiment import Trial
+
+from raytrain_speedup.config import load_experiment
+from raytrain_speedup.tracking import store
+from raytrain_speedup.tracking.heartbeat import Beat, Heartbeat
+from raytrain_speedup.tracking.patience import PatientClient
+from raytrain_speedup.tuning.callback import SweepCallback
+
+FINAL = {"val_accuracy": 91.0, "accuracy": 90.0, "train_flops": 1.0, "baseline_key": "k", "done": True}
+
+
+def trial(name: str) -> Trial:
+    params = {"pruning.prune_ratio": 0.5}
+    experiment = load_experiment("digits", {"pruning.method": "infobatch", **params}).shipped()
+    config = {"run_name": name, "folder": f"{name}-a", "role": "trial", "params": params, "plan": None}
+    return Trial("stub", stub=True, config={**config, "experiment": experiment})
+
+
+class Sitting:
+    """A callback, what it told, and the records it wrote."""
+
+    def __init__(self, client: PatientClient, name: str) -> None:
+        into = store.experiment_id(client, name)
+        self.client, self.name = client, name
+        self.heartbeat = Heartbeat(client, client.create_run(into).info.run_id)
+        self.told: list[tuple[Any, ...]] = []
+        self.callback = SweepCallback(
+            client, into=into, heartbeat=self.heartbeat, margin=0.2, reopen={}, listener=self.listen
+        )
+
+    def listen(self, name: str, state: str, figures: Any, reason: str = "", settings: str = "") -> None:
+        self.told.append((name, state, reason, settings))
+
+    def state(self) -> dict[str, str]:
+        found = store.records(self.client, self.name, parent=self.heartbeat.parent)
+        return {run.name: run.state for run in found}
+
+
+@pytest.fixture
+def sitting(uri: str, request: pytest.FixtureRequest) -> Sitting:
+    return Sitting(store.connect(uri), request.node.name)
+
+
+def test_a_run_is_shown_with_its_settings_and_written_with_its_sweep(sitting: Sitting) -> None:
+    one = trial("trial-01")
+    sitting.callback.on_trial_start(0, [one], one)
+    sitting.callback.on_trial_start(1, [one], one)  # Tune begins a trial again whose process was lost
+    assert sitting.told == [("trial-01", "running", "", "prune_ratio=0.5")]
+    sitting.callback.on_trial_result(2, [one], one, {"epoch": 1, "val_accuracy": 50.0})
+    sitting.callback.on_trial_result(3, [one], one, FINAL)
+    sitting.callback.on_trial_complete(4, [one], one)
+    assert [state for _, state, *_ in sitting.told] == ["running", "running", "finished"]
+    (run,) = store.records(sitting.client, sitting.name)
+    assert (run.parent, run.margin, run.folder) == (sitting.heartbeat.parent, 0.2, "trial-01-a")
+    assert run.finished and run.figures["accuracy"] == 90.0
+
+
+def test_every_way_to_end(sitting: Sitting) -> None:
+    """Stopped by the scheduler, failed by its own word, and interrupted, unless it had ended before."""
+    trials = [trial(f"trial-0{number}") for number in (1, 2, 3)]
+    stopped, failed, _ = trials
+    for one in trials:
+        sitting.callback.on_trial_start(0, trials, one)
+    stopped.run_metadata.last_result = {"progress": 0.25}
+    sitting.callback.on_trial_complete(1, trials, stopped)
+    sitting.callback.on_trial_result(2, trials, failed, {"error": "CUDA out of memory", "traceback": "..."})
+    sitting.callback.on_experiment_end(trials)
+    assert sitting.state() == {"trial-01": "stopped", "trial-02": "failed", "trial-03": "interrupted"}
+    assert [reason for _, state, reason, _ in sitting.told if state != "running"] == [
+        *("behind the others at 25%", "CUDA out of memory", "")
+    ]
+
+
+def test_a_driver_that_was_replaced_writes_no_more(sitting: Sitting) -> None:
+    """The other one has resumed its runs."""
+    under_way, later = trial("trial-01"), trial("trial-02")
+    sitting.callback.on_trial_start(0, [under_way], under_way)
+    sitting.heartbeat.replaced_by = Beat("other", "host", "name", 1, 0.0)
+    sitting.callback.on_trial_result(1, [under_way], under_way, FINAL)
+    sitting.callback.on_trial_start(2, [later], later)
+    sitting.callback.on_experiment_end([under_way, later])
+    assert sitting.state() == {"trial-01": "running"}
