@@ -85,6 +85,11 @@ class Loader(ABC):
             positions: (b,) int64 on the CPU.
         """
 
+    def prepare(self, epoch: int) -> Iterator[None]:
+        """Do what has to be done before an epoch's batches, in parts between which the run may stop and be resumed;
+        nothing, for most loaders."""
+        return iter(())
+
     def spent_flops(self) -> float:
         """FLOPs that making batches took, over all ranks, since this was last asked; reading data takes none."""
         return 0.0

@@ -21,10 +21,10 @@ from raytrain_speedup.engine.measure import Stopwatch, training_flops
 from raytrain_speedup.engine.reporter import Figures, Reporter
 from raytrain_speedup.methods.curriculum.base import FULL
 from raytrain_speedup.methods.curriculum.budget import Budget
-from raytrain_speedup.methods.distillation.teacher import load_teacher_weights
 from raytrain_speedup.methods.distillation.workers import share_buffers
 from raytrain_speedup.methods.pruning import FullData
 from raytrain_speedup.models import ModelSettings, build_model, published_classes, without_weights
+from raytrain_speedup.models.pretrained import load_whole
 from raytrain_speedup.settings import UserError
 
 
@@ -96,7 +96,7 @@ def _build(model: ModelSettings, splits: Splits) -> nn.Module:
         return build_model(model, image_size=splits.image_size, **shapes)
     network = build_model(without_weights(model), image_size=splits.image_size, **shapes)
     with _naming("model.pretrained: "):
-        return load_teacher_weights(model.pretrained, network)
+        return load_whole(network, model.pretrained)
 
 
 def _train(network: nn.Module, experiment: Experiment, splits: Splits, reporter: Reporter) -> nn.Module:
