@@ -9,7 +9,7 @@ teacher needs losses that do not depend on the teacher's scale: the statistics a
 Gaussians.
 
 Noise of several spectra and the images of random generators do not belong in the set: on digits agreement there
-says nothing of accuracy (rank correlation .1; a student trained on noise is ahead of one trained on real images).
+says nothing of accuracy (rank correlation .1 to .4; a student of noise is ahead of one of real images).
 """
 
 from __future__ import annotations
