@@ -41,8 +41,8 @@ def prepare_teacher(
 
     A teacher that has to be trained is trained by all workers together, with its own seed: it depends on the
     data and on the section `teacher` alone. A checkpoint of the distillation holds it, wherever it came from,
-    so that it is trained once and its file may go; the first is taken before the first call. Its own training is not
-    checkpointed.
+    so that it is trained once and its file may go; the first is taken before the first call. Its own training
+    is not checkpointed.
 
     Args:
         latest: the checkpoint that the run goes on from.
