@@ -201,6 +201,24 @@ def test_fastdfkd(teacher: nn.Sequential, student: nn.Sequential) -> None:
     assert_terms(synthesizer.score(IMAGES, LABELS, draws(), 0), expected)
 
 
+def test_fastdfkd_smooths_the_statistics_in_its_loss_over_calls(teacher: nn.Sequential) -> None:
+    """Three quarters of what was remembered and a quarter of the batch's, mean and variance."""
+    synthesizer = build("fastdfkd", teacher, bn=0.4, oh=0.0, adv=0.0, bn_momentum=0.75, augment=AUGMENT)
+    assert isinstance(synthesizer, FastDFKD)
+    memory = [torch.linspace(-1, 1, 12), torch.linspace(0.5, 2, 12)]
+    synthesizer.load_state_dict(synthesizer.state_dict() | {"memory": tuple(memory)})
+    total, start = 0.0, 0
+    for layer, x in run(teacher, shown()).norms:
+        part = slice(start, start := start + x.shape[1])
+        for old, new, learnt in (
+            (memory[0], x.mean((0, 2, 3)), layer.running_mean),
+            (memory[1], x.var((0, 2, 3)), layer.running_var),
+        ):
+            smoothed = 0.75 * old[part].double().numpy() + 0.25 * new
+            total += np.sqrt(((learnt.numpy() - smoothed) ** 2).sum())
+    assert_terms(synthesizer.score(IMAGES, LABELS, draws(), 0), {"bn": 0.4 * total})
+
+
 def test_cmi(teacher: nn.Sequential, student: nn.Sequential) -> None:
     """Fang et al. 2021, eq. 5 and 6: -log of the share that an image's other view has of all similarities, those of
     the batch's other images and of the bank among them, cosines over the temperature."""
