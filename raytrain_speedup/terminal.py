@@ -64,6 +64,8 @@ class TrainProgress:
         elif "kept_share" in figures:
             self._kept_share = float(figures["kept_share"])
             self.console.print(epoch_line(figures), highlight=False)
+            if losses := synthesis_line(figures):
+                self.console.print(losses, highlight=False)
 
     def _move(self, progress: float, samples: float, figures: Figures) -> None:
         now, of = time.monotonic(), str(figures.get("of", ""))
@@ -92,6 +94,17 @@ def epoch_line(figures: Figures) -> str:
     merits = [name for name in figures if name.startswith("val_") and name != "val_loss"]
     parts += [f"{spoken(name.removeprefix('val_'))} {figures[name]:.2f} %" for name in merits[:1]]
     return "  ".join(parts)
+
+
+def synthesis_line(figures: Figures) -> str:
+    """The weighted losses of the epoch's last synthesis; empty where there is none."""
+    losses = {
+        name.removeprefix("synthesis_"): value
+        for name, value in figures.items()
+        if name.startswith("synthesis_") and name not in ("synthesis_loss", "synthesis_seconds")
+    }
+    told = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    return f"{'':9}  synthesis  {told}" if told else ""
 
 
 def summary(figures: Figures) -> Table:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raytrain_speedup.terminal import TrainProgress, epoch_line, summary
+from raytrain_speedup.terminal import TrainProgress, epoch_line, summary, synthesis_line
 
 
 def shown(progress: TrainProgress) -> str:
@@ -45,6 +45,20 @@ def test_the_bar_says_whose_training_it_is():
     line = shown(progress)
     assert "teacher" not in line
     assert re.search(r"epoch 1/4 · [\d,]+ samples/s · 0:00 left · 100% kept", line)
+
+
+def test_the_losses_of_synthesis_stand_below_their_epoch():
+    losses = {"loss": 13.7, "bn": 12.0, "oh": 0.0432, "adv": -123456.0, "balance": -1.3}
+    figures = {"train_loss": 0.5, "synthesis_seconds": 3.0} | {f"synthesis_{k}": v for k, v in losses.items()}
+    line = synthesis_line(figures)
+    assert line.split() == ["synthesis", "bn", "12", "oh", "0.0432", "adv", "-1.235e+05", "balance", "-1.3"]
+    assert len(line) <= 80
+    assert synthesis_line({"train_loss": 0.5, "synthesis_seconds": 0.0}) == ""
+    console = Console(file=io.StringIO(), width=80)
+    told = {"epoch": 1, "progress": 1.0, "kept_share": 1.0, "samples_per_second": 1.0}
+    TrainProgress(console, "run")("report", told | figures)
+    epoch, below, *_ = console.file.getvalue().splitlines()
+    assert epoch.startswith("epoch") and "bn 12" in below
 
 
 def test_the_summary_of_a_run_without_data():

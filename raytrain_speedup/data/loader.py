@@ -100,6 +100,11 @@ class Loader(ABC):
         """Memory that showing a sample again takes, beside its index and weight."""
         return 0
 
+    def prepare(self, epoch: int) -> Iterator[None]:
+        """Do what has to be done before an epoch's batches, in parts between which the run may stop and be resumed;
+        nothing, for most loaders."""
+        return iter(())
+
     def spent_flops(self) -> float:
         """FLOPs that making batches took, over all ranks, since this was last asked; reading data takes none."""
         return 0.0

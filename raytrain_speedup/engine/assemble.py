@@ -117,7 +117,7 @@ def _without_data(
         teacher=teacher,
         student=model,
         settings=settings,
-        autocast=torch.autocast(device.type, DTYPES[train.precision], enabled=train.precision != "fp32"),
+        dtype=DTYPES[train.precision],
         watch=watch,
     )
     num_samples = settings.student_steps * train.batch_size

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from raytrain_speedup.models.pretrained import UNREADABLE, why_unreadable
 from raytrain_speedup.settings import RunFailed, UserError
 
 
@@ -60,8 +60,8 @@ def save_json(content: Any, path: Path) -> None:
 def _load(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = (str(error) or "it is empty").splitlines()[0]
+    except UNREADABLE as error:
+        reason = why_unreadable(error)
         raise UserError(f"{path}: not a whole checkpoint ({reason}); expected one of this package") from error
 
 

@@ -151,6 +151,8 @@ class Loop:
         """
         with self.naming_last_checkpoint():
             self.reference.measure()
+            if self.companions and self.train.checkpoint_every and self.reporter.latest() is None:
+                self._save_partial()  # so that a teacher is not trained again
             last = len(self.budget.epoch_ends()) - 1
             while self.epoch <= last:
                 plan = self.train_epoch()
@@ -172,6 +174,8 @@ class Loop:
         """One epoch, or the rest of the one a checkpoint was taken in; gives what was shown."""
         with self.watch.phase("train"):
             plan = self.pruner.plan(self.epoch)  # the same again if the epoch had begun
+            for _ in self.loader.prepare(self.epoch):
+                self._between_parts()
             steps = epoch_steps(
                 plan,
                 self.budget,
@@ -216,6 +220,16 @@ class Loop:
 
     # --- what the outside sees -------------------------------------------------------------------------
 
+    def _between_parts(self) -> None:
+        """A stop while the loader prepares an epoch."""
+        self.flops_spent += self.loader.spent_flops()
+        if self.reporter.should_stop():
+            self._save_partial()
+            raise Stopped(
+                f"stopped before the first step of epoch {self.epoch + 1}; "
+                f"the checkpoint is {self.reporter.latest()}"
+            )
+
     def _between_steps(self, steps: int) -> None:
         """A reference step, progress for the terminal, a checkpoint in the middle of the epoch, a stop."""
         progress = self.budget.progress(self.epoch, self.next_step / steps * self._epoch_share())
@@ -232,15 +246,19 @@ class Loop:
         stop = self.reporter.should_stop()
         every = self.train.checkpoint_steps
         if stop or (every and self.next_step % every == 0 and self.next_step < steps):
-            self.pruner.exchange()
-            self.alarm.check(self.steps_taken, self.model)
-            with self.watch.phase("checkpoint"):
-                self.reporter.report({"epoch": self.epoch, "partial": True}, self.save())
+            self._save_partial()
         if stop:
             raise Stopped(
                 f"stopped in epoch {self.epoch + 1} after step {self.next_step} of {steps}; "
                 f"the checkpoint is {self.reporter.latest()}"
             )
+
+    def _save_partial(self) -> None:
+        """A checkpoint within an epoch, or before the first."""
+        self.pruner.exchange()
+        self.alarm.check(self.steps_taken, self.model)
+        with self.watch.phase("checkpoint"):
+            self.reporter.report({"epoch": self.epoch, "partial": True}, self.save())
 
     def finish_epoch(self, plan: EpochPlan) -> None:
         """Check losses and weights, evaluate, checkpoint and report."""

@@ -2,7 +2,8 @@
 
 An epoch is one call of the synthesizer and the student steps after it, so the loop, its budget, learning rate,
 checkpoints and workers serve distillation as they serve training. Targets are the teacher's logits, computed
-with the batch. The real data are read for the final test alone, and by the control `real`.
+with the batch. The student is judged on images that belong to the teacher alone (`evaluation_set.py`), the same
+ones for every method and setting. The real data are read for the final test alone, and by the control `real`.
 """
 
 from __future__ import annotations
@@ -20,20 +21,19 @@ from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
 from raytrain_speedup.data.skipped import Skipped
 from raytrain_speedup.engine.measure import FlopCounter, Stopwatch
 from raytrain_speedup.engine.pictures import image_grid
-from raytrain_speedup.methods.distillation.base import SynthesisSettings, Synthesizer
+from raytrain_speedup.engine.synthesis_alarm import check_call
+from raytrain_speedup.methods.distillation import Synthesis, SynthesisSettings, Synthesizer
+from raytrain_speedup.methods.distillation.evaluation_set import evaluation_images
 from raytrain_speedup.methods.distillation.pool import Pool
 from raytrain_speedup.methods.distillation.student import student_inputs, teacher_logits
 from raytrain_speedup.methods.distillation.workers import share_buffers
-
-HELD_OUT = 16
-"""One synthetic image in so many is never trained on: the student's agreement with its teacher is judged there."""
 
 PICTURED = 64
 """Images in the grid that is kept of every evaluation."""
 
 
 class PoolLoader(Loader):
-    """Synthesises at the start of an epoch and serves the steps from the pool.
+    """Synthesises before an epoch's steps and serves them from the pool.
 
     Args:
         real: the loader of the data set; its test split judges the student at the end.
@@ -41,7 +41,7 @@ class PoolLoader(Loader):
         teacher: frozen, on the device.
         student: the network in training; in synthesis it is a judge, and the same one on all workers.
         settings: of the synthesis.
-        autocast: the arithmetic of the teacher's forward passes.
+        dtype: of the arithmetic of synthesis and of the teacher's forward passes.
         watch: synthesis is counted apart.
     """
 
@@ -55,31 +55,43 @@ class PoolLoader(Loader):
         teacher: nn.Module,
         student: nn.Module,
         settings: SynthesisSettings,
-        autocast: torch.autocast,
+        dtype: torch.dtype,
         watch: Stopwatch,
     ) -> None:
         self.real, self.synthesizer = real, synthesizer
         self.teacher, self.student = teacher, student
-        self.synthesis, self.autocast, self.watch = settings, autocast, watch
+        self.synthesis, self.watch = settings, watch
         self.device, self.size, self.seed = real.device, real.size, real.seed
+        # Without the cache: a generator's weights change inside, and what is cached of them would not.
+        self.autocast = torch.autocast(
+            self.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
+        )
         self.rank, self.world = real.rank, real.world
         self._format = real._format
         self._shape = shape = (real.splits.channels, real.size, real.size)
         self.splits, self.settings = real.splits, real.settings
         self.pool = Pool(settings.pool_capacity, shape, device=self.device)
-        self.held_out = Pool(max(1, settings.pool_capacity // HELD_OUT), shape, device=self.device)
+        self.evaluation: Tensor | None = None  # (N, C, H, W) uint8, made before the first call
         mean, std = (
             torch.tensor(values, device=self.device) for values in (real.settings.mean, real.settings.std)
         )
         self._mean, self._std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+        self._calls = 0  # made so far
+        self._losses: dict[str, float] = {}  # of the last call
         self._call_flops: dict[Hashable, float] = {}
         self._spent_flops = 0.0
 
+    def prepare(self, epoch: int) -> Iterator[None]:
+        if self.evaluation is None:
+            with self.watch.phase("eval"):
+                self.evaluation = evaluation_images(self.synthesizer.problem)
+            yield
+        while self._calls <= self.synthesis.warmup + epoch:
+            self._synthesize(self._calls)
+            self._calls += 1
+            yield
+
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
-        if steps and steps[0].number == 0:
-            warmup = self.synthesis.warmup
-            for call in range(warmup + 1) if epoch == 0 else [warmup + epoch]:
-                self._synthesize(call)
         for step in steps:
             key = (self.seed, self.rank, epoch, step.number)
             if step.number == REHEARSAL:
@@ -93,8 +105,9 @@ class PoolLoader(Loader):
         if split == "test":
             yield from self.real.eval_batches("test", batch_size=batch_size)
             return
-        for images in self.held_out.newest(len(self.held_out)).split(batch_size):
-            inputs = (images.to(self.device).float() / 255 - self._mean) / self._std
+        assert self.evaluation is not None, "prepare() comes first"
+        for images in self.evaluation[self.rank :: self.world].split(batch_size):
+            inputs = (images.float() / 255 - self._mean) / self._std
             yield self._batch(inputs, torch.arange(len(images)), torch.ones(len(images)))
 
     def train_images(self, positions: Tensor) -> Tensor:
@@ -108,13 +121,17 @@ class PoolLoader(Loader):
         return {
             "synthesizer": self.synthesizer.state_dict(),
             "pool": self.pool.state_dict(),
-            "held_out": self.held_out.state_dict(),
+            "evaluation": self.evaluation,
+            "calls": self._calls,
+            "losses": self._losses,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.synthesizer.load_state_dict(state["synthesizer"])
         self.pool.load_state_dict(state["pool"])
-        self.held_out.load_state_dict(state["held_out"])
+        evaluation = state["evaluation"]
+        self.evaluation = None if evaluation is None else evaluation.to(self.device)
+        self._calls, self._losses = state["calls"], state["losses"]
 
     def join(self, state: Mapping[str, Any]) -> None:
         """A rank that comes later begins with the synthesizer, and with the pool, of rank 0."""
@@ -122,7 +139,7 @@ class PoolLoader(Loader):
 
     @property
     def has_val(self) -> bool:
-        """Always: images are kept back, whatever the data set has."""
+        """Always, whatever the data set has."""
         return True
 
     @property
@@ -133,7 +150,8 @@ class PoolLoader(Loader):
         self.real.close()
 
     def figures(self) -> dict[str, float]:
-        return {"pool_images": len(self.pool)}
+        losses = {f"synthesis_{name}": value for name, value in self._losses.items()}
+        return {"pool_images": len(self.pool), **losses}
 
     def pictures(self) -> dict[str, bytes]:
         return {"synthetic": image_grid(self.pool.newest(PICTURED), columns=math.isqrt(PICTURED))}
@@ -141,21 +159,20 @@ class PoolLoader(Loader):
     def _synthesize(self, call: int) -> None:
         with self.watch.phase("synthesis"):
             share_buffers(self.student)
-            images = self._counted(call)
-            kept_back = torch.arange(len(images), device=images.device) % HELD_OUT == 0
-            self.pool.add(images[~kept_back])
-            self.held_out.add(images[kept_back])
+            made = self._counted(call)
+            self._losses = check_call(call, self.synthesizer, made)
+            self.pool.add(made.images)
 
-    def _counted(self, call: int) -> Tensor:
-        """The images of a call. FLOPs are counted at the first of each class of calls: the counter sees every
-        operation, which takes time."""
+    def _counted(self, call: int) -> Synthesis:
+        """A call. FLOPs are counted at the first of each class of calls: the counter sees every operation, which
+        takes time."""
         kind = self.synthesis.cost_class(call)
         counter = FlopCounter()
-        with nullcontext() if kind in self._call_flops else counter:
-            images = self.synthesizer.synthesize(call).images
+        with self.autocast, nullcontext() if kind in self._call_flops else counter:
+            made = self.synthesizer.synthesize(call)
         flops = self._call_flops.setdefault(kind, counter.total)
         self._spent_flops += flops * self.world
-        return images
+        return made
 
     def _batch(self, inputs: Tensor, index: Tensor, weight: Tensor) -> Batch:
         inputs = inputs.contiguous(memory_format=self._format)

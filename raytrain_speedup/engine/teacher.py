@@ -21,10 +21,10 @@ from raytrain_speedup.engine.measure import Stopwatch, training_flops
 from raytrain_speedup.engine.reporter import Figures, Reporter
 from raytrain_speedup.methods.curriculum.base import FULL
 from raytrain_speedup.methods.curriculum.budget import Budget
-from raytrain_speedup.methods.distillation.teacher import load_teacher_weights
 from raytrain_speedup.methods.distillation.workers import share_buffers
 from raytrain_speedup.methods.pruning import FullData
 from raytrain_speedup.models import ModelSettings, build_model, published_classes, without_weights
+from raytrain_speedup.models.pretrained import load_whole
 from raytrain_speedup.settings import UserError
 
 
@@ -41,7 +41,8 @@ def prepare_teacher(
 
     A teacher that has to be trained is trained by all workers together, with its own seed: it depends on the
     data and on the section `teacher` alone. A checkpoint of the distillation holds it, wherever it came from,
-    so that it is trained once and its file may go. Its own training is not checkpointed.
+    so that it is trained once and its file may go; the first is taken before the first call. Its own training
+    is not checkpointed.
 
     Args:
         latest: the checkpoint that the run goes on from.
@@ -96,7 +97,7 @@ def _build(model: ModelSettings, splits: Splits) -> nn.Module:
         return build_model(model, image_size=splits.image_size, **shapes)
     network = build_model(without_weights(model), image_size=splits.image_size, **shapes)
     with _naming("model.pretrained: "):
-        return load_teacher_weights(model.pretrained, network)
+        return load_whole(network, model.pretrained)
 
 
 def _train(network: nn.Module, experiment: Experiment, splits: Splits, reporter: Reporter) -> nn.Module:

@@ -1,11 +1,17 @@
-"""Starting from a file of weights, also for another number of classes and another image size."""
+"""Starting from a file of weights: whole, as a teacher's, or also for other classes and another image size.
+
+Nothing in a file is ever executed. torch's own refusal of a pickle advises to switch that check off, so the reasons
+given here are ours.
+"""
 
 from __future__ import annotations
 
 import logging
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +21,9 @@ from raytrain_speedup.settings import UserError
 
 log = logging.getLogger(__name__)
 
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
+"""What `torch.load` raises for files that are none of its own."""
+
 
 def load_pretrained(model: nn.Module, path: Path, *, num_classes: int) -> None:
     """Load the state dict in `path` (plain, or under the key `model` or `state_dict`) into `model`.
@@ -22,16 +31,68 @@ def load_pretrained(model: nn.Module, path: Path, *, num_classes: int) -> None:
     Raises:
         UserError: if the file can't be read or holds another network.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"model.pretrained: cannot read {path}: {error}") from error
+    state = _read(path, "model.pretrained: ")
     for key in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"model.pretrained: {path} holds no state dict of tensors")
+    if not _is_state_dict(state):
+        raise UserError(f"model.pretrained: {path}: holds {_describe(state)}; expected a state dict")
     fit_weights(model, state, num_classes=num_classes, where=f"model.pretrained: {path}")
+
+
+def load_whole(network: nn.Module, path: Path) -> nn.Module:
+    """Fill the network from the state dict in `path`, which has to be one of this very network.
+
+    Raises:
+        UserError: if the file can't be read, is no state dict, or is one of another network.
+    """
+    state = _read(path, "")
+    if not _is_state_dict(state):
+        raise UserError(
+            f"{path}: holds {_describe(state)}; expected a state dict (parameter names -> tensors)"
+        )
+    own = network.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        gaps = " and ".join(
+            f"{verb} {_some(names)}" for verb, names in (("lacks", missing), ("also has", unknown)) if names
+        )
+        raise UserError(f"{path}: a state dict of another network than {type(network).__name__}: it {gaps}")
+    for name, tensor in own.items():
+        if state[name].shape != tensor.shape:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(state[name].shape)}; {type(network).__name__} needs "
+                f"{tuple(tensor.shape)} (is the number of classes the same?)"
+            )
+    network.load_state_dict(state)
+    return network
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why `torch.load` with `weights_only` refused a file, in our words.
+
+    Args:
+        error: an `OSError`, or what torch raised.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, EOFError):
+        return "it is empty"
+    code = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", str(error))
+    if code:
+        return (
+            f"it is a pickle that runs {code[1]} when it is loaded, and not weights alone, so it is refused; "
+            "write them with torch.save(network.state_dict(), file)"
+        )
+    return "no file that torch.save wrote, or a damaged one"
+
+
+def _read(path: Path, where: str) -> Any:
+    """What a file of `torch.save` holds; raises `UserError` that begins with `where`."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise UserError(f"{where}cannot read {path}: {why_unreadable(error)}") from error
 
 
 def fit_weights(
@@ -82,3 +143,19 @@ def _classifier_keys(model: nn.Module, num_classes: int) -> list[str]:
         or (isinstance(module, nn.Conv2d) and module.out_channels == num_classes and "classifier" in name)
         for parameter, _ in module.named_parameters(recurse=False)
     ]
+
+
+def _is_state_dict(state: Any) -> bool:
+    if not isinstance(state, Mapping) or not state:
+        return False
+    return all(isinstance(value, Tensor) for value in state.values())
+
+
+def _describe(state: Any) -> str:
+    if isinstance(state, Mapping):
+        return f"a dict with {_some([str(key) for key in state])}" if state else "an empty dict"
+    return f"a {type(state).__name__}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

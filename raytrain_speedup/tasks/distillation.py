@@ -1,7 +1,7 @@
 """Learning from a teacher: its softened outputs are the target, whatever the task it was trained for.
 
-Validation asks how often the student decides as the teacher does, on images kept back; the test is the task's
-own, on real data.
+Validation asks how often the student decides as the teacher does, on images made for that alone; the test is the
+task's own, on real data.
 """
 
 from __future__ import annotations

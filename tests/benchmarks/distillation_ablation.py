@@ -52,7 +52,8 @@ def growing(method: str, **keys: Any) -> dict[str, Any]:
 def fastdfkd(k: int, **keys: Any) -> dict[str, Any]:
     """FastDFKD with k inner steps."""
     lr_g, lr_z = RATES[k]
-    return growing("fastdfkd", steps=k, lr_g=lr_g, lr_z=lr_z, width=32, reset_first_layer=None, **keys)
+    own = {"steps": k, "lr_g": lr_g, "lr_z": lr_z, "width": 32, "reset_first_layer": None, "bn_momentum": 0.9}
+    return growing("fastdfkd", **own | keys)
 
 
 def fresh(method: str, student_steps: int, **keys: Any) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def test_pretrained_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*text\.pt"):
         build("resnet8", pretrained=tmp_path / "text.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="holds a list; expected a state dict"):
         build("resnet8", pretrained=tmp_path / "list.pt")
     torch.save(build("wrn16_1").state_dict(), tmp_path / "wrn.pt")
     with pytest.raises(UserError, match=r"wrn\.pt does not fit ResNet: bn1.weight is missing"):

@@ -45,9 +45,14 @@ class Synthesis:
 class Synthesizer(ABC):
     """Makes images for a student out of its teacher.
 
+    Attributes:
+        problem: whose knowledge is distilled into whom.
+
     What a call draws is a function of (seed, rank, call) alone. On several workers every one makes its own
     images; `synthesize` is then a collective call, and everything learnt is the same on all workers after it.
     """
+
+    problem: Problem
 
     @abstractmethod
     def synthesize(self, call: int) -> Synthesis:
@@ -183,7 +188,7 @@ class SynthesisSettings(Settings):
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         device = torch.device(device)
-        freeze(teacher.to(device))
+        _check_finite(freeze(teacher.to(device)))
         example = torch.zeros(2, channels, height, width, device=device)
         logits = {"teacher": _try(teacher, example, "teacher")}
         with borrowed(student.to(device)):
@@ -214,6 +219,16 @@ class SynthesisSettings(Settings):
     def make(self, problem: Problem) -> Synthesizer:
         """The synthesizer for a problem that was checked."""
         raise NotImplementedError
+
+
+def _check_finite(teacher: nn.Module) -> None:
+    """A teacher with a NaN in it answers NaN to every image, and any student agrees with that."""
+    for name, tensor in teacher.state_dict().items():
+        if tensor.is_floating_point() and (count := int((~tensor.isfinite()).sum())):
+            raise UserError(
+                f"teacher: {count} of the {tensor.numel()} values of {name} are NaN or infinite; expected a "
+                "teacher whose training went well"
+            )
 
 
 def _try(network: nn.Module, example: Tensor, name: str) -> Tensor:

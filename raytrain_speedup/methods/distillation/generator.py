@@ -28,6 +28,7 @@ class Generator(nn.Module):
     Attributes:
         latent_shape: shape of one latent code.
         first: the first layer with weights, the one that `reset_first_layer` draws anew.
+        layers: up to the logits of the pixels.
     """
 
     latent_shape: tuple[int, ...]
@@ -35,7 +36,7 @@ class Generator(nn.Module):
     layers: nn.Sequential
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)
+        return self.layers(z).float().sigmoid()  # bfloat16 has fewer levels below 1 than the pool's 8 bits
 
     def sample_latent(self, batch: int, rng: torch.Generator) -> Tensor:
         """Standard normal codes (batch, *latent_shape) on the device of `rng`."""
@@ -59,7 +60,6 @@ class SmallGenerator(Generator):
             *_doubling(2 * width, 2 * width),
             *_doubling(2 * width, width),
             nn.Conv2d(width, channels, 3, padding=1),
-            nn.Sigmoid(),
         )
 
 
@@ -81,7 +81,6 @@ class DeepGenerator(Generator):
             *_doubling(2 * width, width),
             *_doubling(width, width),
             nn.Conv2d(width, channels, 3, padding=1),
-            nn.Sigmoid(),
         )
 
 

@@ -11,7 +11,7 @@ import struct
 
 import torch
 
-INITIALISE, RESET, LATENT, AUGMENT, SAMPLE, ORDER = range(6)
+INITIALISE, RESET, LATENT, AUGMENT, SAMPLE, ORDER, EVALUATE = range(7)
 """What a number is drawn for: the first counter of a key, so that no two purposes share a stream."""
 
 

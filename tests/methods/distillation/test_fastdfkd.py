@@ -93,6 +93,14 @@ class Squared(Score):
         return self.terms["squared"]
 
 
+def test_a_batch_from_before_the_first_step_is_not_kept_even_if_it_was_better() -> None:
+    """x^2 / 2 at rate 3: 1, -2, 4."""
+    x = torch.ones(1, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=3.0)
+    kept, _ = descend(lambda: 1.0 * x, lambda y: Squared(y, torch.zeros(1)), optimizer, steps=2, keep="best")
+    assert (kept.item(), x.item()) == (-2.0, 4.0)
+
+
 def naive_adaptation(
     synthesizer: FastDFKD, teacher: nn.Module, steps: int
 ) -> tuple[list[list[Tensor]], Generator, list[Tensor], list[float]]:

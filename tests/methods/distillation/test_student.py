@@ -26,6 +26,11 @@ def test_a_step_teaches_the_student_and_leaves_the_teacher_alone() -> None:
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+def test_the_target_has_no_graph_even_if_teacher_and_inputs_could() -> None:
+    target = teacher_logits(classifier(), torch.randn(4, 1, 8, 8, requires_grad=True))
+    assert not target.requires_grad and target.dtype == torch.float32
+
+
 def test_inputs_are_normalised_images() -> None:
     images = torch.randint(0, 256, (4, 2, 5, 5), dtype=torch.uint8)
     mean, std = torch.tensor([0.4, 0.5]).view(-1, 1, 1), torch.tensor([0.2, 0.3]).view(-1, 1, 1)

@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from distillation_nets import Segmenter, build, classifier
 from torch import nn
 
-from raytrain_speedup.methods.distillation.teacher import borrowed, load_teacher_weights, logits_of
+from raytrain_speedup.methods.distillation.teacher import borrowed, logits_of
 from raytrain_speedup.settings import UserError
-
-
-def test_weights_are_loaded(tmp_path: Path) -> None:
-    source = classifier(seed=3)
-    torch.save(source.state_dict(), tmp_path / "teacher.pt")
-    loaded = load_teacher_weights(tmp_path / "teacher.pt", classifier())
-    assert all(torch.equal(value, source.state_dict()[name]) for name, value in loaded.state_dict().items())
-
-
-class Trap:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
-        (torch.zeros(3), "holds a Tensor; expected a state dict"),
-        ({"epoch": 3, "state_dict": {}}, "holds a dict with epoch, state_dict; expected a state dict"),
-        ({}, "holds an empty dict"),
-        ({"0.weight": torch.zeros(1)}, "lacks 0.bias, .* and .* more"),
-        (classifier(classes=5).state_dict(), r"has shape \(5, 8\); the teacher needs \(3, 8\)"),
-        (classifier().state_dict() | {"extra": torch.zeros(1)}, "also has extra"),
-    ],
-)
-def test_another_files_content_is_named(tmp_path: Path, content: object, found: str) -> None:
-    path = tmp_path / "teacher.pt"
-    torch.save(content, path)
-    with pytest.raises(UserError, match=found) as error:
-        load_teacher_weights(path, classifier())
-    assert str(path) in str(error.value)
-
-
-def test_a_file_that_is_none_and_one_that_would_run_code_are_refused(tmp_path: Path) -> None:
-    text, pickled = tmp_path / "notes.txt", tmp_path / "trap.pt"
-    text.write_text("not a checkpoint")
-    pickled.write_bytes(pickle.dumps(Trap(tmp_path / "sprung"), protocol=2))
-    for path in (text, pickled, tmp_path / "missing.pt"):
-        with pytest.raises(UserError, match="not a state-dict file"):
-            load_teacher_weights(path, classifier())
-    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("method", ["fastdfkd", "dfq", "deepinversion", "cmi"])
