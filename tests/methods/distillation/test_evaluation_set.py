@@ -7,6 +7,7 @@ import torch
 from distillation_nets import Segmenter, build, classifier
 from torch import Tensor, nn
 
+from raytrain_speedup.methods.distillation import evaluation_set
 from raytrain_speedup.methods.distillation.evaluation_set import evaluation_images, natural_noise
 from raytrain_speedup.methods.distillation.rng import generator_for
 
@@ -25,6 +26,11 @@ def test_the_teacher_decides_them_and_nothing_else_does() -> None:
     assert not torch.equal(images, images_of(classifier(seed=2)))
     assert images.dtype == torch.uint8 and images.shape == (384, 1, 8, 8)
     assert len(images.unique(dim=0)) == 384
+
+
+def test_every_image_begins_as_noise_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation_set, "STEPS", 0)
+    assert len(images_of(classifier()).unique(dim=0)) == 384
 
 
 def test_the_teacher_sees_its_classes_in_them_and_its_statistics() -> None:
