@@ -59,7 +59,7 @@ class Speedup:
         everyone = (*runs, *baselines)
         wall, wall_interval = _ratio(runs, baselines, "train_seconds")
         flops = _ratio(runs, baselines, "train_flops")[0] if _all_have(everyone, "train_flops") else None
-        reasons = "; ".join(dict.fromkeys(reason for run in everyone for reason in disturbances(run)))
+        reasons = disturbances(everyone)
         units = {run.get("reference_batch") for run in everyone}
         if not _all_have(everyone, "reference_steps") or len(units) > 1:
             return cls(wall, wall_interval, "wall seconds", wall, flops, reasons, _doubt(wall, None, flops))
@@ -69,18 +69,19 @@ class Speedup:
         return cls(ratio, interval, "reference steps", wall, flops, reasons, _doubt(ratio, wall, flops))
 
 
-def disturbances(run: Run) -> list[str]:
-    """What disturbed a run: each makes its wall seconds doubtful, and its cost less sure."""
-    found = []
-    if (share := run.get("core_share", 1.0)) < LEAST_CORE_SHARE:
-        found.append(f"had {share:.0%} of a core")
-    if (switches := run.get("switches_per_second", 0.0)) > MOST_SWITCHES:
-        found.append(f"lost its core {switches:.0f} times a second")
-    if (spread := run.get("reference_spread", 1.0)) > MOST_SPREAD:
-        found.append(f"its reference step varied by a factor of {spread:.2f}")
-    if others := run.get("other_processes"):
-        found.append(f"{others:.0f} other processes on its GPU")
-    return found
+def disturbances(runs: Sequence[Run]) -> str:
+    """What disturbed runs, the worst of each: it makes their wall seconds doubtful, and their cost less sure."""
+    share = min(run.get("core_share", 1.0) for run in runs)
+    switches = max(run.get("switches_per_second", 0.0) for run in runs)
+    spread = max(run.get("reference_spread", 1.0) for run in runs)
+    others = max(run.get("other_processes", 0.0) for run in runs)
+    found = {
+        f"as little as {share:.0%} of a core": share < LEAST_CORE_SHARE,
+        f"core lost up to {switches:.0f} times a second": switches > MOST_SWITCHES,
+        f"reference step varied {spread:.2f}-fold": spread > MOST_SPREAD,
+        f"{others:.0f} other processes on the GPU": others > 0,
+    }
+    return ", ".join(reason for reason, holds in found.items() if holds)
 
 
 def _doubt(ratio: float, wall: float | None, flops: float | None) -> str:

@@ -342,11 +342,11 @@ def _table(experiment: str, rows: Sequence[Row], *, wide: bool) -> Table:
         pad_edge=False,
         padding=(0, 1 if wide else 0, 0, 0),
     )
-    table.add_column("method", overflow="fold", min_width=18)
+    table.add_column("method", overflow="fold", min_width=18 if wide else 16)
     for column in (f"{metric} %", "difference", "speedup", "saved", *(("seeds", "FLOPs") if wide else ())):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict", max_width=None if wide else 11)
-    table.add_column("run", no_wrap=True, min_width=8)
+    table.add_column("verdict", max_width=None if wide else 8)
+    table.add_column("run", no_wrap=True, width=8)
     for row in rows:
         grey = row.state != "finished" or row.role == "trial"
         table.add_row(*_cells(row, wide=wide), style="dim" if grey else None)
@@ -358,12 +358,11 @@ def _cells(row: Row, *, wide: bool) -> list[str | Text]:
     if row.state == "finished" and row.role in ("baseline", "trial"):
         verdict = row.note or row.role
     more = [str(len(row.seeds)), _number(row.flops_ratio, "1/{:.2f}")] if wide else []
-    between = " " if wide else "\n"
     return [
         f"{row.label} {row.settings}".strip(),
         _number(row.accuracy, "{:.2f}") + _number(row.accuracy_std, " ± {:.2f}" if wide else "±{:.2f}"),
-        _with_interval(row.difference, row.interval, "{:+.2f}", between),
-        _speedup(row, between),
+        _with_interval(_number(row.difference, "{:+.2f}"), row.interval, "{:+.2f}", wide=wide),
+        _with_interval(_speedup(row), row.speedup_interval, "{:.2f}", wide=wide),
         _number(row.passes_saved, "{:.0%}"),
         *more,
         Text(verdict, style=STYLES.get(verdict, "")),
@@ -371,23 +370,21 @@ def _cells(row: Row, *, wide: bool) -> list[str | Text]:
     ]
 
 
-def _speedup(row: Row, between: str) -> str:
+def _speedup(row: Row) -> str:
     """With a tilde where something disturbed it or disagrees; of hopeless times nothing."""
     speedup = None if row.comparison is None else row.comparison.speedup
     mark = " ~" if speedup is not None and (speedup.disturbed or speedup.doubt) else ""
     if speedup is not None and speedup.ratio is None:
         return "no time" + mark
-    text = _number(row.speedup, "{:.2f} x") + mark
-    return text if row.speedup_interval is None else text + between + _bounds(row.speedup_interval, "{:.2f}")
+    return _number(row.speedup, "{:.2f} x") + mark
 
 
-def _with_interval(value: float | None, interval: tuple[float, float] | None, form: str, between: str) -> str:
-    text = _number(value, form)
-    return text if interval is None else text + between + _bounds(interval, form)
-
-
-def _bounds(interval: tuple[float, float], form: str) -> str:
-    return f"[{form.format(interval[0])}, {form.format(interval[1])}]"
+def _with_interval(text: str, interval: tuple[float, float] | None, form: str, *, wide: bool) -> str:
+    """The interval beside a value, or below it where there is little room."""
+    if interval is None:
+        return text
+    low, high = (form.format(bound) for bound in interval)
+    return f"{text} [{low}, {high}]" if wide else f"{text}\n[{low},{high}]"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -11,7 +11,6 @@ for more seeds than an earlier sitting did, the plan is extended, and says what 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
 from itertools import count
 
 from raytrain_speedup.engine.compare import grain_of, metric_of
@@ -100,7 +99,7 @@ class Confirmation:
             f"{plan.error:.1%}, margin {plan.margin:g}; at most {most} runs"
         )
         if any(known):
-            text += f", {timedelta(seconds=round(most * max(known) / at_once))} h"
+            text += f", {most * max(known) / at_once / 60:.0f} minutes"
         return text
 
     def news(self) -> Iterator[str]:

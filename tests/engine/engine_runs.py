@@ -152,3 +152,12 @@ def equal(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
     return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+
+
+TIMED = ("second", "peak_memory", "reference_s", "core_share")
+"""Words in the names of metrics that differ from run to run of the same experiment."""
+
+
+def untimed(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics that the experiment alone decides."""
+    return {name: value for name, value in metrics.items() if not any(word in name for word in TIMED)}

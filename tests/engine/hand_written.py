@@ -87,10 +87,11 @@ def train_by_hand(experiment: Experiment, order: Sequence[Tensor]) -> Trained:
 
 
 def sgd(model: nn.Module, train: TrainSettings) -> torch.optim.SGD:
-    """Matrices are decayed, vectors are not."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    spared = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": spared}]
+    """Matrices are decayed; vectors are not, nor a ViT's tables of tokens and positions."""
+    tables = ("pos_embed", "cls_token")
+    decayed = {name: p for name, p in model.named_parameters() if p.ndim > 1 and name not in tables}
+    spared = [p for name, p in model.named_parameters() if name not in decayed]
+    groups = [{"params": list(decayed.values()), "weight_decay": train.weight_decay}, {"params": spared}]
     return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import CPU, VIT, Diary, same, tiny, trained
+from engine_runs import CPU, VIT, Diary, same, tiny, trained, untimed
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import open_data
@@ -59,13 +59,6 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-TIMED = ("seconds", "per_second", "memory")
-
-
-def untimed(figures: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in figures.items() if not any(word in name for word in TIMED)}
 
 
 def loop_of(experiment: Experiment, folder: Path) -> Loop:

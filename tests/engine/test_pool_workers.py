@@ -28,8 +28,8 @@ def worker(rank: int, port: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     final_figures = engine._final_figures
 
-    def kept(loop: Loop, passes: float) -> dict[str, Any]:
-        figures = final_figures(loop, passes)
+    def kept(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
+        figures = final_figures(loop, passes, test=test)
         networks = {"student": loop.model.state_dict(), "teacher": loop.companions["teacher"].state_dict()}
         torch.save({"figures": figures, **networks}, folder / f"{name}-{rank}.pt")
         return figures

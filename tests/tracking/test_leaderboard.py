@@ -115,7 +115,7 @@ def test_a_disturbed_row_says_so_and_a_hopeless_time_is_not_told(
     rows = rows_of(client, experiment_name)
     show(rows, screen)
     text = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert "1.43 x ~" in text and "disturbed (had 40% of a core) but 0.50 x by wall seconds" in text
+    assert "1.43 x ~" in text and "disturbed (as little as 40% of a core) but 0.50 x by wall seconds" in text
     assert "no time ~" in text and "1/1.43" in text
     assert [row.speedup for row in rows if row.method == "random"] == [None]
 

@@ -104,7 +104,7 @@ def test_it_goes_on_until_a_verdict_and_says_what_it_finds(tmp_path: Path) -> No
     assert plan.confirmation.plan.look(fewer, fewer).status == "continue"
     assert said[0].startswith(
         "confirming trial-02 against the baseline: looks after 3, 4, ... 9 seeds, error 5.0%, margin 0.22; at "
-        "most 18 runs, 0:00:36 h"
+        "most 18 runs, 1 minutes"
     )
     assert "more seeds for a verdict" in said[1] and said[-1].endswith("lossless")
 
