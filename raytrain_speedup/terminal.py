@@ -120,6 +120,7 @@ def summary(figures: Figures) -> Table:
         f"validation {name_of_metric}": (f"val_{metric}", "{:.2f} %"),
         "preparing the teacher": ("teacher_seconds", "{:.1f} s"),
         "training time": ("train_seconds", "{:.1f} s"),
+        "cost, in reference steps": ("reference_steps", "{:,.0f}"),
         "of it, synthesis": ("synthesis_seconds", "{:.1f} s"),
         "synthetic images": ("pool_images", "{:,.0f}"),
         "evaluation": ("eval_seconds", "{:.1f} s"),

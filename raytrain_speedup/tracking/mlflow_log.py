@@ -25,6 +25,7 @@ from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.verdict import Plan
 from raytrain_speedup.settings import UserError, flatten
 from raytrain_speedup.tracking import store
+from raytrain_speedup.tracking.leaderboard import Row
 
 ENDINGS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
 """Our states and MLflow's; a trial that was stopped early is no finished run."""
@@ -153,6 +154,25 @@ class RunLog:
         self.client.log_batch(
             self.run_id, metrics=[Metric(prefix + key, value, now, step) for key, value in numbers.items()]
         )
+
+
+def log_outcome(client: MlflowClient, run_id: str, row: Row) -> None:
+    """Write a sweep's answer down with its own run: the speedup and the difference, each with its bounds, and the
+    verdict."""
+    values = {"speedup": row.speedup, "difference": row.difference, "flops_ratio": row.flops_ratio}
+    bounds = {"speedup": row.speedup_interval, "difference": row.interval}
+    for name, interval in bounds.items():
+        low, high = interval or (None, None)
+        values |= {f"{name}_low": low, f"{name}_high": high}
+    now = int(time.time() * 1000)
+    client.log_batch(
+        run_id,
+        metrics=[Metric(name, value, now, 0) for name, value in values.items() if value is not None],
+        tags=[
+            RunTag(store.VERDICT, row.verdict or "not yet known"),
+            RunTag(store.SETTINGS, f"{row.label} {row.settings}".strip()),
+        ],
+    )
 
 
 @contextmanager

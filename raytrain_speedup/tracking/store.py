@@ -41,7 +41,7 @@ ROLE, STATE, SEED, METHOD, SETTINGS = (
 GROUP, PARAMS, REASON, SWEEP, MARGIN, PLAN = (
     f"speedup.{name}" for name in ("group", "params", "reason", "sweep", "margin", "plan")
 )
-FOLDER, DRIVER = (f"speedup.{name}" for name in ("folder", "driver"))
+FOLDER, DRIVER, VERDICT = (f"speedup.{name}" for name in ("folder", "driver", "verdict"))
 TEXTS = ("baseline_key", "train_key", "setup", "hardware", "metric")
 """Figures of a run that are words; kept as tags, because an MLflow metric is a number."""
 

@@ -32,6 +32,7 @@ from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.export import export, find, free_name
 from raytrain_speedup.tracking.heartbeat import Heartbeat
 from raytrain_speedup.tracking.leaderboard import DEFAULT_MARGIN, Row, best, leaderboard, safest, show
+from raytrain_speedup.tracking.mlflow_log import log_outcome
 from raytrain_speedup.tracking.patience import PatientClient
 from raytrain_speedup.tracking.picture import draw
 from raytrain_speedup.tuning.callback import SweepCallback
@@ -231,6 +232,8 @@ def _conclude(
     client.log_artifact(parent, str(picture))
     console.print(f"picture      {picture}", highlight=False, soft_wrap=True)
     chosen, schedule = best(rows), None
+    if (answer := chosen or safest(rows)) is not None:
+        log_outcome(client, parent, answer)
     if chosen is None:
         console.print(_unproven(rows, name), highlight=False, soft_wrap=True)
     elif plan.sweep.base.distillation is None:

@@ -58,6 +58,13 @@ def test_a_sweep_that_is_not_yet_known_goes_on(tmp_path: Path, uri: str) -> None
     )
     assert "lossless" in said and "(schedule.yaml was there already" in said
     assert (tmp_path / "schedule.yaml").read_text() == "somebody's own\n"
+    parent = store.connect(uri).get_run(result.best.sweep).data
+    assert (
+        parent.tags["speedup.verdict"] == "lossless" and "prune_ratio=0.5" in parent.tags["speedup.settings"]
+    )
+    low, high = result.best.speedup_interval  # type: ignore[misc]
+    assert (parent.metrics["speedup_low"], parent.metrics["speedup_high"]) == pytest.approx((low, high))
+    assert parent.metrics["difference_low"] > -0.25
     evidence = load_schedule(tmp_path / "schedule-2.yaml").evidence
     assert evidence is not None and evidence.plan == result.best.plan.to_dict()
 
