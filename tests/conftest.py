@@ -39,8 +39,6 @@ def ray_session() -> Iterator[None]:
     here = [str(ROOT), str(ROOT / "tests" / "tuning"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, here))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Workers that yield to every other process, Ray's default, would take minutes on a busy machine.
-    os.environ |= {"RAY_worker_niceness": "0"}
     start_local(num_cpus=2, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()

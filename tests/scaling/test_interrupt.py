@@ -27,7 +27,6 @@ def speedup_train(folder: Path, *arguments: str) -> Iterator[subprocess.Popen]:
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "300",
-        "RAY_worker_niceness": "0",
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "raytrain_speedup.cli", "train", "digits", *arguments]
