@@ -345,7 +345,7 @@ def _table(experiment: str, rows: Sequence[Row], *, wide: bool) -> Table:
     table.add_column("method", overflow="fold", min_width=18 if wide else 16)
     for column in (f"{metric} %", "difference", "speedup", "saved", *(("seeds", "FLOPs") if wide else ())):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict", max_width=None if wide else 8)
+    table.add_column("verdict", max_width=None if wide else 11)
     table.add_column("run", no_wrap=True, width=8)
     for row in rows:
         grey = row.state != "finished" or row.role == "trial"
