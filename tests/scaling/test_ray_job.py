@@ -28,8 +28,8 @@ trial: {pruning.method: infobatch}
 search:
   pruning.prune_ratio: {type: float, low: 0.2, high: 0.6}
 trials: 1
-seeds: [0]
-confirm: 1
+confirm: {winners: 1, max_seeds: 3}
+margin: 50   # whatever it loses in an epoch, it is proven to be less
 """
 
 

@@ -36,7 +36,7 @@ search:
 baseline: {{distillation.reuse: none}}
 controls: {{noise: {{distillation.method: noise}}}}
 trials: 1
-confirm: 1
+confirm: {{winners: 1, until: seeds}}
 seeds: [0]
 """
 
