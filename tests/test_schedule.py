@@ -299,7 +299,13 @@ def test_it_says_what_it_is(file: Path) -> None:
     assert (
         load_schedule(file).headline() == "1.40 x as fast, -0.20 points [-0.40, +0.00] over 3 seeds: lossless"
     )
-    assert make({"method": "none"}).model_copy(update={"evidence": None}).headline().startswith("no baseline")
+    schedule = make({"method": "none"})
+    assert schedule.model_copy(update={"evidence": None}).headline().startswith("no baseline")
+    assert schedule.evidence is not None
+    told = schedule.evidence.model_copy(update={"speedup_interval": (1.3, 1.5), "wall_speedup": 3.0})
+    assert (
+        schedule.model_copy(update={"evidence": told}).headline().startswith("1.40 x as fast [1.30, 1.50], ")
+    )
 
 
 def test_addresses(file: Path) -> None:

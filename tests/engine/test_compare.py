@@ -54,6 +54,7 @@ def test_the_same_seed_again_is_no_new_evidence() -> None:
     runs = [run(0, 91), run(0, 91), run(0, 91.2)]
     found = compare(runs, baselines)
     assert found.seeds == (0,) and found.interval is None and found.verdict == "not yet known"
+    assert found.accuracy == pytest.approx((91 + 91 + 91.2) / 3)
 
 
 def test_one_run_has_a_difference_but_no_interval() -> None:
@@ -113,6 +114,10 @@ def test_a_run_of_the_search_is_judged_on_the_validation_split() -> None:
     trial = {key: value for key, value in run(0).items() if key != "accuracy"} | {"val_accuracy": 80.0}
     found = compare([trial], [run(0, accuracy=95.0, val_accuracy=81.0)])
     assert (found.split, found.accuracy, found.difference) == ("validation", 80.0, -1.0)
+    confirmed = compare(
+        [run(0, accuracy=94.0, val_accuracy=80.0)], [run(0, accuracy=95.0, val_accuracy=81.5)]
+    )
+    assert (confirmed.split, confirmed.accuracy, confirmed.difference) == ("test", 94.0, -1.0)
 
 
 def test_seeds_are_matched_by_number_and_not_by_order() -> None:

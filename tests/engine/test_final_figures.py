@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_runs import CPU, Diary, weights
+from engine_runs import CPU, Diary, tiny, weights
 from test_unreadable import experiment, write_images
 
 from raytrain_speedup.data import Source, open_data
@@ -44,5 +44,12 @@ def test_accuracy_is_of_the_test_split(own: bool, loader: str, tmp_path: Path):
     }
     assert {name: figures[name] for name in accuracies} == pytest.approx(accuracies)
     assert accuracies["accuracy"] != accuracies["val_accuracy"]
-    assert figures["test_samples"] == 13 and len(splits.val) == (11 if own else 16)
+    assert figures["test_samples"] == 13
+    assert figures["val_samples"] == len(splits.val) == (11 if own else 16)
     assert len(splits.train) == (64 if own else 48)
+
+
+def test_a_search_does_not_read_the_test_split(tmp_path: Path) -> None:
+    figures = run(tiny(), Diary(tmp_path), device=CPU, test=False)
+    assert figures["val_accuracy"] > 0 and figures["val_samples"] > figures["test_samples"]
+    assert not figures.keys() & {"accuracy", "test_loss"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from engine_runs import tiny
 
-from raytrain_speedup.engine.identity import check_same, comparison_keys, identity
+from raytrain_speedup.engine.identity import check_same, comparison_keys, identity, setup_of
 from raytrain_speedup.settings import UserError
 
 
@@ -51,9 +51,10 @@ def test_another_file_is_refused(file: Path) -> None:
 
 
 def test_what_decides_no_number_may_be_another() -> None:
-    one, other = tiny(), tiny(compile=True, checkpoint_steps=3)
+    one, other = tiny(), tiny(compile=True, checkpoint_steps=3, device="cpu")
     assert identity(one, "data") == identity(other, "data")
     assert identity(one, "data") != identity(one, "other data")
+    assert identity(one, "data") != identity(tiny(batch_size=32), "data")
 
 
 def test_runs_are_compared_where_all_but_the_method_and_the_seed_is_equal() -> None:
@@ -65,7 +66,26 @@ def test_runs_are_compared_where_all_but_the_method_and_the_seed_is_equal() -> N
 
     base = keys()
     assert keys(train__seed=5) == keys(pruning__method="infobatch") == base
+    assert keys(curriculum__method="efficienttrain") == base
+    for problem in ({"train__batch_size": 32}, {"train__precision": "bf16"}, {"data__augment": "none"}):
+        assert keys(**problem)["baseline_key"] != base["baseline_key"]
     assert keys(workers=2)["baseline_key"] != base["baseline_key"]
     assert keys(model__name="wrn16_1")["baseline_key"] != base["baseline_key"]
     for other in (keys(train__lr=0.5), keys(train__epochs=4), keys(train__precision="bf16")):
         assert other["train_key"] != base["train_key"]
+
+
+def test_how_the_network_ran_is_said_in_full() -> None:
+    """What may be another when a run goes on may not be in a comparison: it decides time and is no method."""
+    ran = {
+        setup_of(tiny(**keys).train, loading)
+        for keys, loading in (
+            ({}, "device loader"),
+            ({}, "2 loader workers"),
+            ({"compile": True}, "device loader"),
+            ({"channels_last": False}, "device loader"),
+            ({"batch_size": 32}, "device loader"),
+            ({"accumulate": 2}, "device loader"),
+        )
+    }
+    assert len(ran) == 6

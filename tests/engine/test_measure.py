@@ -55,6 +55,18 @@ def test_seconds_go_on_where_a_checkpoint_left_off():
     second.load_state_dict(first.state_dict())
     assert second.seconds["train"] == first.seconds["train"]
     assert second.seconds["warmup"] == warmup
+    assert second.work["train"] == first.work["train"] > 0
+
+
+def test_synthesis_is_training_too():
+    watch = Stopwatch(CPU)
+    for phase in ("train", "synthesis", "eval"):
+        with watch.phase(phase):
+            time.sleep(0.01)
+    read = watch.read()
+    assert read["train_seconds"] == watch.seconds["train"] + watch.seconds["synthesis"] >= 0.02
+    assert read["synthesis_seconds"] == watch.seconds["synthesis"]
+    assert read["train_cpu_seconds"] == watch.work["train"] + watch.work["synthesis"]
 
 
 def test_the_phases_of_a_run_add_up(tmp_path: Path):

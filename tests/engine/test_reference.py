@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from engine_runs import CPU, VIT, Diary, same, tiny, trained
 from torch import nn
 
-from raytrain_speedup.engine.clock import CpuClock
+from raytrain_speedup.engine.clock import CpuClock, involuntary_switches
+from raytrain_speedup.engine.learner import Learner
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.measure import Stopwatch
-from raytrain_speedup.engine.reference import EVERY, Reference
+from raytrain_speedup.engine.reference import Reference
 from raytrain_speedup.engine.run import run
 
 FP32 = torch.autocast("cpu", enabled=False)
@@ -93,7 +96,45 @@ def test_it_is_due_once_in_a_twentieth() -> None:
         if reference.due(step / 400):
             reference.measure(step / 400)
             asked += 1
-    assert asked == round(1 / EVERY)
+    assert asked == 20
+
+
+def test_it_is_measured_before_the_first_step_after_the_last_and_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve steps, each more than a twentieth of the run."""
+    done: list[str] = []
+
+    def noting(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def noted(*args: Any, **options: Any) -> Any:
+            done.append(name)
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    noting(Reference, "measure")
+    noting(Learner, "step")
+    trained(tiny(), tmp_path)
+    assert done == ["measure", *["step", "measure"] * 12, "measure"]
+
+
+def test_what_it_tells_of_the_runs_peace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step of twenty was slow: neither the median nor the deciles see it. Of fifty milliseconds of the wall at
+    least, ten were worked; and between two measurements the core was lost thrice."""
+    switches = count(100, 3)
+    monkeypatch.setattr("raytrain_speedup.engine.reference.involuntary_switches", lambda: next(switches))
+    reference, watch, clock = by_hand([*[1.0] * 19, 9.0])
+    with watch.phase("train"):
+        for _ in range(20):
+            reference.measure()
+        time.sleep(0.05)
+        clock.now += 0.01
+    found = reference.metrics()
+    assert (found["reference_spread"], found["reference_step_seconds"]) == (1.0, 1.0)
+    assert 0 < found["core_share"] <= 0.2
+    assert found["switches_per_second"] == pytest.approx(20 * 3 / 0.01)
 
 
 @pytest.mark.parametrize("keys", [{}, VIT | {"model.drop_rate": 0.3}], ids=["batch-norm", "dropout"])
@@ -145,6 +186,15 @@ def test_cpu_seconds_count_the_processes_that_load() -> None:
     own = time.process_time() - begun
     assert worked - own > 0.2, "seen at least till shortly before it ended"
     assert worked - own < 1.0
+
+
+def test_a_sleep_is_no_work_and_takes_no_core_away() -> None:
+    clock = CpuClock()
+    worked, lost = clock.read(), involuntary_switches()
+    for _ in range(200):
+        time.sleep(1e-3)
+    assert clock.read() - worked < 0.1
+    assert involuntary_switches() - lost < 100
 
 
 def _work(seconds: float) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raytrain_speedup.engine.spending import _smallest_levels, look_level
+from raytrain_speedup.engine.estimate import Pairing
+from raytrain_speedup.engine.spending import _smallest_levels, chance_of_any, look_level
 
 EVERY = tuple(range(3, 13))
 ROWS = 100_000
@@ -75,3 +76,11 @@ def test_unpaired_looks_keep_the_error_whatever_the_spreads(beforehand: int) -> 
 def test_a_baseline_that_is_there_beforehand_has_a_level_of_its_own() -> None:
     """A method that spreads more than a well-known baseline has the fewest degrees of freedom."""
     assert look_level(0.05, EVERY, "unpaired", 6) < 0.93 * look_level(0.05, EVERY, "unpaired")
+
+
+@pytest.mark.parametrize(("pairing", "beforehand"), [("paired", 0), ("unpaired", 0), ("unpaired", 12)])
+def test_the_chance_of_any_is_that_of_the_level_it_was_made_from(pairing: Pairing, beforehand: int) -> None:
+    level = look_level(0.05, (3, 4, 6), pairing, beforehand)
+    whole = chance_of_any([(level, (3, 4, 6))], pairing, beforehand)
+    assert whole == pytest.approx(0.05, abs=1e-3)
+    assert chance_of_any([(level, (3, 4)), (level, (6,))], pairing, beforehand) == whole

@@ -427,6 +427,21 @@ def test_a_plan_is_numbers_strings_and_lists() -> None:
     assert (plan.margin, plan.error, plan.max_seeds, plan.baseline_seeds) == (0.25, 0.04, 4, 6)
 
 
+def test_more_looks_than_planned_cost_error() -> None:
+    """Simulated: the looks of before at their levels, those that were added at the level of the longer plan."""
+    short = plan_for(MARGIN, max_seeds=4, winners=2)
+    longer = short.extended(8)
+    assert longer.looks == (3, 4, 5, 6, 7, 8)
+    figures = np.random.default_rng(2).standard_normal((200_000, 8))
+    erred = np.zeros(len(figures), dtype=bool)
+    for n in longer.looks:
+        level = short.levels[-1] if n <= 4 else longer.levels[-1]
+        t = figures[:, :n].mean(axis=1) / (figures[:, :n].std(axis=1, ddof=1) / np.sqrt(n))
+        erred |= t > stats.t.ppf(1 - level, n - 1)
+    assert longer.error == pytest.approx(2 * erred.mean(), abs=0.003)
+    assert longer.error > short.error + 0.01
+
+
 @pytest.mark.parametrize(("min_seeds", "max_seeds"), [(2, 12), (5, 4)])
 def test_a_plan_has_three_seeds_at_least(min_seeds: int, max_seeds: int) -> None:
     with pytest.raises(ValueError, match=f"from {min_seeds} to {max_seeds}"):

@@ -27,15 +27,23 @@ def experiment_name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def write(client: MlflowClient, experiment_name: str) -> Callable[..., str]:
     """Write a finished run; keyword arguments are metrics, or `keys` of the experiment, its `role` and the sweep's
-    `plan`. It cost as many reference steps as seconds."""
+    `plan`, `margin` and `parent`. It cost as many reference steps as seconds."""
     into = store.experiment_id(client, experiment_name)
 
     def run(
-        role: str, seed: int, *, keys: dict[str, Any] | None = None, plan: Plan | None = None, **figures: Any
+        role: str,
+        seed: int,
+        *,
+        keys: dict[str, Any] | None = None,
+        plan: Plan | None = None,
+        margin: float = 0.5,
+        parent: str | None = None,
+        **figures: Any,
     ) -> str:
         experiment = load_experiment("digits", {"pruning.method": "none", **(keys or {}), "train.seed": seed})
         name = f"{role}-{seed}"
-        log = RunLog.start(client, experiment, name=name, into=into, role=role, margin=0.5, plan=plan)
+        sweep = {"plan": plan, "margin": margin, "parent": parent}
+        log = RunLog.start(client, experiment, name=name, into=into, role=role, **sweep)  # type: ignore[arg-type]
         log.epoch({"epoch": 1, "val_accuracy": 50.0})
         known = {"train_seconds": 10.0, "passes_saved": 0.0, "progress": 1.0} | figures
         seconds = known["train_seconds"]

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from raytrain_speedup.engine.verdict import Plan, plan_for
 from raytrain_speedup.schedule import load_schedule
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tracking.export import ALIAS, export, find
+from raytrain_speedup.tracking.export import ALIAS, export, find, free_name
 
 KEYS = {"pruning.method": "infobatch", "pruning.prune_ratio": 0.4}
 
@@ -111,14 +111,24 @@ def test_the_evidence_says_how_it_was_found(
     plan = plan_for(0.5, max_seeds=6, pairing="paired")
     for seed in range(4):
         write("baseline", seed, accuracy=97.0 + seed, train_seconds=10.0 + seed / 10)
-        run = write("winner", seed, keys=KEYS, plan=plan, accuracy=97.0 + seed, train_seconds=5.0)
+        cost = {"train_seconds": 5.0, "reference_steps": 4.0, "train_flops": 6e8, "core_share": 0.5}
+        run = write("winner", seed, keys=KEYS, plan=plan, accuracy=97.1 + seed, **cost)
     export(run, tmp_path / "s.yaml", client.tracking_uri)
     found = load_schedule(tmp_path / "s.yaml").evidence
     assert found is not None and found.plan is not None
     assert Plan.from_dict(found.plan) == plan and found.looks == 2
-    assert found.speedup_clock == "reference steps" and found.wall_speedup == pytest.approx(found.speedup)
-    assert found.speedup_interval is not None and found.speedup_interval[0] < 2.03 < found.speedup_interval[1]
-    assert found.flops_ratio == pytest.approx(found.speedup)
+    assert found.speedup_clock == "reference steps" and found.disturbed == "had 50% of a core"
+    ratios = found.speedup, found.wall_speedup, found.flops_ratio
+    assert ratios == pytest.approx([10.15 / cost for cost in (4, 5, 6)], rel=1e-3)
+    assert found.speedup_interval is not None and found.speedup_interval[0] < 2.54 < found.speedup_interval[1]
+    assert found.interval is not None and found.interval[0] <= found.difference <= found.interval[1] < 1
+    assert (found.accuracy, found.baseline_accuracy) == pytest.approx((98.6, 98.5))
+
+
+def test_a_free_name_is_one_that_no_file_has(tmp_path: Path) -> None:
+    for name in ("s.yaml", "s-2.yaml", "s-3.yaml"):
+        assert free_name(tmp_path / "s.yaml").name == name
+        (tmp_path / name).touch()
 
 
 def test_an_unknown_run_names_recent_ones(client: MlflowClient, write: Callable[..., str]) -> None:

@@ -65,6 +65,36 @@ def test_what_is_lossy_or_unknown_is_never_crowned(
     assert least.interval[0] == max(row.interval[0] for row in rows if row.interval)
 
 
+def test_the_fastest_proven_setting_is_crowned(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    """Not a faster control, which is as good, nor a trial that was lucky."""
+    for seed in range(3):
+        write("baseline", seed, accuracy=97.0 + seed, val_accuracy=90.0)
+        write("random", seed, keys=RANDOM, accuracy=97.0 + seed, train_seconds=2.0)
+        for ratio, seconds in ((0.4, 5.0), (0.6, 4.0)):
+            keys = INFOBATCH | {"pruning.prune_ratio": ratio}
+            write("winner", seed, keys=keys, accuracy=96.6 + ratio + seed, train_seconds=seconds)
+    write("trial", 3, keys=INFOBATCH | {"pruning.prune_ratio": 0.9}, val_accuracy=99.0, train_seconds=1.0)
+    rows = rows_of(client, experiment_name)
+    crowned, least = best(rows), safest(rows)
+    assert crowned is not None and crowned.settings == "prune_ratio=0.6"
+    assert least is not None and least.settings == "prune_ratio=0.6"
+
+
+def test_the_margin_and_the_baseline_are_those_of_the_sweep(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    for parent, level, margin in (("one", 97.0, 1.0), ("two", 95.0, 0.5)):
+        for seed in range(3):
+            more = {"parent": parent, "margin": margin}
+            write("baseline", seed, accuracy=level + seed, **more)
+            write("winner", seed, keys=INFOBATCH, accuracy=96.2 + seed + 0.05 * (seed == 1), **more)
+    found = {row.sweep: row for row in rows_of(client, experiment_name) if row.role == "winner"}
+    assert found["one"].difference == pytest.approx(-0.8, abs=0.02) and found["one"].verdict == "lossless"
+    assert found["two"].difference == pytest.approx(1.2, abs=0.02) and found["one"].margin == 1.0
+
+
 def test_a_trial_is_shown_on_the_validation_split_and_has_no_verdict(
     client: MlflowClient, experiment_name: str, write: Callable[..., str]
 ) -> None:
@@ -103,6 +133,34 @@ def test_the_winners_of_a_sweep_are_judged_together_by_their_plan(
         alone = fixed_look(methods[row.settings.removeprefix("prune_ratio=")], level, 0.5)
         assert alone.interval is not None and row.interval is not None
         assert row.interval[0] < alone.interval[0]
+
+
+def test_equal_losses_of_a_confirmation_are_no_certainty(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    """Every seed lost one of 359 test images; nothing else is known of the spread."""
+    plan = plan_for(0.5, max_seeds=6, pairing="paired")
+    for seed in range(3):
+        write("baseline", seed, accuracy=97.0 + seed, test_samples=359)
+        more = {"plan": plan, "test_samples": 359}
+        write("winner", seed, keys=INFOBATCH, accuracy=97.0 + seed - 100 / 359, **more)
+    row = rows_of(client, experiment_name)[1]
+    ours = {seed: 97.0 + seed - 100 / 359 for seed in range(3)}
+    look = plan.look(ours, {seed: 97.0 + seed for seed in range(3)}, grain=100 / 359)
+    assert row.interval == pytest.approx(look.interval) and row.verdict == "not yet known"
+
+
+def test_an_extended_plan_is_that_of_all_seeds(
+    client: MlflowClient, experiment_name: str, write: Callable[..., str]
+) -> None:
+    short = plan_for(0.5, max_seeds=3, pairing="paired")
+    longer = short.extended(5)
+    for seed in range(5):
+        write("baseline", seed, accuracy=97.0 + seed)
+        plan = short if seed < 3 else longer
+        write("winner", seed, keys=INFOBATCH, plan=plan, accuracy=97.0 + seed + 0.1 * (seed % 2))
+    row = rows_of(client, experiment_name)[1]
+    assert row.plan == longer and row.looks == 3
 
 
 def test_a_disturbed_row_says_so_and_a_hopeless_time_is_not_told(
@@ -211,6 +269,7 @@ def test_the_intervals_of_both_halves_are_everywhere(
     assert 1.9 < low < row.speedup < high < 2.3  # type: ignore[operator]
     plain = json.loads(json.dumps(row.to_dict()))
     assert plain["speedup_interval"] == pytest.approx([low, high])
+    assert plain["interval"] == pytest.approx(row.interval)
     assert plain["speedup_clock"] == "reference steps" and plain["verdict"] == "lossless"
     for width in (80, 160):
         screen = Console(file=io.StringIO(), width=width)

@@ -33,8 +33,8 @@ def row(role: str, speedup: float | None, difference: float = 0.0, **more: objec
     ended = {"state": "finished", "run_id": "r", "run_ids": ("r",), "seeds": (0, 1, 2), "hardware": "a desk"}
     found = None
     if speedup is not None:
-        cost = Speedup(speedup, (speedup - 0.1, speedup + 0.1), "reference steps", speedup, None)
-        look = Look(3, 3, difference, 0.1, (difference - 0.3, difference + 0.3), "lossless", 0, None)
+        cost = Speedup(speedup, (speedup - 0.1, speedup + 0.2), "reference steps", speedup, None)
+        look = Look(3, 3, difference, 0.1, (difference - 0.3, difference + 0.4), "lossless", 0, None)
         found = Comparison("accuracy", "test", (0, 1, 2), 97 + difference, 0.2, 97.0, look, cost, 0.3)
     return Row(role=role, comparison=found, **{"accuracy": 97 + difference, **known, **ended, **more})  # type: ignore[arg-type]
 
@@ -67,8 +67,8 @@ def test_both_bars_are_intervals_and_the_front_is_of_confirmed_rows(
     (axes,) = drawn[0].axes
     bars = {container.get_label(): container for container in axes.containers}
     _, _, (across, along) = bars["confirmed (bars: intervals)"]
-    assert across.get_segments()[0][:, 0] == pytest.approx([1.3, 1.5])
-    assert along.get_segments()[0][:, 1] == pytest.approx([-0.3, 0.3])
+    assert across.get_segments()[0][:, 0] == pytest.approx([1.3, 1.6])
+    assert along.get_segments()[0][:, 1] == pytest.approx([-0.3, 0.4])
     front = [line for line in axes.get_lines() if line.get_label() == "Pareto front"]
     assert not front, "the control is beaten by the winner, and a trial is never on it"
     draw([*ROWS, row("winner", 1.9, -0.2)], tmp_path / "p.png", title="a sweep")
