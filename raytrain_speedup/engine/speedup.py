@@ -101,9 +101,9 @@ def _all_have(runs: Sequence[Run], key: str) -> bool:
 def _ratio(
     runs: Sequence[Run], baselines: Sequence[Run], key: str
 ) -> tuple[float, tuple[float, float] | None]:
-    """Baseline over method, and its bounds: seed by seed where both sides ran the same ones."""
+    """Baseline over method, and its bounds: seed by seed where the baseline ran those of the method."""
     ours, theirs = by_seed(runs, key), by_seed(baselines, key)
-    return ratio_interval(ours, theirs, confidence=CONFIDENCE, paired=ours.keys() == theirs.keys())
+    return ratio_interval(ours, theirs, confidence=CONFIDENCE, paired=ours.keys() <= theirs.keys())
 
 
 def by_seed(runs: Sequence[Run], key: str) -> dict[int, float]:

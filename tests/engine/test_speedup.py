@@ -91,3 +91,14 @@ def test_other_seeds_make_welchs_interval() -> None:
     )
     expected = stats.ttest_ind(np.log(theirs), np.log(ours), equal_var=False).confidence_interval(0.90)
     assert found.interval == pytest.approx((np.exp(expected.low), np.exp(expected.high)))
+
+
+def test_seeds_that_only_the_baseline_ran_do_not_undo_the_pairing() -> None:
+    """A sweep's search has baselines of its own."""
+    ours, theirs = [50.0, 52.0, 49.0], [100.0, 101.0, 103.0, 400.0]
+    found = Speedup.of(
+        [run(seed, steps) for seed, steps in enumerate(ours)],
+        [run(seed, steps) for seed, steps in enumerate(theirs)],
+    )
+    expected = stats.ttest_rel(np.log(theirs[:3]), np.log(ours)).confidence_interval(0.90)
+    assert found.interval == pytest.approx((np.exp(expected.low), np.exp(expected.high)))
