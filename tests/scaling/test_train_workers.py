@@ -235,4 +235,9 @@ def test_collectives_are_per_epoch_not_per_step(tmp_path: Path) -> None:
 
 def test_what_is_timed_does_not_yield_to_every_other_process() -> None:
     """Ray's workers are at nice 15 by default: on a busy machine they got 8 % of a core."""
-    assert ray.get(ray.remote(os.nice).remote(0)) == os.nice(0)
+
+    @ray.remote
+    def niceness() -> int:
+        return os.nice(0)
+
+    assert ray.get(niceness.remote()) == os.nice(0)

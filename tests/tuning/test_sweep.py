@@ -166,7 +166,7 @@ def test_a_disk_that_is_full_and_a_proof_that_goes_on(
             thread.start()
             return thread
 
-        full = fill_when(2, seconds=3)
+        full = fill_when(2, seconds=8)  # longer than from one heartbeat to the next
         go(file, here, trainable=tiny, trials=1, concurrency=1)
         full.join()
         runs = runs_of(here, "tiny")
