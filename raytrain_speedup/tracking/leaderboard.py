@@ -271,7 +271,7 @@ def _row(group: Sequence[Record], finished: Sequence[Record], look: Look | None)
     runs = [run.run() for run in group]
     metric = metric_of(first.figures)
     split, key = split_of(runs, metric)
-    accuracies = [run[key] for run in runs if key in run]
+    accuracies = list(by_seed([run for run in runs if key in run], key).values())
     row = Row(
         experiment=first.experiment,
         sweep=first.parent,

@@ -121,7 +121,7 @@ def test_it_is_measured_before_the_first_step_after_the_last_and_between(
 
 
 def test_what_it_tells_of_the_runs_peace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step of twenty was slow: neither the median nor the deciles see it. Of fifty milliseconds of the wall at
+    """One step of twenty was slow: neither the median nor its quarter sees it. Of fifty milliseconds of the wall at
     least, ten were worked; and between two measurements the core was lost thrice."""
     switches = count(100, 3)
     monkeypatch.setattr("raytrain_speedup.engine.reference.involuntary_switches", lambda: next(switches))
@@ -201,3 +201,12 @@ def _work(seconds: float) -> None:
     while time.process_time() < seconds:
         pass
     time.sleep(0.1)
+
+
+def test_a_yardstick_that_moves_between_the_quarters_of_a_run_is_told() -> None:
+    """Sixteen measurements, of which the third four are half as slow again; a slow one alone is noise."""
+    reference, watch, _ = by_hand([1.0] * 8 + [1.5] * 4 + [1.0, 1.0, 9.0, 1.0])
+    with watch.phase("train"):
+        for _ in range(16):
+            reference.measure()
+    assert reference.metrics()["reference_spread"] == 1.5
