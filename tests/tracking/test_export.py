@@ -117,7 +117,7 @@ def test_the_evidence_says_how_it_was_found(
     found = load_schedule(tmp_path / "s.yaml").evidence
     assert found is not None and found.plan is not None
     assert Plan.from_dict(found.plan) == plan and found.looks == 2
-    assert found.speedup_clock == "reference steps" and found.disturbed == "had 50% of a core"
+    assert found.speedup_clock == "reference steps" and found.disturbed == "as little as 50% of a core"
     ratios = found.speedup, found.wall_speedup, found.flops_ratio
     assert ratios == pytest.approx([10.15 / cost for cost in (4, 5, 6)], rel=1e-3)
     assert found.speedup_interval is not None and found.speedup_interval[0] < 2.54 < found.speedup_interval[1]
