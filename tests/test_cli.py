@@ -33,6 +33,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def program(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     """`speedup` as a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it for whoever connects, as other tests do
     return subprocess.Popen(
         [sys.executable, "-m", "raytrain_speedup.cli", *arguments],
         cwd=folder,
