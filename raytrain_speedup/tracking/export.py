@@ -48,7 +48,7 @@ def export(
     """
     client = store.connect(tracking_uri)
     record = find(client, run_id)
-    experiment = _experiment(client, record)
+    experiment = experiment_of(record.run_id)
     if experiment.distillation is not None:
         raise UserError(
             f"run {record.run_id[:8]}: trained without data; expected a run whose pruning and curriculum make "
@@ -107,12 +107,18 @@ def find(client: MlflowClient, run_id: str) -> Record:
     raise UserError(f"run {run_id!r}: {problem} at {client.tracking_uri}; {expected}")
 
 
-def _experiment(client: MlflowClient, record: Record) -> Experiment:
-    uri = f"runs:/{record.run_id}/experiment.yaml"
+def experiment_of(run_id: str) -> Experiment:
+    """The experiment that a run was started with, or that a sweep varies.
+
+    Raises:
+        UserError: if its file cannot be read.
+    """
     try:
-        return load_experiment_dict(yaml.safe_load(mlflow.artifacts.load_text(uri)))
+        return load_experiment_dict(
+            yaml.safe_load(mlflow.artifacts.load_text(f"runs:/{run_id}/experiment.yaml"))
+        )
     except (MlflowException, OSError) as error:
-        raise UserError(f"run {record.run_id[:8]}: its experiment.yaml cannot be read ({error})") from None
+        raise UserError(f"run {run_id[:8]}: its experiment.yaml cannot be read ({error})") from None
 
 
 def _holds(row: Row, record: Record) -> bool:

@@ -8,9 +8,9 @@ import mlflow
 import yaml
 from mlflow.tracking import MlflowClient
 
-from raytrain_speedup.config import load_experiment_dict
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking import store
+from raytrain_speedup.tracking.export import experiment_of
 from raytrain_speedup.tracking.patience import PatientClient
 from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, Sweep, SweepSettings
 
@@ -46,10 +46,8 @@ def find_sweep(client: PatientClient, target: str) -> str | None:
 
 def read_sweep(client: PatientClient, parent: str) -> Sweep:
     """A sweep as its MLflow run has it."""
-    uri = f"runs:/{parent}"
-    settings = yaml.safe_load(mlflow.artifacts.load_text(f"{uri}/search_space.yaml"))
-    base = yaml.safe_load(mlflow.artifacts.load_text(f"{uri}/experiment.yaml"))
-    return Sweep(SweepSettings.model_validate(settings), load_experiment_dict(base))
+    settings = yaml.safe_load(mlflow.artifacts.load_text(f"runs:/{parent}/search_space.yaml"))
+    return Sweep(SweepSettings.model_validate(settings), experiment_of(parent))
 
 
 def past_runs(client: PatientClient, experiment: str, parent: str) -> list[store.Record]:

@@ -17,19 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import optuna
 import ray
-import yaml
 from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
 from rich.console import Console
 
-from raytrain_speedup.config import ScalingSettings, load_experiment_dict
+from raytrain_speedup.config import ScalingSettings
 from raytrain_speedup.scaling.cluster import connect
 from raytrain_speedup.settings import RunFailed, UserError, explain
 from raytrain_speedup.tracking import store
-from raytrain_speedup.tracking.export import export, find, free_name
+from raytrain_speedup.tracking.export import experiment_of, export, find, free_name
 from raytrain_speedup.tracking.heartbeat import Heartbeat
 from raytrain_speedup.tracking.leaderboard import DEFAULT_MARGIN, Row, best, leaderboard, safest, show
 from raytrain_speedup.tracking.mlflow_log import log_outcome
@@ -275,9 +273,7 @@ def _with_seeds(sweep: Sweep, max_seeds: int | None) -> Sweep:
 
 def _of_one_run(client: PatientClient, record: store.Record, margin: float | None) -> tuple[Sweep, Outcome]:
     """A sweep without a search: the setting of a run against the baseline of its sweep, or against none."""
-    base = load_experiment_dict(
-        yaml.safe_load(mlflow.artifacts.load_text(f"runs:/{record.run_id}/experiment.yaml"))
-    )
+    base = experiment_of(record.run_id)
     if record.parent is None and base.distillation is not None:
         raise UserError(
             f"run {record.run_id[:8]}: trained without data, and has no baseline; expected a run of a sweep"
