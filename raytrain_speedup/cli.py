@@ -58,7 +58,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[
         str | None,
-        typer.Option(help="folder or address of an earlier run to go on with, such as runs/digits-1a2b3c"),
+        typer.Option(help="folder or URI of an earlier run to go on with, such as runs/digits-1a2b3c"),
     ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -78,12 +78,12 @@ def train(
     console.print(f"[bold]{loaded.name}[/bold] in {folder}")
     with log_run(loaded, tracking_uri=tracking_uri) as log, TrainProgress(console, loaded.name) as progress:
 
-        def listen(kind: str, figures: Any) -> None:
-            progress(kind, figures)
-            log(kind, figures)
+        def listen(kind: str, metrics: Any) -> None:
+            progress(kind, metrics)
+            log(kind, metrics)
 
-        figures = launch(loaded, folder, listen)
-    console.print(summary(figures))
+        metrics = launch(loaded, folder, listen)
+    console.print(summary(metrics))
 
 
 @app.command()
@@ -157,7 +157,7 @@ def sweep(
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="trials at a time, instead of the file's")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for the picture and the schedule")] = Path(),
+    out: Annotated[Path, typer.Option(help="folder for the plot and the schedule")] = Path(),
     resume: Annotated[
         bool, typer.Option(help="go on with the last sweep of this file; it may ask for more trials or seeds")
     ] = False,
@@ -167,7 +167,7 @@ def sweep(
 
     A baseline runs first, then the trials. The best of them are confirmed
     against the baseline, seed by seed, until there is a verdict. Ends with a
-    leaderboard, a picture of speedup against accuracy and, where a setting is
+    leaderboard, a plot of speedup against accuracy and, where a setting is
     proven lossless, its schedule.
 
     speedup sweep search_spaces/quickstart.yaml
@@ -200,7 +200,7 @@ def confirm(
     margin: Annotated[
         float | None, typer.Option(min=0, help="points that count as no loss (single runs only)")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for the picture and the schedule")] = Path(),
+    out: Annotated[Path, typer.Option(help="folder for the plot and the schedule")] = Path(),
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Run seeds until there is a verdict: lossless, lossy, or not to be known at this effort.

@@ -81,7 +81,7 @@ class TrainSettings(Settings):
         "cosine", description="learning rate as a function of progress"
     )
     warmup: float = Field(
-        0.05, ge=0, lt=1, description="share of the budget in which the learning rate rises"
+        0.05, ge=0, lt=1, description="fraction of the budget in which the learning rate rises"
     )
     start_div: float = Field(25.0, ge=1, description="the learning rate starts at lr / start_div")
     final_div: float = Field(1e4, ge=1, description="the learning rate ends at lr / (start_div * final_div)")
@@ -89,7 +89,7 @@ class TrainSettings(Settings):
     clip_norm: float | None = Field(None, gt=0, description="largest global norm of the gradient")
     mixup: float = Field(0.0, ge=0, description="alpha of mixup (arXiv 1710.09412); 0 is off")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix (arXiv 1905.04899); 0 is off")
-    mix_switch: float = Field(0.5, ge=0, le=1, description="share of CutMix batches where both are on")
+    mix_switch: float = Field(0.5, ge=0, le=1, description="fraction of CutMix batches where both are on")
     ema_decay: float | None = Field(
         None,
         gt=0,
@@ -123,7 +123,7 @@ class ScalingSettings(Settings):
     )
     storage: str | None = Field(
         None,
-        description="folder for checkpoints, shared by all nodes, or an address such as s3://bucket/runs; ./runs "
+        description="folder for checkpoints, shared by all nodes, or a URI such as s3://bucket/runs; ./runs "
         "where nothing is given",
     )
     start_timeout: float = Field(120, gt=0, description="seconds to wait for the workers' resources")
@@ -140,7 +140,7 @@ class ScalingSettings(Settings):
 
 
 class TrackingSettings(Settings):
-    """Where the figures go."""
+    """Where the metrics go."""
 
     experiment: str | None = Field(None, description="MLflow experiment; the experiment's name by default")
     uri: str | None = Field(
@@ -192,7 +192,7 @@ class Experiment(Settings):
         None, description="train `model` without data, on images synthesised from the teacher"
     )
     scaling: ScalingSettings = Field(default_factory=ScalingSettings, description="workers and faults")
-    tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="where the figures go")
+    tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="where the metrics go")
 
     @field_validator("task", mode="before")
     @classmethod

@@ -64,7 +64,7 @@ def _settings_class(annotation: Any) -> type[BaseModel] | None:
 
 
 def _registry_keys(section: str, registry: Mapping[str, type[BaseModel]]) -> Iterator[tuple[str, str, str]]:
-    """A key that several entries share is told once, with the entries that have it."""
+    """A key that several entries share is reported once, with the entries that have it."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for name, settings in registry.items():
         for row in _section_keys(section, settings):

@@ -47,7 +47,7 @@ def load(source: str | Path) -> Any:
     """The values in a file.
 
     Args:
-        source: a path, or a file:, http: or https: address.
+        source: a path, or a file:, http: or https: URL.
 
     Raises:
         UserError: if it cannot be read, or holds more than plain values.

@@ -30,7 +30,7 @@ progress, so they carry over to another number of epochs. Where the evidence is 
 `load_schedule` warns and `schedule.proven` is false; a loop that must not start then turns the warning into an
 error: `warnings.simplefilter("error", UnprovenSchedule)`.
 
-A checksum guards the evidence against slips: a figure changed by hand, a file cut short or mangled on its way.
+A checksum guards the evidence against slips: a number changed by hand, a file cut short or mangled on its way.
 It is no signature: whoever writes a schedule can compute it, so it says nothing about who did. Where that
 matters, keep schedules where only you can write, or sign the file.
 """
@@ -132,7 +132,7 @@ class Schedule(Settings):
             pruning, warmup = dict(content["pruning"]), content["pruning"]["warmup_epochs"]
             progress = float(warmup / TunedOn.model_validate(content["tuned_on"]).train["epochs"])
         except (KeyError, TypeError, ValueError, ZeroDivisionError):
-            return content  # as written now, or wrong in a way that is told below
+            return content  # as written now, or wrong in a way that is reported below
         del pruning["warmup_epochs"]
         return {**content, "pruning": pruning | {"prune_from": progress if warmup > 1 else 0.0}}
 
@@ -161,9 +161,9 @@ class Schedule(Settings):
         """
         if not isinstance(epochs, Budget):
             return self.pruning.build_for_loop(num_samples, epochs, seed=seed, device=device)
-        share = epochs.last_epoch_share
+        fraction = epochs.last_epoch_fraction
         ends = epochs.epoch_ends()
-        return self.pruning.build(num_samples, ends, last_epoch_share=share, seed=seed, device=device)
+        return self.pruning.build(num_samples, ends, last_epoch_fraction=fraction, seed=seed, device=device)
 
     def budget(
         self, epochs: float, num_samples: int, image_size: int, *, stride: int = 4, replay: bool = False
@@ -188,7 +188,7 @@ class Schedule(Settings):
         return Budget(epochs * self.pruning.budget_factor(), num_samples, stages)
 
     def stages(self, image_size: int, *, stride: int = 4) -> Sequence[Stage]:
-        """The curriculum's stages for images of side `image_size`; sizes are multiples of `stride`."""
+        """The curriculum's stages for images of size `image_size`; sizes are multiples of `stride`."""
         return self.curriculum.stages(
             image_size, stride=stride, model=str(self.tuned_on.model.get("name", ""))
         )
@@ -229,7 +229,7 @@ def load_schedule(source: str | Path) -> Schedule:
     """Read a schedule.
 
     Args:
-        source: a path, or a file:, http: or https: address.
+        source: a path, or a file:, http: or https: URL.
 
     Warns:
         UnprovenSchedule: if it was not found lossless where it was tuned. Python shows it once for each line of

@@ -1,4 +1,4 @@
-"""The ground floor: what a settings section is, and how a user's mistake is told.
+"""The ground floor: what a settings section is, and how a user's mistake is reported.
 
 Every section of an experiment is a frozen pydantic model that refuses unknown keys. Whatever a user can
 get wrong ends in one `UserError`; the command line prints its message and exits with code 2, so nobody
@@ -8,11 +8,17 @@ reads a traceback for a typing error.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
+
+log = logging.getLogger("raytrain_speedup")
+
+RENAMED = {"val_share": "val_fraction", "max_corrupt_share": "max_corrupt_fraction", "share": "fraction"}
+"""Keys of files written for an earlier version: read for one more, with a warning."""
 
 
 class UserError(Exception):
@@ -31,6 +37,18 @@ class Settings(BaseModel):
     """A frozen section of an experiment. Unknown keys are errors, and so are values of the wrong kind."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed_keys(cls, content: Any) -> Any:
+        old = [key for key in RENAMED if isinstance(content, dict) and key in content]
+        for key in old:
+            if key not in cls.model_fields and (new := RENAMED[key]) in cls.model_fields:
+                log.warning("%s is called %s now; the next version will not read the old name", key, new)
+                content = {name: value for name, value in content.items() if name != key} | {
+                    new: content[key]
+                }
+        return content
 
 
 def explain(error: ValidationError, model: type[BaseModel], *, where: str = "") -> UserError:

@@ -20,11 +20,11 @@ from rich.table import Table
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.compare import metric_of, spoken
 from raytrain_speedup.engine.preflight import Preflight
-from raytrain_speedup.engine.reporter import Figures
+from raytrain_speedup.engine.reporter import Metrics
 
 
 class TrainProgress:
-    """A listener that draws one run: epoch, samples per second, kept share, time left.
+    """A listener that draws one run: epoch, samples per second, kept fraction, time left.
 
     Args:
         console: where to draw.
@@ -39,13 +39,13 @@ class TrainProgress:
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(title, total=1.0, figures="preparing")
-        self._kept_share = 1.0
+        self._task = self._bar.add_task(title, total=1.0, metrics="preparing")
+        self._kept_fraction = 1.0
         self._of = ""  # whose training is shown, where it is not the run's own
         self._first: tuple[float, float, float] | None = None  # time, progress, samples at the first sign
 
@@ -58,59 +58,59 @@ class TrainProgress:
     ) -> None:
         self._bar.stop()
 
-    def __call__(self, kind: str, figures: Figures) -> None:
+    def __call__(self, kind: str, metrics: Metrics) -> None:
         if kind == "progress":
-            self._move(float(figures["progress"]), float(figures["samples_shown"]), figures)
-        elif "kept_share" in figures:
-            self._kept_share = float(figures["kept_share"])
-            self.console.print(epoch_line(figures), highlight=False)
-            if losses := synthesis_line(figures):
+            self._move(float(metrics["progress"]), float(metrics["samples_shown"]), metrics)
+        elif "kept_fraction" in metrics:
+            self._kept_fraction = float(metrics["kept_fraction"])
+            self.console.print(epoch_line(metrics), highlight=False)
+            if losses := synthesis_line(metrics):
                 self.console.print(losses, highlight=False)
 
-    def _move(self, progress: float, samples: float, figures: Figures) -> None:
-        now, of = time.monotonic(), str(figures.get("of", ""))
+    def _move(self, progress: float, samples: float, metrics: Metrics) -> None:
+        now, of = time.monotonic(), str(metrics.get("of", ""))
         if of != self._of:  # the student's rate is not the teacher's
             self._of, self._first = of, None
         self._first = self._first or (now, progress, samples)
         seconds, advanced, shown = now - self._first[0], progress - self._first[1], samples - self._first[2]
-        text = f"{of} epoch {figures['epoch']}/{figures['epochs']}".lstrip()
+        text = f"{of} epoch {metrics['epoch']}/{metrics['epochs']}".lstrip()
         if seconds > 0 and advanced > 0:
             left = seconds * (1 - progress) / advanced
             text += f" · {shown / seconds:,.0f} samples/s · {duration(left)} left"
         if not of:
-            text += f" · {self._kept_share:.0%} kept"
-        self._bar.update(self._task, completed=progress, figures=text)
+            text += f" · {self._kept_fraction:.0%} kept"
+        self._bar.update(self._task, completed=progress, metrics=text)
 
 
-def epoch_line(figures: Figures) -> str:
-    """One finished epoch in a line that fits 80 columns: of the validation figures the one of merit alone."""
+def epoch_line(metrics: Metrics) -> str:
+    """One finished epoch in a line that fits 80 columns: of the validation metrics the one of merit alone."""
     parts = [
-        f"epoch {figures['epoch']:>3}",
-        f"{figures['progress']:4.0%}",
-        f"loss {figures['train_loss']:.4f}",
-        f"kept {figures['kept_share']:4.0%}",
-        f"{figures['samples_per_second']:,.0f} samples/s",
+        f"epoch {metrics['epoch']:>3}",
+        f"{metrics['progress']:4.0%}",
+        f"loss {metrics['train_loss']:.4f}",
+        f"kept {metrics['kept_fraction']:4.0%}",
+        f"{metrics['samples_per_second']:,.0f} samples/s",
     ]
-    merits = [name for name in figures if name.startswith("val_") and name != "val_loss"]
-    parts += [f"{spoken(name.removeprefix('val_'))} {figures[name]:.2f} %" for name in merits[:1]]
+    merits = [name for name in metrics if name.startswith("val_") and name != "val_loss"]
+    parts += [f"{spoken(name.removeprefix('val_'))} {metrics[name]:.2f} %" for name in merits[:1]]
     return "  ".join(parts)
 
 
-def synthesis_line(figures: Figures) -> str:
+def synthesis_line(metrics: Metrics) -> str:
     """The weighted losses of the epoch's last synthesis; empty where there is none."""
     losses = {
         name.removeprefix("synthesis_"): value
-        for name, value in figures.items()
+        for name, value in metrics.items()
         if name.startswith("synthesis_") and name not in ("synthesis_loss", "synthesis_seconds")
     }
     told = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
     return f"{'':9}  synthesis  {told}" if told else ""
 
 
-def summary(figures: Figures) -> Table:
-    """The final figures of a run, for people."""
+def summary(metrics: Metrics) -> Table:
+    """The final metrics of a run, for people."""
     table = Table(title="result", show_header=False, title_justify="left")
-    metric = metric_of(figures)
+    metric = metric_of(metrics)
     name_of_metric = spoken(metric)
     rows = {
         f"test {name_of_metric}": (metric, "{:.2f} %"),
@@ -133,9 +133,9 @@ def summary(figures: Figures) -> Table:
         "hardware": ("hardware", "{}"),
     }
     for label, (name, form) in rows.items():
-        if figures.get(name):
+        if metrics.get(name):
             in_bytes = name == "peak_memory_bytes"
-            table.add_row(label, form.format(float(figures[name]) / 2**30 if in_bytes else figures[name]))
+            table.add_row(label, form.format(float(metrics[name]) / 2**30 if in_bytes else metrics[name]))
     return table
 
 
@@ -145,7 +145,7 @@ def preflight_table(preflight: Preflight, experiment: Experiment) -> Group:
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
-    for name in ("until", "side", "batch", "m", "replay", "device/s", "loader/s", "memory", "time"):
+    for name in ("until", "size", "batch", "m", "replay", "device/s", "loader/s", "memory", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for check in preflight.checks:
         table.add_row(

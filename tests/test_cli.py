@@ -17,7 +17,7 @@ from raytrain_speedup.config import Experiment, load_experiment, recipes
 from raytrain_speedup.explain import keys
 from raytrain_speedup.settings import RunFailed, UserError
 
-QUICK = ["data.image_size=8", "data.val_share=0.84", "train.batch_size=64", "train.threads=1"]
+QUICK = ["data.image_size=8", "data.val_fraction=0.84", "train.batch_size=64", "train.threads=1"]
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -225,3 +225,16 @@ def test_paths_are_absolute_where_an_experiment_is_shipped():
     assert shipped["data"]["train"] == str(Path.cwd() / "data/cifar10-train.parquet")
     assert shipped["data"]["test"] == "/elsewhere/test.parquet"
     assert load_experiment_dict(shipped).shipped() == shipped
+
+
+def test_keys_of_an_earlier_version_are_read_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    stages = [{"share": 0.5, "ratio": 0.5}, {"share": 0.5}]
+    old = load_experiment(
+        "digits",
+        {"data.val_share": 0.25, "data.max_corrupt_share": 0.5, "curriculum.method": "custom"}
+        | {"curriculum.schedule": stages},
+    )
+    assert (old.data.val_fraction, old.data.max_corrupt_fraction) == (0.25, 0.5)
+    assert [stage.fraction for stage in old.curriculum.schedule] == [0.5, 0.5]  # type: ignore[attr-defined]
+    assert "val_share is called val_fraction now" in caplog.text
+    assert "share" not in old.to_yaml().replace("shared", "")

@@ -50,7 +50,7 @@ EFFICIENTTRAIN = {
     "data.randaugment": 9,  # where the curriculum has no magnitude
     "data.image_size": 224,
     "data.eval_crop": 0.875,
-    "data.val_share": 0,
+    "data.val_fraction": 0,
     "curriculum.method": "efficienttrain++",
     "curriculum.kernel": "resize",
     "curriculum.max_batch_factor": 1,
@@ -73,7 +73,7 @@ FINETUNE = {
     "model.drop_path": 0.2,
 }
 FASTDFKD = {
-    "data.val_share": 0,
+    "data.val_fraction": 0,
     "train.optimizer": "sgd",
     "train.momentum": 0.9,
     "train.weight_decay": 1e-4,
@@ -134,7 +134,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "cifar10-resnet18": {
         "model.name": "resnet18",
         "data.augment": "crop-flip",
-        "data.val_share": 0,
+        "data.val_fraction": 0,
         "task.label_smoothing": 0.1,
         "train.epochs": 200,
         "train.batch_size": 128,
@@ -228,8 +228,8 @@ def test_warm_up_is_of_twenty_epochs_at_the_first_size(name: str):
     """But for DeiT, whose warm-up is a fifth of the training at any budget."""
     experiment = load_experiment(name)
     first = IMAGENET[name][0]
-    share = 20 * (first / 224) ** 2 / experiment.train.epochs
-    assert experiment.train.warmup == pytest.approx(0.2 if "deit" in name else share, abs=5e-4)
+    fraction = 20 * (first / 224) ** 2 / experiment.train.epochs
+    assert experiment.train.warmup == pytest.approx(0.2 if "deit" in name else fraction, abs=5e-4)
 
 
 def test_all_of_the_papers_recipes_are_there():

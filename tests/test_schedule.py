@@ -81,7 +81,7 @@ def test_every_pruning_method_comes_back_as_it_was(method: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("method", sorted(CURRICULA))
 def test_every_curriculum_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
-    needed = {"custom": {"schedule": [{"share": 0.5, "ratio": 0.5}, {"share": 0.5, "ratio": 1.0}]}}
+    needed = {"custom": {"schedule": [{"fraction": 0.5, "ratio": 0.5}, {"fraction": 0.5, "ratio": 1.0}]}}
     schedule = make({"method": "none"}, {"method": method, **needed.get(method, {})})
     loaded = load_schedule(save_schedule(schedule, tmp_path / "s.yaml"))
     assert loaded == schedule
@@ -176,10 +176,10 @@ def test_the_device_decides() -> None:
 
 
 def test_the_share_of_the_last_epoch_decides_what_a_saving_drops() -> None:
-    """5.25 epochs: what the pruned epochs must drop is a share of those, not of six."""
+    """5.25 epochs: what the pruned epochs must drop is a fraction of those, not of six."""
     schedule = make({"method": "infobatch", "saving": 0.3})
     budget = schedule.budget(5.25, 2000, 32)
-    assert budget.last_epoch_share == pytest.approx(0.25)
+    assert budget.last_epoch_fraction == pytest.approx(0.25)
     shown = [len(indices) for indices in plans(schedule.pruner(2000, budget), 6)]
     saved = sum(2000 - count for count in shown[:5])
     assert saved / (5.25 * 2000) == pytest.approx(0.3, abs=0.002)
@@ -222,7 +222,7 @@ def test_a_warm_up_is_the_same_share_of_any_number_of_epochs(epochs: int) -> Non
 
 @pytest.mark.parametrize(("warmup", "prune_from"), [(1, 0.0), (5, 0.25)])
 def test_the_warm_up_of_an_earlier_file_becomes_progress(file: Path, warmup: int, prune_from: float) -> None:
-    """It was counted in epochs of the 20 that it was tuned on; here it is the same share of 8."""
+    """It was counted in epochs of the 20 that it was tuned on; here it is the same fraction of 8."""
     content = yaml.safe_load(file.read_text())
     del content["checksum"], content["pruning"]["prune_from"]
     content["pruning"]["warmup_epochs"] = warmup
@@ -237,7 +237,7 @@ def test_the_warm_up_of_an_earlier_file_becomes_progress(file: Path, warmup: int
 
 
 @pytest.mark.parametrize("method", sorted(PRUNERS))
-def test_no_epochs_and_no_samples_are_told_in_a_line(method: str) -> None:
+def test_no_epochs_and_no_samples_are_reported_in_a_line(method: str) -> None:
     schedule = make({"method": method})
     with pytest.raises(UserError, match="^epochs: 0 is not allowed; expected a whole number, at least 1$"):
         schedule.pruner(10, 0)
@@ -353,7 +353,7 @@ def test_changed_evidence_is_no_evidence(file: Path) -> None:
 
 
 def test_the_checksum_does_not_say_who_wrote_the_file(file: Path) -> None:
-    """What it guards against are slips: whoever changes a figure can compute it anew. The docstrings say so."""
+    """What it guards against are slips: whoever changes a number can compute it anew. The docstrings say so."""
     forged = load_schedule(changed(file, ("evidence", "speedup"), 3.0, sign=True))
     assert forged.evidence is not None and forged.evidence.speedup == 3.0
     assert "no signature" in str(sys.modules[Schedule.__module__].__doc__)

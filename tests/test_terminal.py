@@ -20,15 +20,15 @@ def shown(progress: TrainProgress) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capture.get()).strip().splitlines()[-1]
 
 
-def told(figures: dict[str, Any]) -> str:
+def told(metrics: dict[str, Any]) -> str:
     """The summary as text."""
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(summary(figures))
+    console.print(summary(metrics))
     return console.export_text()
 
 
-def step(epoch: int, share: float, **more: Any) -> dict[str, Any]:
-    return {"epoch": epoch, "epochs": 4, "progress": share, "samples_shown": 1000 * share, **more}
+def step(epoch: int, fraction: float, **more: Any) -> dict[str, Any]:
+    return {"epoch": epoch, "epochs": 4, "progress": fraction, "samples_shown": 1000 * fraction, **more}
 
 
 def test_the_bar_says_whose_training_it_is():
@@ -49,20 +49,20 @@ def test_the_bar_says_whose_training_it_is():
 
 def test_the_losses_of_synthesis_stand_below_their_epoch():
     losses = {"loss": 13.7, "bn": 12.0, "oh": 0.0432, "adv": -123456.0, "balance": -1.3}
-    figures = {"train_loss": 0.5, "synthesis_seconds": 3.0} | {f"synthesis_{k}": v for k, v in losses.items()}
-    line = synthesis_line(figures)
+    metrics = {"train_loss": 0.5, "synthesis_seconds": 3.0} | {f"synthesis_{k}": v for k, v in losses.items()}
+    line = synthesis_line(metrics)
     assert line.split() == ["synthesis", "bn", "12", "oh", "0.0432", "adv", "-1.235e+05", "balance", "-1.3"]
     assert len(line) <= 80
     assert synthesis_line({"train_loss": 0.5, "synthesis_seconds": 0.0}) == ""
     console = Console(file=io.StringIO(), width=80)
-    told = {"epoch": 1, "progress": 1.0, "kept_share": 1.0, "samples_per_second": 1.0}
-    TrainProgress(console, "run")("report", told | figures)
+    told = {"epoch": 1, "progress": 1.0, "kept_fraction": 1.0, "samples_per_second": 1.0}
+    TrainProgress(console, "run")("report", told | metrics)
     epoch, below, *_ = console.file.getvalue().splitlines()
     assert epoch.startswith("epoch") and "bn 12" in below
 
 
 def test_the_summary_of_a_run_without_data():
-    figures = {
+    metrics = {
         "accuracy": 98.9,
         "teacher_accuracy": 99.7,
         "val_agreement": 93.1,
@@ -72,7 +72,7 @@ def test_the_summary_of_a_run_without_data():
         "pool_images": 2400,
         "passes_saved": 0.0,
     }
-    text = told(figures)
+    text = told(metrics)
     for label, value in (
         ("test accuracy", "98.90 %"),
         ("teacher's test accuracy", "99.70 %"),
@@ -86,8 +86,8 @@ def test_the_summary_of_a_run_without_data():
 
 
 def test_the_summary_names_the_tasks_metric():
-    figures = {"metric": "miou", "miou": 61.5, "teacher_miou": 64.0, "val_miou": 60.2, "pixel_accuracy": 91.0}
-    text = told(figures)
+    metrics = {"metric": "miou", "miou": 61.5, "teacher_miou": 64.0, "val_miou": 60.2, "pixel_accuracy": 91.0}
+    text = told(metrics)
     for label, value in (
         ("test mIoU", "61.50 %"),
         ("test pixel accuracy", "91.00 %"),
@@ -98,7 +98,7 @@ def test_the_summary_names_the_tasks_metric():
 
 
 @pytest.mark.parametrize(
-    ("figures", "expected"),
+    ("metrics", "expected"),
     [
         ({"val_miou": 49.66, "val_pixel_accuracy": 88.01}, "mIoU 49.66 %"),
         ({"val_accuracy": 98.25}, "accuracy 98.25 %"),
@@ -106,9 +106,9 @@ def test_the_summary_names_the_tasks_metric():
         ({}, "123,457 samples/s"),  # an epoch without evaluation
     ],
 )
-def test_an_epoch_is_a_line_of_80_columns_that_ends_with_the_figure_of_merit(
-    figures: dict[str, float], expected: str
+def test_an_epoch_is_a_line_of_80_columns_that_ends_with_the_metric_of_merit(
+    metrics: dict[str, float], expected: str
 ):
-    told = {"epoch": 100, "progress": 1.0, "train_loss": 12.3456, "kept_share": 1.0, "val_loss": 0.5}
-    line = epoch_line(told | {"samples_per_second": 123456.7} | figures)
+    told = {"epoch": 100, "progress": 1.0, "train_loss": 12.3456, "kept_fraction": 1.0, "val_loss": 0.5}
+    line = epoch_line(told | {"samples_per_second": 123456.7} | metrics)
     assert line.endswith(expected) and len(line) <= 80

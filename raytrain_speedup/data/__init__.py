@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from raytrain_speedup.data.base import (
-    VOID,
+    IGNORE_INDEX,
     CorruptSample,
     Dataset,
     DataSettings,
@@ -35,8 +35,8 @@ from raytrain_speedup.methods.curriculum.base import Kernel
 from raytrain_speedup.settings import UserError
 
 __all__ = [
+    "IGNORE_INDEX",
     "SOURCES",
-    "VOID",
     "Batch",
     "DataSettings",
     "Loader",
@@ -73,7 +73,7 @@ def open_data(settings: DataSettings, *, seed: int) -> Splits:
     train, val = data.train, data.val
     if val is None:
         split_seed = seed if settings.split_seed is None else settings.split_seed
-        stay, aside = balanced_split(train.targets, settings.val_share, split_seed)
+        stay, aside = balanced_split(train.targets, settings.val_fraction, split_seed)
         train, val = Subset(data.train, stay), Subset(data.train, aside)
     size = settings.image_size or _stored_size(settings, train)
     return Splits(
@@ -140,7 +140,7 @@ def _check(settings: DataSettings, data: Dataset) -> None:
             raise UserError(
                 f"data.{key}: {found} has {len(found)} values; expected {data.channels}, one a channel"
             )
-    if not all(deviation > 0 for deviation in settings.std):
+    if not all(std > 0 for std in settings.std):
         raise UserError(f"data.std: {settings.std} is not allowed; expected values above 0")
     for key, source in (("train", data.train), ("test", data.test)):
         if not len(source):
@@ -148,7 +148,7 @@ def _check(settings: DataSettings, data: Dataset) -> None:
 
 
 def _stored_size(settings: DataSettings, source: Source) -> int:
-    """The side of the first readable image: the size of the experiment where none is asked for."""
+    """The size of the first readable image: the size of the experiment where none is asked for."""
     reasons = []
     for index in range(min(len(source), 100)):
         try:
@@ -159,7 +159,7 @@ def _stored_size(settings: DataSettings, source: Source) -> int:
         if first.height != first.width or first.height > 128:
             raise UserError(
                 f"data.image_size: not set, and {source.locate(index)} is {first.width} x {first.height} "
-                "pixels; expected a side in pixels for images that are not small squares, such as 224"
+                "pixels; expected an image size in pixels for images that are not small squares, such as 224"
             )
         return first.height
     raise UserError(f"data.train: none of the first {len(reasons)} images can be read: {reasons[0]}")

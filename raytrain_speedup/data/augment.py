@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the training device: shift, mirror, crop, cutout, random erasing.
+"""Augmentation of whole batches on the training device: shift, flip, crop, cutout, random erasing.
 
 Every function takes its randomness from `noise.bits` of the samples' positions, so a sample looks the same
 in any batch and from any loader. What only moves pixels works on uint8 (b, H, W, C), the rest on normalised
@@ -17,7 +17,7 @@ from torch import Tensor
 from raytrain_speedup.data import noise
 
 # The streams of random bits; two uses never share one.
-SHIFT_Y, SHIFT_X, MIRROR = 0, 1, 2
+SHIFT_Y, SHIFT_X, FLIP = 0, 1, 2
 CUT_Y, CUT_X = 3, 4
 ERASE, ERASE_AREA, ERASE_ASPECT, ERASE_Y, ERASE_X, ERASE_FILL = range(5, 11)
 BOX_Y, BOX_X = 11, 12
@@ -28,10 +28,10 @@ RANDAUGMENT = range(64, 72)  # for each of two operations: which, whether, at wh
 _FILLS = 1 << 14
 
 
-def shift_and_mirror(
-    images: Tensor, position: Tensor, index: Tensor, *, seed: int, epoch: int, padding: int, mirror: bool
+def shift_and_flip(
+    images: Tensor, position: Tensor, index: Tensor, *, seed: int, epoch: int, padding: int, flip: bool
 ) -> Tensor:
-    """Random crops of the images padded by reflection, mirrored by a coin: one gather, no padded copy.
+    """Random crops of the images padded by reflection, flipped by a coin: one gather, no padded copy.
 
     Args:
         images: (N, H, W, C) uint8, a whole set or one batch.
@@ -43,11 +43,11 @@ def shift_and_mirror(
         (b, H, W, C) uint8.
     """
     height, width = images.shape[1:3]
-    random = noise.bits(index, seed=seed, epoch=epoch, streams=(SHIFT_Y, SHIFT_X, MIRROR))
+    random = noise.bits(index, seed=seed, epoch=epoch, streams=(SHIFT_Y, SHIFT_X, FLIP))
     shift = noise.below(random[:2], 2 * padding + 1) - padding
     rows = _reflect(torch.arange(height, device=index.device) + shift[0, :, None], height)
     columns = torch.arange(width, device=index.device).expand(len(index), width)
-    if mirror:
+    if flip:
         columns = torch.where(noise.below(random[2], 2).bool()[:, None], width - 1 - columns, columns)
     columns = _reflect(columns + shift[1, :, None], width)
     return take_pixels(images, position, rows, columns)
@@ -111,22 +111,22 @@ def crop_and_resize(
 
 
 def coins(index: Tensor, *, seed: int, epoch: int) -> Tensor:
-    """(b,) bool: which samples are shown mirrored."""
-    return noise.below(noise.bits(index, seed=seed, epoch=epoch, streams=(MIRROR,))[0], 2).bool()
+    """(b,) bool: which samples are shown flipped."""
+    return noise.below(noise.bits(index, seed=seed, epoch=epoch, streams=(FLIP,))[0], 2).bool()
 
 
-def mirror(x: Tensor, flip: Tensor) -> Tensor:
-    """Mirror the images of (b, ..., W) that `flip` (b,) names, left to right."""
+def flip(x: Tensor, flip: Tensor) -> Tensor:
+    """Flip the images of (b, ..., W) that `flip` (b,) names, left to right."""
     return torch.where(flip.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
 
 
-def cutout(x: Tensor, index: Tensor, *, seed: int, epoch: int, side: int) -> Tensor:
-    """Blank a square of `side` pixels around a random centre (DeVries and Taylor, arXiv 1708.04552)."""
+def cutout(x: Tensor, index: Tensor, *, seed: int, epoch: int, size: int) -> Tensor:
+    """Blank a square of `size` pixels around a random centre (DeVries and Taylor, arXiv 1708.04552)."""
     height, width = x.shape[2:]
     random = noise.bits(index, seed=seed, epoch=epoch, streams=(CUT_Y, CUT_X))
-    top = noise.below(random[0], height) - side // 2
-    left = noise.below(random[1], width) - side // 2
-    return x.masked_fill(_rectangle(x, top, left, top + side, left + side), 0.0)
+    top = noise.below(random[0], height) - size // 2
+    left = noise.below(random[1], width) - size // 2
+    return x.masked_fill(_rectangle(x, top, left, top + size, left + size), 0.0)
 
 
 def erase(x: Tensor, index: Tensor, *, seed: int, epoch: int, probability: float) -> Tensor:
@@ -134,8 +134,8 @@ def erase(x: Tensor, index: Tensor, *, seed: int, epoch: int, probability: float
     noise in each pixel, as in the recipes of DeiT and EfficientTrain."""
     height, width = x.shape[2:]
     random = noise.bits(index, seed=seed, epoch=epoch, streams=range(ERASE, ERASE_FILL + 1))
-    coin, share, aspect = noise.unit(random[:3])
-    area = (0.02 + (1 / 3 - 0.02) * share) * (height * width)
+    coin, fraction, aspect = noise.unit(random[:3])
+    area = (0.02 + (1 / 3 - 0.02) * fraction) * (height * width)
     aspect = torch.exp((2 * aspect - 1) * torch.tensor(1 / 0.3).log())
     high = (area * aspect).sqrt().round().long().clamp(1, height)
     wide = (area / aspect).sqrt().round().long().clamp(1, width)

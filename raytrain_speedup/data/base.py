@@ -21,7 +21,7 @@ Buffer = bytes | memoryview
 T = TypeVar("T")
 Augment = Literal["none", "crop", "crop-flip", "random-resized-crop"]
 
-VOID = 255
+IGNORE_INDEX = 255
 """The class of a pixel that belongs to none: it is neither learnt from nor judged."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -80,7 +80,7 @@ class Source(ABC):
         return None
 
     def mask(self, index: int) -> np.ndarray:
-        """The class of every pixel of a dense source, (H, W) uint8, `VOID` where there is none.
+        """The class of every pixel of a dense source, (H, W) uint8, `IGNORE_INDEX` where there is none.
 
         Raises:
             CorruptSample: if it cannot be read, or holds anything that is no class.
@@ -148,7 +148,7 @@ class Splits:
     """The data of an experiment. Tuning looks at `val`; `test` is read once, at the end.
 
     Attributes:
-        image_size: side of the square the network sees at full resolution, in pixels.
+        image_size: the image size the network sees at full resolution, in pixels.
         fingerprint: short hash of the data and the split, equal only for runs that can be compared.
     """
 
@@ -172,28 +172,29 @@ class DataSettings(Settings):
 
     source: str
     image_size: int | None = Field(
-        None, ge=4, le=2048, description="side in pixels of the square the network sees; default: as stored"
+        None, ge=4, le=2048, description="image size the network sees, in pixels; default: as stored"
     )
-    val_share: float = Field(
+    val_fraction: float = Field(
         0.1,
         ge=0,
         lt=1,
-        description="share of the training data set aside for validation, class by class; 0 trains on all of them "
-        "(a sweep then sets aside its own `val_share`)",
+        description="fraction of the training data set aside for validation, class by class; 0 trains on all of "
+        "them (a sweep then sets aside its own `val_fraction`)",
     )
     split_seed: int | None = Field(
         0, ge=0, description="seed of that choice; null: another validation split for every training seed"
     )
     augment: Augment = Field(
-        "crop-flip", description="crop: shift by up to `padding`; crop-flip: and mirror; random-resized-crop"
+        "crop-flip",
+        description="crop: shift by up to `padding`; crop-flip: and horizontal flip; random-resized-crop",
     )
     padding: int | None = Field(
         None, ge=0, description="reflected border for crop and crop-flip, in pixels; default: image_size / 8"
     )
     min_scale: float = Field(
-        0.08, gt=0, le=1, description="smallest area share that random-resized-crop may show"
+        0.08, gt=0, le=1, description="smallest area fraction that random-resized-crop may show"
     )
-    cutout: int = Field(0, ge=0, description="side of the square that cutout blanks, in pixels; 0: off")
+    cutout: int = Field(0, ge=0, description="size of the square that cutout blanks, in pixels; 0: off")
     erasing: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
     randaugment: float = Field(
         0.0,
@@ -214,8 +215,8 @@ class DataSettings(Settings):
         2.0, gt=0, description="most memory for the files that a curriculum with replay shows again"
     )
     num_workers: int = Field(2, ge=0, le=256, description="processes that decode images on the fly")
-    max_corrupt_share: float = Field(
-        0.01, ge=0, le=1, description="share of unreadable images above which the run is refused"
+    max_corrupt_fraction: float = Field(
+        0.01, ge=0, le=1, description="fraction of unreadable images above which the run is refused"
     )
     fit: Literal["crop", "stretch"] = Field(
         "crop",
@@ -225,10 +226,10 @@ class DataSettings(Settings):
         0.875,
         gt=0,
         le=1,
-        description="share of the shorter side that is shown of a larger image in evaluation",
+        description="fraction of the shorter side that is shown of a larger image in evaluation",
     )
     mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="channel means for normalisation, 0 to 1")
-    std: tuple[float, ...] = Field(IMAGENET_STD, description="channel deviations for normalisation, 0 to 1")
+    std: tuple[float, ...] = Field(IMAGENET_STD, description="channel stds for normalisation, 0 to 1")
 
     def read(self) -> Dataset:
         """Open what is on disk.

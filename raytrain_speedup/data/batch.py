@@ -12,12 +12,12 @@ Batch = dict[str, Tensor]
 """What a loader yields. A sample that could not be read is absent from all four tensors.
 
 - `inputs`: (b, C, H, W) float, normalised, on the training device
-- `target`: (b,) int64 classes, or (b, H, W) at full size with `VOID` where a pixel has none
+- `target`: (b,) int64 classes, or (b, H, W) at full size with `IGNORE_INDEX` where a pixel has none
 - `index`: (b,) int64, position in the training set
 - `weight`: (b,) float32, the pruning weight
 """
 
-REHEARSAL = -1
+WARM_UP = -1
 """The number of a step that only warms things up: nothing of it may stay."""
 
 
@@ -31,7 +31,7 @@ class Step:
         weight: (b,) float32, their weights.
         count: samples shown in this step on all ranks together, replayed ones included: the divisor of the
             step's mean loss.
-        progress: share of the budget spent when the step begins, in [0, 1).
+        progress: fraction of the budget spent when the step begins, in [0, 1).
         stage: the curriculum stage the step belongs to.
     """
 

@@ -23,7 +23,7 @@ class _CifarSettings(DataSettings):
     root: Path = Field(Path("data"), description="folder of torchvision's data sets")
     download: bool = Field(False, description="fetch the set (170 MB) into `root` if it is not there")
     mean: tuple[float, ...] = Field((0.4914, 0.4822, 0.4465), description="channel means, 0 to 1")
-    std: tuple[float, ...] = Field((0.2470, 0.2435, 0.2616), description="channel deviations, 0 to 1")
+    std: tuple[float, ...] = Field((0.2470, 0.2435, 0.2616), description="channel stds, 0 to 1")
 
     def read(self) -> Dataset:
         train, test = (self._open(train=part) for part in (True, False))
@@ -61,4 +61,4 @@ class Cifar100Settings(_CifarSettings):
     dataset: ClassVar = "CIFAR100"
     source: Literal["cifar100"] = "cifar100"
     mean: tuple[float, ...] = Field((0.5071, 0.4865, 0.4409), description="channel means, 0 to 1")
-    std: tuple[float, ...] = Field((0.2673, 0.2564, 0.2762), description="channel deviations, 0 to 1")
+    std: tuple[float, ...] = Field((0.2673, 0.2564, 0.2762), description="channel stds, 0 to 1")

@@ -1,6 +1,6 @@
 """All images in the memory of the training device: an epoch is a handful of gathers, without any process.
 
-The set is decoded once, to uint8 at full size; shift, mirror, crop, cutout, erasing and the curriculum's
+The set is decoded once, to uint8 at full size; shift, flip, crop, cutout, erasing and the curriculum's
 bandwidth are operations on whole batches. Only RandAugment needs single images and is left to the worker
 loader: a magnitude does nothing here, and says so once.
 """
@@ -21,7 +21,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from raytrain_speedup.data import augment
-from raytrain_speedup.data.base import VOID, CorruptSample, DataSettings, Source, Splits
+from raytrain_speedup.data.base import IGNORE_INDEX, CorruptSample, DataSettings, Source, Splits
 from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.data.decode import read, shown_box
 from raytrain_speedup.data.loader import Loader
@@ -56,7 +56,7 @@ class DeviceLoader(Loader):
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
         data = self._load(split)
-        for positions in self.share(split, batch_size):
+        for positions in self.positions_of_rank(split, batch_size):
             index = positions[data.readable[positions]].to(self.device)
             yield {
                 "inputs": self.plain(data.images[index]),
@@ -87,8 +87,8 @@ class DeviceLoader(Loader):
         flip, target = augment.coins(view, **key), data.targets[index]
         if self.splits.dense:
             masks = augment.crop_and_resize(target[:, None].float(), boxes, mode="nearest")
-            target = augment.mirror(masks, flip)[:, 0]
-        return augment.mirror(x, flip), target
+            target = augment.flip(masks, flip)[:, 0]
+        return augment.flip(x, flip), target
 
     def _epoch(self, steps: Sequence[Step], data: Resident) -> tuple[Tensor, Tensor, list[int]]:
         """Indices and weights of all steps in one transfer, and where each step begins and ends in them."""
@@ -147,7 +147,7 @@ def decode_all(
         be read, in order.
     """
     images = np.zeros((len(source), size, size, channels), dtype=np.uint8)
-    masks = np.full((len(source), size, size), VOID, dtype=np.uint8) if source.dense else None
+    masks = np.full((len(source), size, size), IGNORE_INDEX, dtype=np.uint8) if source.dense else None
     errors: list[CorruptSample] = []
 
     def decode(start: int) -> list[CorruptSample]:

@@ -11,24 +11,24 @@ from pydantic import Field
 from raytrain_speedup.data.base import ArraySource, Augment, Dataset, DataSettings
 from raytrain_speedup.data.split import balanced_split
 
-_TEST_SHARE, _TEST_SEED = 0.2, 0
+_TEST_FRACTION, _TEST_SEED = 0.2, 0
 
 
 class DigitsSettings(DataSettings):
     """Handwritten digits, without a download; a fifth of each class is the test split."""
 
     source: Literal["digits"] = "digits"
-    image_size: int = Field(16, ge=8, le=256, description="side the 8 x 8 images are enlarged to, in pixels")
-    augment: Augment = Field("crop", description="crop: shift by up to `padding`; a mirrored digit is none")
+    image_size: int = Field(16, ge=8, le=256, description="size the 8 x 8 images are enlarged to, in pixels")
+    augment: Augment = Field("crop", description="crop: shift by up to `padding`; a flipped digit is none")
     mean: tuple[float, ...] = Field((0.305,), description="mean for normalisation, 0 to 1")
-    std: tuple[float, ...] = Field((0.318,), description="deviation for normalisation, 0 to 1")
+    std: tuple[float, ...] = Field((0.318,), description="std for normalisation, 0 to 1")
 
     def read(self) -> Dataset:
         from sklearn.datasets import load_digits  # takes a second to import, and only digits need it
 
         digits = load_digits()
         images = np.stack([_enlarged(image, self.image_size) for image in digits.images])[..., None]
-        train, test = balanced_split(digits.target, _TEST_SHARE, _TEST_SEED)
+        train, test = balanced_split(digits.target, _TEST_FRACTION, _TEST_SEED)
         return Dataset(
             train=ArraySource(images[train], digits.target[train], "digits training"),
             test=ArraySource(images[test], digits.target[test], "digits test"),

@@ -1,5 +1,5 @@
 """Folders as users have them: with links, with files of other kinds, with names that are no UTF-8, and with some
-that may not be read. What is passed over is told, and nothing is passed over because it could not be read.
+that may not be read. What is passed over is reported, and nothing is passed over because it could not be read.
 """
 
 from __future__ import annotations

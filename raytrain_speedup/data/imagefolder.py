@@ -37,9 +37,9 @@ class ImageFolderSettings(DataSettings):
         description="folder with train/ and test/, each with one folder a class, and perhaps val/; train/ and "
         "val/ alone, as ImageNet is unpacked: then val/ is the test split"
     )
-    image_size: int = Field(224, ge=4, le=2048, description="side in pixels of the square the network sees")
+    image_size: int = Field(224, ge=4, le=2048, description="image size the network sees, in pixels")
     augment: Augment = Field(
-        "random-resized-crop", description="crop: shift by up to `padding`; crop-flip: and mirror"
+        "random-resized-crop", description="crop: shift by up to `padding`; crop-flip: and horizontal flip"
     )
 
     def read(self) -> Dataset:

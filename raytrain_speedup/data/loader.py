@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raytrain_speedup.data import augment, noise
 from raytrain_speedup.data.base import DataSettings, Source, Splits
-from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
+from raytrain_speedup.data.batch import WARM_UP, Batch, Step
 from raytrain_speedup.data.skipped import Skipped, log
 from raytrain_speedup.methods.curriculum.base import Kernel, Stage
 from raytrain_speedup.methods.curriculum.crop import crop_batch, low_frequency_crop
@@ -58,7 +58,7 @@ class Loader(ABC):
         self.size = splits.image_size
         self.padding = self.size // 8 if settings.padding is None else settings.padding
         self._skipped = {
-            name: Skipped(name, len(self.source(name)), settings.max_corrupt_share)
+            name: Skipped(name, len(self.source(name)), settings.max_corrupt_fraction)
             for name in ("train", "val", "test")
         }
         self._warned = False
@@ -73,7 +73,7 @@ class Loader(ABC):
 
     @abstractmethod
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
-        """This rank's share of a split, every sample with weight 1; `index` is its position in the split.
+        """This rank's part of a split, every sample with weight 1; `index` is its position in the split.
 
         Raises:
             UserError: if too many samples cannot be read.
@@ -125,7 +125,7 @@ class Loader(ABC):
         """Whether there is anything to validate on."""
         return len(self.splits.val) > 0
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What is worth reporting after an epoch."""
         if not len(self.buffer):
             return {}
@@ -138,7 +138,7 @@ class Loader(ABC):
         times = step.stage.replay
         if times == 1:
             return fresh
-        if step.number == REHEARSAL:
+        if step.number == WARM_UP:
             return {name: torch.cat([tensor] * times) for name, tensor in fresh.items()}
         return buffer.extend(fresh, times, epoch=epoch, step=step.number)
 
@@ -153,7 +153,7 @@ class Loader(ABC):
         part = torch.arange(len(index), device=index.device) // max(1, len(index) // times)
         return index + len(self.splits.train) * (1 + step.number * times + part)
 
-    def pictures(self) -> dict[str, bytes]:
+    def images(self) -> dict[str, bytes]:
         """What is worth looking at after an evaluation: PNG files by name."""
         return {}
 
@@ -169,7 +169,7 @@ class Loader(ABC):
         """The source behind a split."""
         return {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}[split]
 
-    def share(self, split: str, batch_size: int) -> Sequence[Tensor]:
+    def positions_of_rank(self, split: str, batch_size: int) -> Sequence[Tensor]:
         """Positions of the samples this rank evaluates, batch by batch; ranks may differ by one sample."""
         positions = torch.arange(self.rank, len(self.source(split)), self.world)
         return positions.split(batch_size) if len(positions) else ()
@@ -198,14 +198,14 @@ class Loader(ABC):
             return images[position], targets[position]
 
         def move(planes: Tensor) -> Tensor:
-            return augment.shift_and_mirror(
+            return augment.shift_and_flip(
                 planes,
                 position,
                 view,
                 seed=self.seed,
                 epoch=epoch,
                 padding=self.padding,
-                mirror=kind == "crop-flip",
+                flip=kind == "crop-flip",
             )
 
         return move(images), move(targets[..., None])[..., 0] if self.splits.dense else targets[position]
@@ -216,8 +216,8 @@ class Loader(ABC):
         if stage.size is not None:
             x = low_frequency_crop(x, stage.size, self.kernel)
         if settings.cutout:
-            side = max(1, round(settings.cutout * x.shape[-1] / self.size))
-            x = augment.cutout(x, index, seed=self.seed, epoch=epoch, side=side)
+            size = max(1, round(settings.cutout * x.shape[-1] / self.size))
+            x = augment.cutout(x, index, seed=self.seed, epoch=epoch, size=size)
         if settings.erasing:
             x = augment.erase(x, index, seed=self.seed, epoch=epoch, probability=settings.erasing)
         return x.contiguous(memory_format=self._format)
@@ -228,7 +228,7 @@ class Loader(ABC):
 
     def normalised(self, images: Tensor, size: int | None = None, flip: Tensor | None = None) -> Tensor:
         """(b, H, W, C) uint8 on the device to normalised (b, C, size, size) float32, in any layout; those that
-        `flip` (b,) names are mirrored before their bandwidth is lowered."""
+        `flip` (b,) names are flipped before their bandwidth is lowered."""
         planes = images.permute(0, 3, 1, 2)
         size = size or planes.shape[-1]
         mean, std = self.settings.mean, self.settings.std

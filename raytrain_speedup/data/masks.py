@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, field_validator
 
-from raytrain_speedup.data.base import VOID, Buffer, CorruptSample, Dataset, DataSettings, Source
+from raytrain_speedup.data.base import IGNORE_INDEX, Buffer, CorruptSample, Dataset, DataSettings, Source
 from raytrain_speedup.data.decode import reason
 from raytrain_speedup.data.folders import is_folder, is_image, listed, shown, split_folders, tell_left_out
 from raytrain_speedup.data.imagefolder import FolderSource
@@ -32,7 +32,10 @@ class MaskSettings(DataSettings):
         description="the classes: how many, or their names in the order of their numbers in the masks"
     )
     void: int = Field(
-        VOID, ge=0, le=255, description="number in the masks of pixels of no class, neither learnt nor judged"
+        IGNORE_INDEX,
+        ge=0,
+        le=255,
+        description="number in the masks of pixels of no class, neither learnt nor judged",
     )
     fit: Literal["crop", "stretch"] = Field(
         "stretch",
@@ -43,8 +46,8 @@ class MaskSettings(DataSettings):
     @classmethod
     def _fit_a_byte(cls, classes: int | tuple[str, ...]) -> int | tuple[str, ...]:
         count = classes if isinstance(classes, int) else len(classes)
-        if not 2 <= count <= VOID:
-            raise ValueError(f"{count} classes; masks of one byte know 2 to {VOID}")
+        if not 2 <= count <= IGNORE_INDEX:
+            raise ValueError(f"{count} classes; masks of one byte know 2 to {IGNORE_INDEX}")
         return classes
 
     @property
@@ -198,13 +201,13 @@ class MaskedSource(Source):
     @cached_property
     def _class_of(self) -> np.ndarray:
         """(256,) uint8: from the numbers of the files to classes."""
-        table = np.arange(VOID + 1, dtype=np.uint8)
-        table[self.void] = VOID
+        table = np.arange(IGNORE_INDEX + 1, dtype=np.uint8)
+        table[self.void] = IGNORE_INDEX
         return table
 
     @cached_property
     def _known(self) -> np.ndarray:
         """(256,) bool: which numbers may occur."""
-        table = np.arange(VOID + 1) < self.num_classes
+        table = np.arange(IGNORE_INDEX + 1) < self.num_classes
         table[self.void] = True
         return table

@@ -29,7 +29,7 @@ class ParquetFilesSettings(DataSettings):
     train: Path = Field(description="training data: a .parquet file, or a folder of part files")
     test: Path = Field(description="test data, likewise; read once, at the end")
     val: Path | None = Field(
-        None, description="validation data, likewise; default: `val_share` of the training data"
+        None, description="validation data, likewise; default: `val_fraction` of the training data"
     )
     image_column: str = Field("image", description="column of image files, as bytes or {bytes, path}")
 
@@ -93,7 +93,7 @@ class _Table:
         )
 
     def _published_names(self) -> tuple[str, ...] | None:
-        """The class names in the metadata of the files; what cannot be made sense of there is told."""
+        """The class names in the metadata of the files; what cannot be made sense of there is reported."""
         metadata = self.files.schema.metadata or {}
         try:
             if b"classes" in metadata:

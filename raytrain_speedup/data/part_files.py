@@ -1,4 +1,4 @@
-"""The Parquet files of a split: one of them, or a folder of parts; what they lack is told by file and column."""
+"""The Parquet files of a split: one of them, or a folder of parts; what they lack is named by file and column."""
 
 from __future__ import annotations
 

@@ -23,13 +23,13 @@ def check_readable(splits: Splits, settings: DataSettings) -> None:
     """Decode some of the validation and of the test split.
 
     Raises:
-        UserError: if more of them cannot be read than `max_corrupt_share` allows; where not all are tried, more
+        UserError: if more of them cannot be read than `max_corrupt_fraction` allows; where not all are tried, more
             than three standard deviations of chance would explain.
     """
     for name, source in (("test", splits.test), ("val", splits.val)):
         tried = _spread(len(source))
         failed = _failures(source, tried, splits, settings)
-        limit = settings.max_corrupt_share
+        limit = settings.max_corrupt_fraction
         chance = 0.0 if len(tried) == len(source) else 3 * math.sqrt(len(tried) * limit * (1 - limit))
         if len(failed) > limit * len(tried) + chance:
             raise too_many(name, len(failed), len(tried), limit, failed[0])

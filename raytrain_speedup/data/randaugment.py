@@ -20,7 +20,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from raytrain_speedup.data import augment, noise
 
-LARGEST, DEVIATION, PROBABILITY = 10.0, 0.5, 0.5
+LARGEST, STD, PROBABILITY = 10.0, 0.5, 0.5
 
 Fill = int | tuple[int, ...]
 Operation = Callable[[Image.Image, float, Fill], Image.Image]
@@ -56,7 +56,7 @@ def drawn(magnitude: float, *, seed: int, epoch: int, index: int) -> list[tuple[
         if coin >= PROBABILITY * noise.RANGE:
             continue
         name = _NAMES[which * len(_NAMES) >> noise.BITS]
-        normal = NormalDist(magnitude, DEVIATION).inv_cdf((level + 0.5) / noise.RANGE)
+        normal = NormalDist(magnitude, STD).inv_cdf((level + 0.5) / noise.RANGE)
         strength = min(max(normal, 0.0), LARGEST) / LARGEST
         chosen.append((name, -strength if sign >= noise.RANGE // 2 else strength))
     return chosen

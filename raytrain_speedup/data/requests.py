@@ -26,7 +26,7 @@ class Request:
 
     Attributes:
         index: (b,) int64.
-        size: side of the images wanted; smaller than full only where a crop goes straight to it.
+        size: image size wanted; smaller than full only where a crop goes straight to it.
         resampling: what brings a crop to that size.
         files: those of the samples that are at hand, by index; the others are read.
         wanted: of how many samples, from the first on, the files are sent back.

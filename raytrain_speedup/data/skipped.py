@@ -19,7 +19,7 @@ class Skipped:
     Args:
         split: name of the split, for messages.
         size: number of its samples this process may meet.
-        limit: share of unreadable samples above which `add` refuses.
+        limit: fraction of unreadable samples above which `add` refuses.
 
     Attributes:
         names: the first few unreadable samples, with the reason.
@@ -37,7 +37,7 @@ class Skipped:
         return len(self._known)
 
     def saw(self, samples: int) -> None:
-        """Note how many samples were asked for: the share is of those, once there are enough to judge."""
+        """Note how many samples were asked for: the fraction is of those, once there are enough to judge."""
         self._shown += samples
 
     def add(self, error: CorruptSample) -> None:
@@ -57,8 +57,8 @@ class Skipped:
 
 
 def too_many(split: str, count: int, met: int, limit: float, first: str) -> UserError:
-    """That more samples of a split cannot be read than the share `limit` of those met."""
+    """That more samples of a split cannot be read than the fraction `limit` of those met."""
     return UserError(
-        f"data.{split}: {count} of {met} samples cannot be read, more than data.max_corrupt_share={limit:g} "
+        f"data.{split}: {count} of {met} samples cannot be read, more than data.max_corrupt_fraction={limit:g} "
         f"allows; the first: {first}"
     )

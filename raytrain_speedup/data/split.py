@@ -8,18 +8,18 @@ import torch
 from raytrain_speedup.data import noise
 
 
-def balanced_split(targets: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def balanced_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the samples that stay and of those set aside, both ascending.
 
-    Every class gives its own share, rounded so that the total is `round(share * N)`, but never its last
+    Every class gives its own fraction, rounded so that the total is `round(fraction * N)`, but never its last
     sample; which of its samples go is decided by a hash of their positions.
 
     Args:
         targets: (N,) int64 classes, not negative.
-        share: of the samples to set aside, in [0, 1).
+        fraction: of the samples to set aside, in [0, 1).
     """
     counts = np.bincount(targets)
-    quota = _apportion(counts, share)
+    quota = _apportion(counts, fraction)
     random = noise.bits(torch.arange(len(targets)), seed=seed, epoch=0, streams=[0])[0].numpy()
     order = np.lexsort((random, targets))
     starts = np.cumsum(counts) - counts
@@ -29,11 +29,11 @@ def balanced_split(targets: np.ndarray, share: float, seed: int) -> tuple[np.nda
     return np.flatnonzero(~aside), np.flatnonzero(aside)
 
 
-def _apportion(counts: np.ndarray, share: float) -> np.ndarray:
-    """Whole numbers near `share * counts` that sum to the rounded total, by largest remainders."""
-    exact = counts * share
+def _apportion(counts: np.ndarray, fraction: float) -> np.ndarray:
+    """Whole numbers near `fraction * counts` that sum to the rounded total, by largest remainders."""
+    exact = counts * fraction
     quota = np.floor(exact).astype(np.int64)
-    missing = round(float(share * counts.sum())) - int(quota.sum())
+    missing = round(float(fraction * counts.sum())) - int(quota.sum())
     able = np.flatnonzero(quota + 1 < counts)
     quota[able[np.argsort((quota - exact)[able], kind="stable")[:missing]]] += 1
     return quota

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from raytrain_speedup.data import augment
 from raytrain_speedup.data.base import DataSettings, Splits
-from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
+from raytrain_speedup.data.batch import WARM_UP, Batch, Step
 from raytrain_speedup.data.kept import KeptFiles, usual_bytes
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.requests import BatchDataset, Decoded, Drawn, Request
@@ -65,7 +65,7 @@ class WorkerLoader(Loader):
         asked: deque[Batch] = deque()
         requests = self._requests(steps, epoch, asked)
         for step, decoded in zip(steps, self._decoded("train", requests), strict=True):
-            if step.stage.replay > 1 and step.number != REHEARSAL:
+            if step.stage.replay > 1 and step.number != WARM_UP:
                 self.buffer.push({"index": step.index, "weight": step.weight})
                 self.files.add(decoded.files, self.buffer.max_bytes - self.buffer.nbytes)
             batch = self._batch("train", asked.popleft(), _whole(decoded, step))
@@ -97,14 +97,14 @@ class WorkerLoader(Loader):
     def bytes_to_replay(self) -> int:
         return usual_bytes(self.splits.train)
 
-    def figures(self) -> dict[str, float]:
-        figures = super().figures()
-        return figures and figures | {"replay_bytes": self.buffer.nbytes + self.files.nbytes}
+    def metrics(self) -> dict[str, float]:
+        metrics = super().metrics()
+        return metrics and metrics | {"replay_bytes": self.buffer.nbytes + self.files.nbytes}
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
-        shares = self.share(split, batch_size)
-        requests = (Request(index.numpy(), self.size) for index in shares)
-        for index, decoded in zip(shares, self._decoded(split, requests), strict=True):
+        batches_of_rank = self.positions_of_rank(split, batch_size)
+        requests = (Request(index.numpy(), self.size) for index in batches_of_rank)
+        for index, decoded in zip(batches_of_rank, self._decoded(split, requests), strict=True):
             batch = self._batch(split, {"index": index, "weight": torch.ones(len(index))}, decoded)
             yield batch | {"inputs": self.plain(batch["inputs"]), "target": batch["target"].long()}
 
@@ -117,7 +117,7 @@ class WorkerLoader(Loader):
         return decoded.images.to(self.device).permute(0, 3, 1, 2)
 
     def _decoded_size(self, stage: Stage) -> int:
-        """The side that workers are asked for: that of the stage where a resize is all that leads to it; masks
+        """The image size asked of workers: that of the stage where a resize is all that leads to it; masks
         are always full-size, and so are their images."""
         crops = self.settings.augment == "random-resized-crop"
         straight = crops and self.kernel == "resize" and not self.splits.dense
@@ -147,7 +147,7 @@ class WorkerLoader(Loader):
             return self.normalised(images, stage.size), targets
         flip = augment.coins(view, seed=self.seed, epoch=epoch)
         x = self.normalised(images, stage.size, flip)
-        return x, augment.mirror(targets, flip) if self.splits.dense else targets
+        return x, augment.flip(targets, flip) if self.splits.dense else targets
 
     def _decoded(self, split: str, requests: Iterator[Request]) -> Iterator[Decoded]:
         """The answers to the requests, in order, with what was skipped noted."""

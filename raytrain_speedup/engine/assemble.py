@@ -65,7 +65,7 @@ def _with_data(
     pruner = experiment.pruning.build(
         num_samples,
         budget.epoch_ends(),
-        last_epoch_share=budget.last_epoch_share,
+        last_epoch_fraction=budget.last_epoch_fraction,
         seed=train.seed,
         device=watch.device,
     )
@@ -133,7 +133,7 @@ def _without_data(
         flops={None: training_flops(model, shape) + forward_flops(teacher, shape)},
         reporter=reporter,
         watch=watch,
-        companions={"teacher": teacher},
+        frozen_models={"teacher": teacher},
     )
     return loop, budget.num_epochs * num_samples
 
@@ -164,7 +164,7 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
 
 
 def input_shape(splits: Splits, size: int | None) -> tuple[int, int, int]:
-    """(C, H, W) of an input of side `size`, or of full ones."""
+    """(C, H, W) of an input of size `size`, or of full ones."""
     return splits.channels, size or splits.image_size, size or splits.image_size
 
 

@@ -18,7 +18,7 @@ class MovingAverage:
 
     Args:
         model: the model to follow; it is copied.
-        decay: share of the average kept per step of a full-data run.
+        decay: fraction of the average kept per step of a full-data run.
         full_steps: the number of steps of such a run.
     """
 

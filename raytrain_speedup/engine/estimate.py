@@ -1,6 +1,6 @@
 """A difference over seeds, its standard error and its bounds: Student's t, paired or Welch's.
 
-One figure per seed and side. Paired compares seed by seed and is right whatever the correlation of the two sides
+One value per seed and side. Paired compares seed by seed and is right whatever the correlation of the two sides
 over seeds; Welch's test (1947) keeps the sides apart, which is better where they are not correlated (twice the
 degrees of freedom) and wrong where the correlation is negative. Costs are compared by the logarithm of their
 ratio, which is as good for 2 x as for 1/2 x.
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.special import nctdtr, stdtrit
 
 Pairing = Literal["paired", "unpaired"]
-Figures = Mapping[int, float]
-"""One figure per seed."""
+Metrics = Mapping[int, float]
+"""One value per seed."""
 Array = NDArray[np.float64]
 
 SEEDS_NEEDED = 3
@@ -28,7 +28,7 @@ SEEDS_NEEDED = 3
 MOST_SEEDS = 200
 """Nobody is told to run more than this."""
 NO_DOUBT = 30.0
-"""Standard errors beyond which the power is 1 (and scipy's figure of it is not a number)."""
+"""Standard errors beyond which the power is 1 (and scipy's value of it is not a number)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Estimate:
 
     @classmethod
     def of(cls, method: Array, baseline: Array, pairing: Pairing, grain: float = 0.0) -> Self:
-        """From figures whose last axis are the seeds; at least two a side."""
+        """From values whose last axis are the seeds; at least two a side."""
         sides = (method - baseline,) if pairing == "paired" else (method, baseline)
         variances = tuple(side.var(axis=-1, ddof=1) for side in sides)
         counts = (np.array(method.shape[-1]), np.array(baseline.shape[-1]))
@@ -67,10 +67,10 @@ class Estimate:
         """Degrees of freedom by Welch and Satterthwaite; seeds - 1 if paired."""
         parts = self._parts()
         largest = np.max(parts, axis=0)
-        # Shares, because the square of a tiny variance underflows; equal ones where nothing varies.
-        shares = [np.divide(part, largest, out=np.ones_like(largest), where=largest > 0) for part in parts]
-        below = sum(share**2 / (n - 1) for share, n in zip(shares, self.counts, strict=False))
-        return sum(shares) ** 2 / below
+        # Fractions, because the square of a tiny variance underflows; equal ones where nothing varies.
+        fractions = [np.divide(part, largest, out=np.ones_like(largest), where=largest > 0) for part in parts]
+        below = sum(fraction**2 / (n - 1) for fraction, n in zip(fractions, self.counts, strict=False))
+        return sum(fractions) ** 2 / below
 
     def bounds(self, lower: float, upper: float) -> tuple[Array, Array]:
         """Lower and upper bound, each of which errs with its one-sided level."""
@@ -93,15 +93,15 @@ class Estimate:
         return [variance / n for variance, n in zip(self.variances, self.counts, strict=False)]
 
 
-def over_seeds(method: Figures, baseline: Figures, pairing: Pairing) -> tuple[Array, Array]:
-    """The figures in ascending order of their seeds; if paired, of the seeds that both sides ran."""
+def over_seeds(method: Metrics, baseline: Metrics, pairing: Pairing) -> tuple[Array, Array]:
+    """The values in ascending order of their seeds; if paired, of the seeds that both sides ran."""
     ours, theirs = sorted(method), sorted(baseline)
     if pairing == "paired":
         ours = theirs = [seed for seed in ours if seed in baseline]
     return np.array([method[seed] for seed in ours]), np.array([baseline[seed] for seed in theirs])
 
 
-def correlation_over_seeds(method: Figures, baseline: Figures) -> float | None:
+def correlation_over_seeds(method: Metrics, baseline: Metrics) -> float | None:
     """Pearson's, over the seeds both sides ran; None below three of them, or where a side is constant."""
     ours, theirs = over_seeds(method, baseline, "paired")
     if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
@@ -110,7 +110,7 @@ def correlation_over_seeds(method: Figures, baseline: Figures) -> float | None:
 
 
 def ratio_interval(
-    method_costs: Figures, baseline_costs: Figures, *, confidence: float = 0.95, paired: bool
+    method_costs: Metrics, baseline_costs: Metrics, *, confidence: float = 0.95, paired: bool
 ) -> tuple[float, tuple[float, float] | None]:
     """How many times cheaper the method is: baseline / method, and its interval.
 
@@ -147,7 +147,7 @@ def required_seeds(
 
     Args:
         margin: points below the baseline that still count as no loss.
-        sd: standard deviation of one run's figure over seeds, in points, on both sides alike.
+        sd: standard deviation of one run's value over seeds, in points, on both sides alike.
         power: chance of the verdict.
         error: one-sided.
         difference: the true one, method - baseline.

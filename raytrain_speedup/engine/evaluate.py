@@ -34,7 +34,7 @@ def evaluate(
     batch_size: int,
     autocast: torch.autocast,
 ) -> dict[str, float]:
-    """The task's figures on `split` ("val" or "test"), of which every rank has a sample at least.
+    """The task's metrics on `split` ("val" or "test"), of which every rank has a sample at least.
 
     The model is left in the mode it was in.
     """
@@ -51,4 +51,4 @@ def evaluate(
         raise UserError(f"data.{split}: not one of the samples can be read")
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(totals)
-    return task.figures(totals, split)
+    return task.metrics(totals, split)

@@ -50,7 +50,7 @@ class Learner:
         rank, world: this worker among all that share every step. What a network draws in training (dropout,
             stochastic depth) is from here on a function of the seed and the rank; what drew its first
             weights was the same on all.
-        full_size: side of an input at full resolution.
+        full_size: size of an input at full resolution.
         full_steps: optimizer steps of the budget at full data; the moving average is told by them.
     """
 
@@ -118,8 +118,8 @@ class Learner:
     # --- warm-up ---------------------------------------------------------------------------------------
 
     @contextmanager
-    def rehearsing(self) -> Iterator[None]:
-        """Nothing of the rehearsals inside stays: neither statistics nor draws."""
+    def warming_up(self) -> Iterator[None]:
+        """Nothing of the steps inside stays: neither statistics nor draws."""
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         random = random_state()
         self.model.train()
@@ -128,7 +128,7 @@ class Learner:
             buffer.copy_(buffers[name])
         restore_random_state(random)
 
-    def rehearse(self, stage: Stage, batch: Batch) -> None:
+    def warm_up(self, stage: Stage, batch: Batch) -> None:
         """A forward and a backward pass, so that its compilation is over before the clock starts.
 
         DDP cannot follow a model whose parameters change with the size; such stages are met cold.
@@ -181,7 +181,7 @@ class Learner:
                 own = loss = self.task.losses(output, target[piece])
                 if mix is not None and mixed_target is not None:
                     others = self.task.losses(output, mixed_target[piece])
-                    loss = mix.share * own + (1 - mix.share) * others
+                    loss = mix.fraction * own + (1 - mix.fraction) * others
                     partner_losses.append(others.detach())
                 weighted = (loss * weight[piece]).sum()
                 # The mean is over the samples of all ranks, and DDP divides by the number of ranks.

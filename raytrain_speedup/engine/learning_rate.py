@@ -1,6 +1,6 @@
 """The learning rate as a function of progress alone.
 
-A schedule fixed in steps goes wrong as soon as a method changes the number of steps; progress (the share of
+A schedule fixed in steps goes wrong as soon as a method changes the number of steps; progress (the fraction of
 the budget spent) is the same for every method, so schedules transfer.
 """
 
@@ -30,6 +30,6 @@ def learning_rate(progress: float, train: TrainSettings) -> float:
     return train.lr + (end - train.lr) * _half_cosine(min(fallen, 1.0))
 
 
-def _half_cosine(share: float) -> float:
+def _half_cosine(fraction: float) -> float:
     """0 to 1 along half a cosine."""
-    return (1 - math.cos(math.pi * share)) / 2
+    return (1 - math.cos(math.pi * fraction)) / 2

@@ -1,4 +1,4 @@
-"""The reporter of a run in one process: checkpoints in a folder, figures to a listener."""
+"""The reporter of a run in one process: checkpoints in a folder, metrics to a listener."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_speedup.engine.checkpoint import CheckpointFailed
-from raytrain_speedup.engine.reporter import Figures, Reporter
+from raytrain_speedup.engine.reporter import Metrics, Reporter
 from raytrain_speedup.settings import RunFailed
 
 Listener = Callable[[str, Mapping[str, Any]], None]
-"""Called with ("report" or "progress", figures), or ("picture", {"name": ..., "png": ...})."""
+"""Called with ("report" or "progress", metrics), or ("image", {"name": ..., "png": ...})."""
 
 KEPT = 2
 """Checkpoints kept: the last, and the one before in case the last turns out bad."""
@@ -38,27 +38,27 @@ class LocalReporter(Reporter):
         self._last_progress = 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
-    def report(self, figures: Figures, checkpoint: Path | None = None) -> None:
+    def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
         if checkpoint is not None:
             self._commit(checkpoint)
         if self._listener is not None:
-            self._listener("report", figures)
+            self._listener("report", metrics)
 
-    def picture(self, name: str, epoch: int, png: bytes) -> None:
-        file = self.folder / "pictures" / f"{name}-{epoch:04d}.png"
+    def image(self, name: str, epoch: int, png: bytes) -> None:
+        file = self.folder / "images" / f"{name}-{epoch:04d}.png"
         try:
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(png)
         except OSError as error:
-            raise RunFailed(f"{file}: picture not written ({error.strerror})") from error
+            raise RunFailed(f"{file}: image not written ({error.strerror})") from error
         if self._listener is not None:
-            self._listener("picture", {"name": file.name, "png": png})
+            self._listener("image", {"name": file.name, "png": png})
 
-    def progress(self, figures: Figures) -> None:
+    def progress(self, metrics: Metrics) -> None:
         now = time.monotonic()
         if self._listener is not None and now - self._last_progress > PROGRESS_SECONDS:
             self._last_progress = now
-            self._listener("progress", figures)
+            self._listener("progress", metrics)
 
     def should_stop(self) -> bool:
         return self.stop_requested

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Loader
-from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
+from raytrain_speedup.data.batch import WARM_UP, Batch, Step
 from raytrain_speedup.engine.alarm import LossAlarm, NonFinite
 from raytrain_speedup.engine.checkpoint import (
     CheckpointFailed,
@@ -32,10 +32,10 @@ from raytrain_speedup.engine.checkpoint import (
 )
 from raytrain_speedup.engine.evaluate import evaluate
 from raytrain_speedup.engine.identity import check_same, identity
+from raytrain_speedup.engine.images import decisions
 from raytrain_speedup.engine.learner import Learner
 from raytrain_speedup.engine.learning_rate import learning_rate
 from raytrain_speedup.engine.measure import Stopwatch
-from raytrain_speedup.engine.pictures import decisions
 from raytrain_speedup.engine.reference import Reference
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.steps import epoch_steps
@@ -66,10 +66,10 @@ class Loop:
         loader: batches of the training, validation and test splits.
         pruner: plans every epoch.
         budget: progress as a function of the samples shown.
-        reporter: where figures and checkpoints go.
+        reporter: where metrics and checkpoints go.
         flops: training FLOPs of one sample by input size.
         watch: counts the seconds.
-        companions: networks that take part without being trained, kept in the checkpoint by name.
+        frozen_models: networks that take part without being trained, kept in the checkpoint by name.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class Loop:
         flops: Mapping[int | None, float],
         reporter: Reporter,
         watch: Stopwatch,
-        companions: Mapping[str, nn.Module] | None = None,
+        frozen_models: Mapping[str, nn.Module] | None = None,
     ) -> None:
         train = experiment.train
         self.experiment, self.train = experiment, train
         self.model, self.task, self.loader, self.pruner = model, task, loader, pruner
         self.budget, self.flops, self.reporter, self.watch = budget, flops, reporter, watch
-        self.companions = companions or {}
+        self.frozen_models = frozen_models or {}
         self.device, self.full_size = watch.device, loader.size
         self.learner = Learner(
             model,
@@ -126,15 +126,15 @@ class Loop:
     # --- the run ---------------------------------------------------------------------------------------
 
     def warm_up(self, stages: Sequence[Stage]) -> None:
-        """Rehearse every stage, so that decoding the set, starting its processes, compiling and autotuning
+        """A step of every stage, so that decoding the set, starting its processes, compiling and autotuning
         are over before the clock starts."""
-        steps = [self.rehearsal(stage, parts=self.train.accumulate) for stage in stages]
-        with self.learner.rehearsing():
+        steps = [self.warm_up_step(stage, parts=self.train.accumulate) for stage in stages]
+        with self.learner.warming_up():
             for step, batch in zip(steps, self.loader.train_batches(steps, epoch=0), strict=True):
-                self.learner.rehearse(step.stage, batch)
+                self.learner.warm_up(step.stage, batch)
             self.reference.warm_up()
 
-    def rehearsal(self, stage: Stage, *, number: int = REHEARSAL, parts: int = 1) -> Step:
+    def warm_up_step(self, stage: Stage, *, number: int = WARM_UP, parts: int = 1) -> Step:
         """A step of a stage, on this worker, whose samples mean nothing; or one of `parts` of it."""
         wished = self.train.batch_size * stage.batch_factor // self.reporter.world // parts
         fresh = max(1, min(wished, self.budget.num_samples) // stage.replay)
@@ -151,7 +151,7 @@ class Loop:
         """
         with self.naming_last_checkpoint():
             self.reference.measure()
-            if self.companions and self.train.checkpoint_every and self.reporter.latest() is None:
+            if self.frozen_models and self.train.checkpoint_every and self.reporter.latest() is None:
                 self._save_partial()  # so that a teacher is not trained again
             last = len(self.budget.epoch_ends()) - 1
             while self.epoch <= last:
@@ -213,10 +213,10 @@ class Loop:
         self.compute_spent += step.count * step.stage.cost / self.budget.num_samples
         self.flops_spent += step.count * self.flops[step.stage.size]
 
-    def _epoch_share(self) -> float:
+    def _epoch_fraction(self) -> float:
         """How much of the epoch is shown: the budget may end within the last one."""
         last = self.epoch == len(self.budget.epoch_ends()) - 1
-        return self.budget.last_epoch_share if last else 1.0
+        return self.budget.last_epoch_fraction if last else 1.0
 
     # --- what the outside sees -------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class Loop:
 
     def _between_steps(self, steps: int) -> None:
         """A reference step, progress for the terminal, a checkpoint in the middle of the epoch, a stop."""
-        progress = self.budget.progress(self.epoch, self.next_step / steps * self._epoch_share())
+        progress = self.budget.progress(self.epoch, self.next_step / steps * self._epoch_fraction())
         if self.reference.due(progress):
             self.reference.measure(progress)
         self.reporter.progress(
@@ -263,12 +263,12 @@ class Loop:
     def finish_epoch(self, plan: EpochPlan) -> None:
         """Check losses and weights, evaluate, checkpoint and report."""
         self.alarm.check(self.steps_taken, self.model)
-        figures: dict[str, float | int | str | bool] = {
+        metrics: dict[str, float | int | str | bool] = {
             "epoch": self.epoch + 1,
             "progress": self.budget.epoch_ends()[self.epoch],
             "lr": self.learner.optimizer.param_groups[0]["lr"],
             "train_loss": self._mean_loss(),
-            "kept_share": plan.kept_share,
+            "kept_fraction": plan.kept_fraction,
             **{f"plan_{name}": value for name, value in plan.stats.items()},
         }
         self.epoch, self.next_step = self.epoch + 1, 0
@@ -276,27 +276,27 @@ class Loop:
         due = last or (self.train.eval_every and self.epoch % self.train.eval_every == 0)
         if due and self.has_val:
             self.last_val = self.evaluate("val")
-            figures |= {f"val_{name}": value for name, value in self.last_val.items()}
+            metrics |= {f"val_{name}": value for name, value in self.last_val.items()}
         every = self.train.checkpoint_every
         folder = self.save() if every and (last or self.epoch % every == 0) else None
-        figures |= self.costs()
-        figures |= self.loader.figures()
+        metrics |= self.costs()
+        metrics |= self.loader.metrics()
         if due and self.reporter.rank == 0:
-            for name, picture in self.pictures().items():
-                self.reporter.picture(name, self.epoch, picture)
-        self.reporter.report(figures, folder)
+            for name, image in self.images().items():
+                self.reporter.image(name, self.epoch, image)
+        self.reporter.report(metrics, folder)
 
-    def pictures(self) -> dict[str, bytes]:
+    def images(self) -> dict[str, bytes]:
         """PNG files by name: what the loader has to show, and where pixels have classes, what the network makes
         of some images of the validation split. Called on one rank."""
         with self.watch.phase("eval"):
-            pictures = self.loader.pictures()
+            images = self.loader.images()
             if self.loader.splits.dense and self.has_val:
                 with at_size(self.learner.result, self.full_size) as model:
-                    pictures["decisions"] = decisions(
+                    images["decisions"] = decisions(
                         model, self.task, self.loader, autocast=self.learner.autocast
                     )
-            return pictures
+            return images
 
     def costs(self) -> dict[str, float]:
         """What was spent up to now."""
@@ -311,15 +311,15 @@ class Loop:
         }
 
     def evaluate(self, split: Split) -> dict[str, float]:
-        """The task's figures of the averaged weights, or of the weights where no average is kept."""
+        """The task's metrics of the averaged weights, or of the weights where no average is kept."""
         return self._evaluate(self.learner.result, split)
 
-    def evaluate_companions(self) -> dict[str, float]:
+    def evaluate_frozen(self) -> dict[str, float]:
         """The test metric of every network that takes part without being trained."""
         metric = self.task.metric
         return {
             f"{name}_{metric}": self._evaluate(network, "test")[metric]
-            for name, network in self.companions.items()
+            for name, network in self.frozen_models.items()
         }
 
     def _evaluate(self, network: nn.Module, split: Split) -> dict[str, float]:
@@ -382,7 +382,7 @@ class Loop:
             "identity": self.identity,
             **self.learner.state_dict(),
             "pruner": self.pruner.state_dict(),
-            "companions": {name: module.state_dict() for name, module in self.companions.items()},
+            "frozen_models": {name: module.state_dict() for name, module in self.frozen_models.items()},
             "seconds": self.watch.state_dict(),
             "reference": self.reference.state_dict(),
             "sums": self._all_sums(),

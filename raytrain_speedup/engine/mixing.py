@@ -2,7 +2,7 @@
 
 The loss of a mixed image belongs to two samples. So that every sample keeps its own weight, partners are
 drawn only among samples of the same weight, and the score of a sample is gathered from the two images it
-appears in, by its share in each (InfoBatch, arXiv 2303.04947, appendix on label mixing).
+appears in, by its fraction in each (InfoBatch, arXiv 2303.04947, appendix on label mixing).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from raytrain_speedup.config import TrainSettings
 
 @dataclass(frozen=True)
 class Mix:
-    """How one batch is mixed: image i is `share` of sample i and 1 - `share` of sample `partner[i]`."""
+    """How one batch is mixed: image i is `fraction` of sample i and 1 - `fraction` of sample `partner[i]`."""
 
     partner: Tensor
-    share: float
+    fraction: float
 
     def scores(self, own: Tensor, others: Tensor) -> Tensor:
         """The score of every sample, (b,).
@@ -30,7 +30,7 @@ class Mix:
             own: (b,) losses of image i for the target of sample i.
             others: (b,) losses of image i for the target of sample `partner[i]`.
         """
-        return (self.share * own).index_add(0, self.partner, (1 - self.share) * others)
+        return (self.fraction * own).index_add(0, self.partner, (1 - self.fraction) * others)
 
 
 def partners(weight: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def mix_batch(
     """Mix a batch of images (b, C, H, W) as the experiment asks; None where nothing is mixed.
 
     Args:
-        key: (seed, epoch, step); the drawn shares and boxes are a function of it, the same on every rank.
+        key: (seed, epoch, step); the drawn fractions and boxes are a function of it, the same on every rank.
     """
     if not (train.mixup or train.cutmix) or len(inputs) < 2:
         return inputs, None
@@ -66,11 +66,11 @@ def mix_batch(
     partner = partners(weight)
     use_cutmix = bool(train.cutmix) and (not train.mixup or rng.random() < train.mix_switch)
     alpha = train.cutmix if use_cutmix else train.mixup
-    share = float(rng.beta(alpha, alpha))
+    fraction = float(rng.beta(alpha, alpha))
     if not use_cutmix:
-        return torch.lerp(inputs[partner], inputs, share), Mix(partner, share)
+        return torch.lerp(inputs[partner], inputs, fraction), Mix(partner, fraction)
     height, width = inputs.shape[-2:]
-    cut = (1 - share) ** 0.5
+    cut = (1 - fraction) ** 0.5
     center_y, center_x = rng.random(2) * (height, width)
     top, bottom = (int(np.clip(center_y + side * cut * height / 2, 0, height)) for side in (-1, 1))
     left, right = (int(np.clip(center_x + side * cut * width / 2, 0, width)) for side in (-1, 1))

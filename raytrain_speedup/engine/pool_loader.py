@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from raytrain_speedup.data import Loader
-from raytrain_speedup.data.batch import REHEARSAL, Batch, Step
+from raytrain_speedup.data.batch import WARM_UP, Batch, Step
 from raytrain_speedup.data.skipped import Skipped
+from raytrain_speedup.engine.images import image_grid
 from raytrain_speedup.engine.measure import FlopCounter, Stopwatch
-from raytrain_speedup.engine.pictures import image_grid
 from raytrain_speedup.engine.synthesis_alarm import check_call
 from raytrain_speedup.methods.distillation import Synthesis, SynthesisSettings, Synthesizer
 from raytrain_speedup.methods.distillation.evaluation_set import evaluation_images
@@ -28,7 +28,7 @@ from raytrain_speedup.methods.distillation.pool import Pool
 from raytrain_speedup.methods.distillation.student import student_inputs, teacher_logits
 from raytrain_speedup.methods.distillation.workers import share_buffers
 
-PICTURED = 64
+SHOWN_IMAGES = 64
 """Images in the grid that is kept of every evaluation."""
 
 
@@ -94,7 +94,7 @@ class PoolLoader(Loader):
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
         for step in steps:
             key = (self.seed, self.rank, epoch, step.number)
-            if step.number == REHEARSAL:
+            if step.number == WARM_UP:
                 images = torch.zeros((len(step.index), *self._shape), device=self.device)
             else:
                 images = self.pool.sample(len(step.index), *key)
@@ -149,12 +149,12 @@ class PoolLoader(Loader):
     def close(self) -> None:
         self.real.close()
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         losses = {f"synthesis_{name}": value for name, value in self._losses.items()}
         return {"pool_images": len(self.pool), **losses}
 
-    def pictures(self) -> dict[str, bytes]:
-        return {"synthetic": image_grid(self.pool.newest(PICTURED), columns=math.isqrt(PICTURED))}
+    def images(self) -> dict[str, bytes]:
+        return {"synthetic": image_grid(self.pool.newest(SHOWN_IMAGES), columns=math.isqrt(SHOWN_IMAGES))}
 
     def _synthesize(self, call: int) -> None:
         with self.watch.phase("synthesis"):

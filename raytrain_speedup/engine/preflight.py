@@ -23,13 +23,13 @@ from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.measure import Stopwatch, peak_memory, synchronize, within_memory
-from raytrain_speedup.engine.reporter import Figures, Reporter
+from raytrain_speedup.engine.reporter import Metrics, Reporter
 from raytrain_speedup.engine.run import pick_device
 from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.settings import UserError
 
 DECODE_BOUND = 0.9
-"""Share of the device's rate below which a loader holds it up, by more than the noise of a few steps."""
+"""Fraction of the device's rate below which a loader holds it up, by more than the noise of a few steps."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class StageCheck:
     Attributes:
         stage: the stage, the last and hardest of them; it was measured.
         magnitudes: of the first and the last of them.
-        size: side of its inputs in pixels.
+        size: of its inputs, in pixels.
         batch: samples of a step on this worker.
         samples: how many it shows a worker in the whole run, before pruning.
         device_rate: samples a second that the device can train on.
@@ -111,7 +111,7 @@ def preflight(
     """Run a few steps of every stage of an experiment, on one worker.
 
     Args:
-        experiment: what will be run; its batch is this worker's share.
+        experiment: what will be run; its batch is this worker's part.
         steps: timed steps of a stage.
         on_check: gets every result as it comes.
 
@@ -125,10 +125,10 @@ def preflight(
         )
     world = experiment.scaling.workers
     batch_size = max(1, experiment.train.batch_size // world)
-    share = experiment.with_overrides({"scaling.workers": 1, "train.batch_size": batch_size})
+    own = experiment.with_overrides({"scaling.workers": 1, "train.batch_size": batch_size})
     device = pick_device(experiment.train.device)
     splits = open_data(experiment.data, seed=experiment.train.seed)
-    loop, _ = assemble(share, splits, _Nowhere(), Stopwatch(device))
+    loop, _ = assemble(own, splits, _Nowhere(), Stopwatch(device))
     checks = []
     with contextlib.closing(loop.loader):
         for stages, samples in _alike(loop.budget.stages, loop.budget.samples_shown()):
@@ -153,7 +153,7 @@ def _alike(stages: Sequence[Stage], samples: Sequence[float]) -> Iterator[tuple[
 def _check(loop: Loop, stages: Sequence[Stage], samples: float, steps: int) -> StageCheck:
     stage = max(stages, key=lambda stage: stage.magnitude or 0.0)
     size = stage.size or loop.full_size
-    plan = [loop.rehearsal(stage, number=number) for number in range(steps + 1)]
+    plan = [loop.warm_up_step(stage, number=number) for number in range(steps + 1)]
     batch = plan[0].count
     with within_memory(batch, size):
         batches, loader_seconds = _timed_batches(loop, plan)
@@ -180,7 +180,7 @@ def _timed_batches(loop: Loop, plan: Sequence[Step]) -> tuple[list[Batch], float
     abreast = max(1, _workers(loop) or 0)
     timed = abreast * math.ceil((len(plan) - 1) / abreast)
     more = range(len(plan), abreast + timed)
-    steps = [*plan, *(loop.rehearsal(plan[0].stage, number=number) for number in more)]
+    steps = [*plan, *(loop.warm_up_step(plan[0].stage, number=number) for number in more)]
     kept: list[Batch] = []
     start = 0.0
     for number, batch in enumerate(loop.loader.train_batches(steps, epoch=0)):
@@ -213,7 +213,7 @@ def _timed_steps(loop: Loop, plan: Sequence[Step], batches: Sequence[Batch]) -> 
 class _Nowhere(Reporter):
     """Nothing of a preflight is kept."""
 
-    def report(self, figures: Figures, checkpoint: Path | None = None) -> None:
+    def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
         """Not called: there are no epochs."""
 
     def latest(self) -> Path | None:

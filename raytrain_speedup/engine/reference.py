@@ -129,7 +129,7 @@ class Reference:
 
         - `reference_steps`: the cost. `reference_step_seconds`: the median measurement.
         - `reference_spread`: of the quarters of the run, the slowest over the fastest.
-        - `core_share`: CPU seconds over wall seconds of the training; absent on a GPU.
+        - `core_fraction`: CPU seconds over wall seconds of the training; absent on a GPU.
         - `switches_per_second`: involuntary context switches in a second of work.
         - `other_processes`: on the GPU, at most at any time.
         """
@@ -141,7 +141,7 @@ class Reference:
         }
         if self._watch.clock.name == "cpu":
             wall, work = self._watch.trained()
-            found["core_share"] = work / max(wall, 1e-9)
+            found["core_fraction"] = work / max(wall, 1e-9)
             found["switches_per_second"] = self._switched / max(work, 1e-9)
         elif self._others:
             found["other_processes"] = float(self._others)

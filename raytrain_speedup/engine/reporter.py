@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
-Figures = Mapping[str, float | int | str | bool]
+Metrics = Mapping[str, float | int | str | bool]
 
 
 class Reporter(ABC):
@@ -19,10 +19,10 @@ class Reporter(ABC):
     world: int = 1
 
     @abstractmethod
-    def report(self, figures: Figures, checkpoint: Path | None = None) -> None:
-        """Hand over figures and, if there is one, a checkpoint folder written by this rank.
+    def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
+        """Hand over metrics and, if there is one, a checkpoint folder written by this rank.
 
-        Every rank calls it equally often. A report may be repeated after a fault: `epoch` is in `figures`,
+        Every rank calls it equally often. A report may be repeated after a fault: `epoch` is in `metrics`,
         so whoever writes them down can do so idempotently.
         """
 
@@ -38,8 +38,8 @@ class Reporter(ABC):
         """True when the user asked the run to stop; it then checkpoints and raises `Stopped`."""
         return False
 
-    def picture(self, name: str, epoch: int, png: bytes) -> None:  # noqa: B027
-        """A picture to keep beside the figures of an epoch, as a PNG file; from rank 0."""
+    def image(self, name: str, epoch: int, png: bytes) -> None:  # noqa: B027
+        """An image to keep beside the metrics of an epoch, as a PNG file; from rank 0."""
 
-    def progress(self, figures: Figures) -> None:  # noqa: B027 - most places have no terminal
-        """Figures for a progress bar, a few times a second at most; may be dropped."""
+    def progress(self, metrics: Metrics) -> None:  # noqa: B027 - most places have no terminal
+        """Metrics for a progress bar, a few times a second at most; may be dropped."""

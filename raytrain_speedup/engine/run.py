@@ -1,4 +1,4 @@
-"""One run from the experiment to its figures."""
+"""One run from the experiment to its metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raytrain_speedup.engine.measure import Stopwatch, hardware, peak_memory
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.settings import UserError
 
-FIGURES = "figures.json"
+METRICS = "metrics.json"
 """In the last checkpoint of a complete run."""
 
 
@@ -35,15 +35,15 @@ def run(
 
     Args:
         experiment: what to do.
-        reporter: where figures and checkpoints go; the run resumes from its latest checkpoint, and one that
-            is complete only tells its figures again.
+        reporter: where metrics and checkpoints go; the run resumes from its latest checkpoint, and one that
+            is complete only tells its metrics again.
         device: where to train, instead of what `train.device` says.
         test: whether the test split is read at all: a search does not, lest it choose by it.
 
     Returns:
-        The final figures, which were also the last report. Seconds are synchronised, memory is in bytes,
-        `metric` names the figure of merit on the test split (`accuracy`), `val_` is in front of the validation
-        figures.
+        The final metrics, which were also the last report. Seconds are synchronised, memory is in bytes,
+        `metric` names the one that ranks runs on the test split (`accuracy`); `val_` is in front of those of
+        the validation split.
 
     Raises:
         UserError: for everything a user can mend.
@@ -54,19 +54,19 @@ def run(
     with _numerics(experiment), watch.phase("setup"):
         splits = open_data(experiment.data, seed=train.seed)
         latest = reporter.latest()
-        if latest is not None and (latest / FIGURES).is_file():
-            figures = _read_figures(latest, identity(experiment, splits.fingerprint))
-            reporter.report(figures)
-            return figures
+        if latest is not None and (latest / METRICS).is_file():
+            metrics = _read_metrics(latest, identity(experiment, splits.fingerprint))
+            reporter.report(metrics)
+            return metrics
         loop, passes = assemble(experiment, splits, reporter, watch, latest=latest)
         with contextlib.closing(loop.loader):
             if latest is not None:
                 loop.resume(latest)
             loop.fit()
-            figures = _final_figures(loop, passes, test=test)
+            metrics = _final_metrics(loop, passes, test=test)
             with loop.naming_last_checkpoint():
-                reporter.report(figures, _save_result(loop, figures))
-    return figures
+                reporter.report(metrics, _save_result(loop, metrics))
+    return metrics
 
 
 def pick_device(name: str) -> torch.device:
@@ -93,7 +93,7 @@ def _numerics(experiment: Experiment) -> Iterator[None]:
         restore_random_state(random)
 
 
-def _final_figures(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
+def _final_metrics(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
     experiment, reporter = loop.experiment, loop.reporter
     tested = loop.evaluate("test") if test else {}
     val = loop.last_val
@@ -106,9 +106,9 @@ def _final_figures(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
         "progress": 1.0,
         **{"test_loss" if name == "loss" else name: value for name, value in tested.items()},
         **{f"val_{name}": value for name, value in val.items()},
-        **(loop.evaluate_companions() if test else {}),
+        **(loop.evaluate_frozen() if test else {}),
         **costs,
-        **loop.loader.figures(),
+        **loop.loader.metrics(),
         "wall_seconds": loop.watch.total(),
         "passes_saved": 1 - loop.samples_shown / passes,
         "peak_memory_bytes": peak_memory(loop.device),
@@ -124,19 +124,19 @@ def _final_figures(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
     }
 
 
-def _save_result(loop: Loop, figures: dict[str, Any]) -> Path | None:
-    """A last checkpoint, with the evaluated weights alone (`model.pt`) and the figures."""
+def _save_result(loop: Loop, metrics: dict[str, Any]) -> Path | None:
+    """A last checkpoint, with the evaluated weights alone (`model.pt`) and the metrics."""
     if not loop.train.checkpoint_every:
         return None
     folder = loop.save()
     if loop.reporter.rank == 0:
         save_tensors(loop.learner.result.state_dict(), folder / "model.pt")
-        save_json({"identity": loop.identity, "figures": figures}, folder / FIGURES)
+        save_json({"identity": loop.identity, "metrics": metrics}, folder / METRICS)
     return folder
 
 
-def _read_figures(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a complete run."""
-    content = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
+def _read_metrics(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a complete run."""
+    content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     check_same(content["identity"], expected, f"{folder} is a finished run")
-    return content["figures"]
+    return content["metrics"]

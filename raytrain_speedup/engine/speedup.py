@@ -18,7 +18,7 @@ Clock = Literal["reference steps", "wall seconds", "none"]
 CONFIDENCE = 0.9
 """Of an interval: each bound holds with 95 %."""
 
-LEAST_CORE_SHARE = 0.9
+LEAST_CORE_FRACTION = 0.9
 MOST_SPREAD = 1.25
 MOST_SWITCHES = 500.0
 """In a second of work: two trials on two cores that were theirs lost them 400 times, among other programs 700."""
@@ -72,12 +72,12 @@ class Speedup:
 
 def disturbances(runs: Sequence[Run]) -> str:
     """What disturbed runs, the worst of each: it makes their wall seconds doubtful, and their cost less sure."""
-    share = min(run.get("core_share", 1.0) for run in runs)
+    fraction = min(run.get("core_fraction", 1.0) for run in runs)
     switches = max(run.get("switches_per_second", 0.0) for run in runs)
     spread = max(run.get("reference_spread", 1.0) for run in runs)
     others = max(run.get("other_processes", 0.0) for run in runs)
     found = {
-        f"as little as {share:.0%} of a core": share < LEAST_CORE_SHARE,
+        f"as little as {fraction:.0%} of a core": fraction < LEAST_CORE_FRACTION,
         f"core lost up to {switches:.0f} times a second": switches > MOST_SWITCHES,
         f"reference step varied {spread:.2f}-fold": spread > MOST_SPREAD,
         f"{others:.0f} other processes on the GPU": others > 0,

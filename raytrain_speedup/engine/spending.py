@@ -23,7 +23,7 @@ POINTS = 400
 PATHS = 2**17
 """Simulated confirmations. Each serves both tails: an error of 5 % is met to within .04 % (standard error)."""
 SPREADS = (1.0, 2.0, 4.0)
-"""Standard deviation of the method over that of the baseline: unpaired levels depend on it. The worst counts, and
+"""Standard std of the method over that of the baseline: unpaired levels depend on it. The worst counts, and
 the other way round is no worse."""
 
 
@@ -67,11 +67,11 @@ def chance_of_any(
 
 
 def _chance_of_any(level: float, looks: tuple[int, ...]) -> float:
-    """That Student's t of n figures of mean 0 lies beyond its quantile at any of the looks.
+    """That Student's t of n values of mean 0 lies beyond its quantile at any of the looks.
 
-    c, the sum of n figures over the root of their sum of squares, is a Markov chain, because the length of a
+    c, the sum of n values over the root of their sum of squares, is a Markov chain, because the length of a
     normal vector is independent of its direction: the next c is c cos(a) + sin(a), and the angle's density is
-    proportional to cos(a)^(n - 1). From the last look back to the first figure, where c is 1 or -1, this follows
+    proportional to cos(a)^(n - 1). From the last look back to the first value, where c is 1 or -1, this follows
     the chance that no quantile will be passed, as a function of c.
     """
     angle = (np.arange(POINTS) + 0.5) / POINTS * np.pi - np.pi / 2

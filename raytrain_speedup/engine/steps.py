@@ -27,10 +27,10 @@ def epoch_steps(
         batch_size: samples of a step over all ranks; a stage's `batch_factor` multiplies it. Where a stage
             replays, a step reads only one in `replay` of them.
     """
-    share = budget.last_epoch_share if epoch == len(budget.epoch_ends()) - 1 else 1.0
+    fraction = budget.last_epoch_fraction if epoch == len(budget.epoch_ends()) - 1 else 1.0
     # Two samples a rank where batches have as many: batch normalisation refuses to train on a single 1 x 1 map.
     least = 2 * world
-    shown = min(max(least, round(share * plan.kept)), plan.kept)
+    shown = min(max(least, round(fraction * plan.kept)), plan.kept)
     begins: list[tuple[float, Stage]] = []
     offsets = [0]
     while offsets[-1] < shown:

@@ -18,7 +18,7 @@ from raytrain_speedup.engine.checkpoint import random_state, read_shared, restor
 from raytrain_speedup.engine.identity import check_same, identity
 from raytrain_speedup.engine.loop import Loop, Stopped
 from raytrain_speedup.engine.measure import Stopwatch, training_flops
-from raytrain_speedup.engine.reporter import Figures, Reporter
+from raytrain_speedup.engine.reporter import Metrics, Reporter
 from raytrain_speedup.methods.curriculum.base import FULL
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.distillation.workers import share_buffers
@@ -72,7 +72,7 @@ def _restore(latest: Path, experiment: Experiment, splits: Splits, device: torch
     shared = read_shared(latest, device)
     check_same(shared["identity"], identity(experiment, splits.fingerprint), f"{latest} is a checkpoint")
     network = _build(without_weights(experiment.teacher.model), splits).to(device)
-    network.load_state_dict(shared["companions"]["teacher"])
+    network.load_state_dict(shared["frozen_models"]["teacher"])
     return network
 
 
@@ -142,17 +142,17 @@ def _train(network: nn.Module, experiment: Experiment, splits: Splits, reporter:
 
 
 class _Apprenticeship(Reporter):
-    """Passes on how the teacher's training goes, and keeps its figures apart from the student's."""
+    """Passes on how the teacher's training goes, and keeps its metrics apart from the student's."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self.rank, self.world = reporter.rank, reporter.world
 
-    def report(self, figures: Figures, checkpoint: Path | None = None) -> None:
+    def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
         """The teacher's epochs are no epochs of the run."""
 
-    def progress(self, figures: Figures) -> None:
-        self._reporter.progress({**figures, "of": "teacher"})
+    def progress(self, metrics: Metrics) -> None:
+        self._reporter.progress({**metrics, "of": "teacher"})
 
     def latest(self) -> Path | None:
         return None

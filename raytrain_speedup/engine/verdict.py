@@ -11,7 +11,7 @@ Turnbull 1989): true together, so one may stop after any look for any reason. Fu
 are those without it, so one may also go on past it. At 2 % it costs .03 of power (margin .3, sd .17), and a method
 on the boundary is given up after 5 seeds rather than 11; at 5 % it would cost .06.
 
-What was tried (tests/engine/test_verdict.py): heavy tails and figures on a grid of test samples keep the error.
+What was tried (tests/engine/test_verdict.py): heavy tails and values on a grid of test samples keep the error.
 Differences skewed to the left do not (an exponential tail: 21 % instead of 5 %): a method that fails badly on
 one seed in ten may be called lossless by seeds that did not see it.
 """
@@ -31,7 +31,7 @@ from raytrain_speedup.engine.estimate import (
     SEEDS_NEEDED,
     Array,
     Estimate,
-    Figures,
+    Metrics,
     Pairing,
     correlation_over_seeds,
     over_seeds,
@@ -83,7 +83,7 @@ class Prospect:
     """What to expect before the first run.
 
     Attributes:
-        lossless, lossy: the chance of each verdict on a winner, were it to get no share of the others.
+        lossless, lossy: the chance of each verdict on a winner, were it to get no fraction of the others.
         seeds: expected number of a winner.
         runs: expected number, of all winners and of the baseline they share; `max_runs` is the most it takes.
     """
@@ -166,8 +166,8 @@ class Plan:
 
     def look(
         self,
-        method: Figures,
-        baseline: Figures,
+        method: Metrics,
+        baseline: Metrics,
         *,
         grain: float = 0.0,
         sharing: tuple[int, int] | None = None,
@@ -178,7 +178,7 @@ class Plan:
         order in which they arrived nor on how many were added since.
 
         Args:
-            method, baseline: figure per seed, at least one a side (of the same seed, if paired).
+            method, baseline: value per seed, at least one a side (of the same seed, if paired).
             grain: what one test sample is worth, in points. A few seeds may lose the same number of samples by
                 chance; that is no certainty, so the standard error is not taken below that of rounding.
             sharing: how many winners share the error of the lower and of the upper bound, this one included;
@@ -200,10 +200,10 @@ class Plan:
         return Look(seeds, len(theirs), difference, float(found.error), interval, status, further, together)
 
     def prospect(self, sd: float, *, difference: float = 0.0, correlation: float = 0.0) -> Prospect:
-        """What the plan promises, simulated (normal figures, always the same).
+        """What the plan promises, simulated (normal values, always the same).
 
         Args:
-            sd: standard deviation of a run's figure over seeds, in points, on both sides alike.
+            sd: standard deviation of a run's value over seeds, in points, on both sides alike.
             difference: the true one of every winner.
             correlation: of both sides over seeds.
         """
@@ -223,11 +223,11 @@ class Plan:
                 stopped |= self._chance(found, levels) < self.futility
             seeds[going[stopped]] = count
             going = going[~stopped]
-        lossless_share, lossy_share = (verdicts / len(x)).tolist()
+        lossless_fraction, lossy_fraction = (verdicts / len(x)).tolist()
         longest = seeds[: len(x) // self.winners * self.winners].reshape(-1, self.winners).max(axis=1)
         runs = self.winners * seeds.mean() + self._of_baseline(longest).mean()
         most = self.winners * self.max_seeds + self._of_baseline(np.array(self.max_seeds))
-        return Prospect(lossless_share, lossy_share, float(seeds.mean()), float(runs), int(most))
+        return Prospect(lossless_fraction, lossy_fraction, float(seeds.mean()), float(runs), int(most))
 
     def _of_baseline(self, seeds: Array) -> Array:
         """Its runs, beside those it has beforehand."""
@@ -237,8 +237,8 @@ class Plan:
         lower, upper = sharing or (self.winners, self.winners)
         return self.levels[lower - 1], self.levels[upper - 1]
 
-    def _read(self, method: Figures, baseline: Figures) -> tuple[Array, Array]:
-        """The figures that the latest look reads; before the first one, those there are."""
+    def _read(self, method: Metrics, baseline: Metrics) -> tuple[Array, Array]:
+        """The metrics that the latest look reads; before the first one, those there are."""
         ours, theirs = over_seeds(method, baseline, self.pairing)
         reached = [n for n in self.looks if n <= len(ours) and max(n, self.baseline_seeds) <= len(theirs)]
         count = reached[-1] if reached else self.looks[0] - 1
@@ -299,17 +299,17 @@ def plan_for(
 
 
 def settle(
-    plan: Plan, methods: Mapping[str, Figures], baseline: Figures, *, grain: float = 0.0
+    plan: Plan, methods: Mapping[str, Metrics], baseline: Metrics, *, grain: float = 0.0
 ) -> dict[str, Look]:
     """One look at each of several winners, which share the error by Holm's procedure (1979).
 
-    A verdict of a winner leaves its share to the others: with m winners of which k are lossless, the rest are
-    tested at error / (m - k). This is the closed test of Bonferroni's sequential tests (Maurer & Bretz 2013), so it
-    holds for any dependence and any stopping, and a winner needs no further seeds after its verdict. Lossy has
-    shares of its own. Each interval errs with at most the error; the verdicts do so together.
+    A verdict of a winner leaves its part of the error to the others: with m winners of which k are lossless, the
+    rest are tested at error / (m - k). This is the closed test of Bonferroni's sequential tests (Maurer & Bretz
+    2013), so it holds for any dependence and any stopping, and a winner needs no further seeds after its verdict.
+    Lossy has an error of its own. Each interval errs with at most the error; the verdicts do so together.
 
     Args:
-        methods: name: figure per seed, of at most as many winners as the plan has.
+        methods: name: value per seed, of at most as many winners as the plan has.
 
     Returns:
         The looks by name. They may change as others are settled, so settle all of them every time.
@@ -318,8 +318,8 @@ def settle(
     while True:
         sharing = (max(1, plan.winners - lossless), max(1, plan.winners - lossy))
         looks = {
-            name: plan.look(figures, baseline, grain=grain, sharing=sharing)
-            for name, figures in methods.items()
+            name: plan.look(metrics, baseline, grain=grain, sharing=sharing)
+            for name, metrics in methods.items()
         }
         found = [sum(look.status == status for look in looks.values()) for status in ("lossless", "lossy")]
         if found == [lossless, lossy]:
@@ -328,7 +328,7 @@ def settle(
 
 
 def fixed_look(
-    method: Figures, baseline: Figures, margin: float, *, error: float = 0.05, grain: float = 0.0
+    method: Metrics, baseline: Metrics, margin: float, *, error: float = 0.05, grain: float = 0.0
 ) -> Look:
     """The verdict of runs without a plan: one look, whose number of seeds nobody chose by looking.
 

@@ -43,7 +43,7 @@ class ModelSettings(Settings):
         None,
         gt=0,
         le=1,
-        description="share of a batch in the running statistics of batch normalisation; MobileNetV3 and "
+        description="fraction of a batch in the running statistics of batch normalisation; MobileNetV3 and "
         "EfficientNet come with .01, for hundreds of thousands of steps; default: as the network has it",
     )
     pretrained: Path | None = Field(
@@ -124,7 +124,7 @@ def build_model(
         settings: which network.
         num_classes: outputs.
         in_channels: channels of the images.
-        image_size: side of the images in pixels at full resolution.
+        image_size: size of the images in pixels at full resolution.
         dense: whether every pixel has a class, rather than every image.
 
     Raises:

@@ -134,7 +134,7 @@ class Embed(nn.Module):
 class CSWin(nn.Module):
     """CSWin Transformer.
 
-    Linear layers start from a truncated normal of deviation .02 with biases 0, as in ViT and Swin;
+    Linear layers start from a truncated normal of std .02 with biases 0, as in ViT and Swin;
     convolutions keep PyTorch's start.
 
     Args:

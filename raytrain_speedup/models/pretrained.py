@@ -127,7 +127,7 @@ def fit_weights(
 
 
 def _fit_table(table: Tensor, shape: torch.Size, *, prefix: int) -> Tensor:
-    """The table resized, or as it is where it can't be: then it is told with whatever else does not fit."""
+    """The table resized, or as it is where it can't be: then it is reported with whatever else does not fit."""
     try:
         return resize_table(table, shape, prefix=prefix)
     except (ValueError, RuntimeError):

@@ -21,8 +21,8 @@ class Board:
     def __init__(self) -> None:
         self._notes: list[tuple[str, dict[str, Any]]] = []
 
-    def put(self, kind: str, figures: dict[str, Any]) -> None:
-        self._notes.append((kind, figures))
+    def put(self, kind: str, metrics: dict[str, Any]) -> None:
+        self._notes.append((kind, metrics))
 
     def take(self) -> list[tuple[str, dict[str, Any]]]:
         """What was put there since the last call."""

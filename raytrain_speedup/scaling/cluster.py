@@ -36,7 +36,7 @@ def connect(scaling: ScalingSettings) -> None:
     """
     set_environment(scaling)
     if scaling.storage is not None:
-        exists(scaling.storage)  # an address that leads nowhere is told before anything starts
+        exists(scaling.storage)  # a URI that leads nowhere is reported before anything starts
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if ray.is_initialized():
         pass

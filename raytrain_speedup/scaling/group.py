@@ -1,4 +1,4 @@
-"""A group of Ray Train workers: its size, its storage, its faults, and how its errors are told."""
+"""A group of Ray Train workers: its size, its storage, its faults, and how its errors are reported."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ray.train.torch import TorchTrainer
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.scaling.board import EndAtMistake
 from raytrain_speedup.scaling.cluster import ATTEMPTS, set_environment
-from raytrain_speedup.scaling.storage import Place, parent_and_name
+from raytrain_speedup.scaling.storage import PathOrUri, parent_and_name
 from raytrain_speedup.scaling.worker import train_worker
 from raytrain_speedup.settings import RunFailed, UserError
 
 
 def worker_group(
     experiment: Experiment,
-    folder: Place,
+    folder: PathOrUri,
     *,
     board: Any = None,
     callbacks: tuple[UserCallback, ...] = (),
@@ -29,8 +29,8 @@ def worker_group(
 
     Args:
         experiment: what to do, and on how many workers.
-        folder: for checkpoints, on storage that all nodes see: a path or an address.
-        board: a `Board` for the figures, or None.
+        folder: for checkpoints, on storage that all nodes see: a path or a URI.
+        board: a `Board` for the metrics, or None.
         callbacks: told of every report, in the controller's process.
         test: whether the test split is read at the end.
     """

@@ -39,7 +39,7 @@ def group_trial(config: dict[str, Any]) -> None:
     experiment = load_experiment_dict(config["experiment"])
     folder = inside(config["storage"], config["folder"])
     result = fit(worker_group(experiment, folder, callbacks=(EpochsToTune(),), test=config.get("test", True)))
-    figures = dict(result.return_value)
+    metrics = dict(result.return_value)
     if result.checkpoint is not None:
-        figures[CHECKPOINT_PATH_KEY] = result.checkpoint.path
-    tune.report(figures)
+        metrics[CHECKPOINT_PATH_KEY] = result.checkpoint.path
+    tune.report(metrics)

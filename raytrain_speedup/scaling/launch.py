@@ -2,7 +2,7 @@
 
 One worker on one machine does not pay for a worker group: Train's local mode runs the training function in
 this process. Several workers run under a `TorchTrainer` that restarts them from the last checkpoint when one
-is lost; so does one worker whose checkpoints go to an address, for Ray Train brings them there.
+is lost; so does one worker whose checkpoints go to a URI, for Ray Train brings them there.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from raytrain_speedup.engine.run import run
 from raytrain_speedup.scaling.board import new_board
 from raytrain_speedup.scaling.cluster import connect, on_cluster
 from raytrain_speedup.scaling.group import fit, worker_group
-from raytrain_speedup.scaling.storage import Place, is_address, may_hold_checkpoint
+from raytrain_speedup.scaling.storage import PathOrUri, is_uri, may_hold_checkpoint
 from raytrain_speedup.settings import UserError
 
 LISTEN_SECONDS = 0.25
 
 
-def launch(experiment: Experiment, folder: Place, listener: Listener) -> dict[str, Any]:
-    """Train, and give the final figures.
+def launch(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
+    """Train, and give the final metrics.
 
     Args:
         experiment: what to do, and on how many workers.
-        folder: the run's folder for checkpoints, or its address; a run found there is resumed. Several workers
+        folder: the run's folder for checkpoints, or its URI; a run found there is resumed. Several workers
             on several nodes need it on storage they all see.
         listener: gets every report and now and then the progress, in this process.
 
@@ -45,8 +45,8 @@ def launch(experiment: Experiment, folder: Place, listener: Listener) -> dict[st
         UserError: for what a user can mend.
         Stopped: after a Ctrl-C; the message says how to go on.
     """
-    alone = experiment.scaling.workers == 1 and not on_cluster() and not is_address(folder)
-    if not is_address(folder):
+    alone = experiment.scaling.workers == 1 and not on_cluster() and not is_uri(folder)
+    if not is_uri(folder):
         _refuse_other_kind(Path(folder), "checkpoint_*" if alone else "checkpoint-*", experiment)
     try:
         if alone:
@@ -58,7 +58,7 @@ def launch(experiment: Experiment, folder: Place, listener: Listener) -> dict[st
         )
         raise Stopped(f"{stop}; {way_on}") from None
     finally:
-        if not is_address(folder):
+        if not is_uri(folder):
             with contextlib.suppress(OSError):
                 Path(folder).rmdir()  # only where it is empty: nothing came of the run
 
@@ -88,7 +88,7 @@ def _launch_here(experiment: Experiment, folder: Path, listener: Listener) -> di
         return trainer.fit().return_value
 
 
-def _launch_group(experiment: Experiment, folder: Place, listener: Listener) -> dict[str, Any]:
+def _launch_group(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
     connect(experiment.scaling)
     board = new_board()
     with _listening(board, listener), _interrupt_as_stop():
@@ -101,8 +101,8 @@ def _listening(board: Any, listener: Listener) -> Iterator[None]:
     done = threading.Event()
 
     def pass_on() -> None:
-        for kind, figures in ray.get(board.take.remote()):
-            listener(kind, figures)
+        for kind, metrics in ray.get(board.take.remote()):
+            listener(kind, metrics)
 
     def listen() -> None:
         while not done.wait(LISTEN_SECONDS):

@@ -1,6 +1,6 @@
-"""Where checkpoints are: in a folder that all nodes see, or behind an address such as s3://bucket/runs.
+"""Where checkpoints are: in a folder that all nodes see, or behind an uri such as s3://bucket/runs.
 
-Ray Train writes to either; an address is read through pyarrow, so it may say more than a path
+Ray Train writes to either; an uri is read through pyarrow, so it may say more than a path
 (`s3://bucket/runs?endpoint_override=minio:9000`).
 """
 
@@ -14,7 +14,7 @@ from pyarrow.fs import FileSystem, FileType, LocalFileSystem
 
 from raytrain_speedup.settings import UserError
 
-Place = str | Path
+PathOrUri = str | Path
 
 
 class RayCheckpoint(Protocol):
@@ -33,48 +33,48 @@ def folder_of(checkpoint: RayCheckpoint) -> Path:
     return Path(checkpoint.to_directory())
 
 
-def is_address(place: Place) -> bool:
+def is_uri(target: PathOrUri) -> bool:
     """Whether it is no path of this machine."""
-    return "://" in str(place)
+    return "://" in str(target)
 
 
-def inside(place: Place, name: str) -> str:
-    """The place of this name within another."""
-    if not is_address(place):
-        return str(Path(place) / name)
-    address, mark, options = str(place).partition("?")
-    return f"{address.rstrip('/')}/{name}{mark}{options}"
+def inside(target: PathOrUri, name: str) -> str:
+    """The target of this name within another."""
+    if not is_uri(target):
+        return str(Path(target) / name)
+    uri, mark, options = str(target).partition("?")
+    return f"{uri.rstrip('/')}/{name}{mark}{options}"
 
 
-def parent_and_name(place: Place) -> tuple[str, str]:
-    """A place as Ray takes it; a path is made absolute, for Ray's workers stand elsewhere."""
-    if not is_address(place):
-        path = Path(place).absolute()
+def parent_and_name(target: PathOrUri) -> tuple[str, str]:
+    """A target as Ray takes it; a path is made absolute, for Ray's workers stand elsewhere."""
+    if not is_uri(target):
+        path = Path(target).absolute()
         return str(path.parent), path.name
-    address, mark, options = str(place).partition("?")
-    parent, _, name = address.rstrip("/").rpartition("/")
+    uri, mark, options = str(target).partition("?")
+    parent, _, name = uri.rstrip("/").rpartition("/")
     return parent + mark + options, name
 
 
-def exists(place: Place) -> bool:
+def exists(target: PathOrUri) -> bool:
     """Whether there is such a folder.
 
     Raises:
-        UserError: if the address leads nowhere.
+        UserError: if the uri leads nowhere.
     """
-    if not is_address(place):
-        return Path(place).is_dir()
+    if not is_uri(target):
+        return Path(target).is_dir()
     try:
-        files, path = FileSystem.from_uri(str(place))
+        files, path = FileSystem.from_uri(str(target))
         return files.get_file_info(path).type == FileType.Directory
     except (ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{place}: no storage that can be reached ({reason}); expected a folder or an address such as "
+            f"{target}: no storage that can be reached ({reason}); expected a folder or an uri such as "
             "s3://bucket/runs"
         ) from error
 
 
-def may_hold_checkpoint(place: Place) -> bool:
-    """Whether there is a checkpoint in a folder, this package's or Ray Train's; an address is not looked into."""
-    return is_address(place) or any(Path(place).glob("checkpoint[-_][0-9]*"))
+def may_hold_checkpoint(target: PathOrUri) -> bool:
+    """Whether there is a checkpoint in a folder, this package's or Ray Train's; an uri is not looked into."""
+    return is_uri(target) or any(Path(target).glob("checkpoint[-_][0-9]*"))

@@ -1,7 +1,7 @@
 """One-worker trials, run directly in the Tune trial process.
 
 A worker group per trial costs 16-31 s to start; a reused trial process .01 s. So a trial of one worker is the
-engine behind a reporter that passes its figures on to Tune. Its checkpoints are its own business: Tune would
+engine behind a reporter that passes its metrics on to Tune. Its checkpoints are its own business: Tune would
 copy them file by file, so that a kill leaves half of one, and forget them when a sweep is resumed.
 """
 
@@ -27,9 +27,9 @@ def trial_reporter(config: Mapping[str, Any]) -> LocalReporter:
     return LocalReporter(Path(config["storage"]) / config["folder"], _to_tune)
 
 
-def _to_tune(kind: str, figures: Mapping[str, Any]) -> None:
+def _to_tune(kind: str, metrics: Mapping[str, Any]) -> None:
     if kind == "report":
-        tune.report(dict(figures))
+        tune.report(dict(metrics))
 
 
 def trial(config: dict[str, Any]) -> None:

@@ -13,13 +13,13 @@ import ray.train.torch
 
 from raytrain_speedup.config import load_experiment_dict
 from raytrain_speedup.engine.local import PROGRESS_SECONDS
-from raytrain_speedup.engine.reporter import Figures, Reporter
+from raytrain_speedup.engine.reporter import Metrics, Reporter
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.scaling.storage import folder_of
 
 
 class TrainReporter(Reporter):
-    """Reports to Ray Train; rank 0 also pins its figures to the board.
+    """Reports to Ray Train; rank 0 also pins its metrics to the board.
 
     Args:
         board: the driver's `Board`, or None where nobody watches.
@@ -31,24 +31,24 @@ class TrainReporter(Reporter):
         self._board = board if self.rank == 0 else None
         self._last_progress = 0.0
 
-    def report(self, figures: Figures, checkpoint: Path | None = None) -> None:
+    def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
         ray.train.report(
-            dict(figures),
+            dict(metrics),
             checkpoint=ray.train.Checkpoint.from_directory(checkpoint) if checkpoint is not None else None,
             delete_local_checkpoint_after_upload=True,
         )
         if self._board is not None:
-            ray.get(self._board.put.remote("report", dict(figures)))
+            ray.get(self._board.put.remote("report", dict(metrics)))
 
-    def progress(self, figures: Figures) -> None:
+    def progress(self, metrics: Metrics) -> None:
         now = time.monotonic()
         if self._board is not None and now - self._last_progress > PROGRESS_SECONDS:
             self._last_progress = now
-            self._board.put.remote("progress", dict(figures))
+            self._board.put.remote("progress", dict(metrics))
 
-    def picture(self, name: str, epoch: int, png: bytes) -> None:
+    def image(self, name: str, epoch: int, png: bytes) -> None:
         if self._board is not None:
-            self._board.put.remote("picture", {"name": f"{name}-{epoch:04d}.png", "png": png})
+            self._board.put.remote("image", {"name": f"{name}-{epoch:04d}.png", "png": png})
 
     def latest(self) -> Path | None:
         checkpoint = ray.train.get_checkpoint()

@@ -29,9 +29,9 @@ class Task(ABC):
     """Knows what a model's output means."""
 
     metric: str
-    """The figure of merit, larger is better; it is reported as `val_<metric>` and `<metric>` (test)."""
+    """What ranks runs, larger is better; it is reported as `val_<metric>` and `<metric>` (test)."""
     decisions: str
-    """The figure that is the share of right decisions, in percent: against a teacher, the agreement."""
+    """The metric that is the fraction of right decisions, in percent: against a teacher, the agreement."""
 
     @abstractmethod
     def losses(self, output: Tensor, target: Tensor) -> Tensor:
@@ -46,5 +46,5 @@ class Task(ABC):
         return target
 
     @abstractmethod
-    def figures(self, totals: Tensor, split: Split) -> dict[str, float]:
-        """The figures of the summed `totals` of a split; `loss` is among them, and so is `metric` (test)."""
+    def metrics(self, totals: Tensor, split: Split) -> dict[str, float]:
+        """The metrics of the summed `totals` of a split; `loss` is among them, and so is `metric` (test)."""

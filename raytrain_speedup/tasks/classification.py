@@ -14,7 +14,9 @@ from raytrain_speedup.tasks.base import Split, Task, TaskSettings
 
 class ClassificationSettings(TaskSettings):
     kind: Literal["classification"] = "classification"
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="fraction of the target spread over all classes"
+    )
 
     def build(self) -> Task:
         return Classification(self.label_smoothing)
@@ -40,6 +42,6 @@ class Classification(Task):
         correct = (output.argmax(1) == target).sum().double()
         return torch.stack([loss, correct, correct.new_tensor(float(len(target)))])
 
-    def figures(self, totals: Tensor, split: Split) -> dict[str, float]:
+    def metrics(self, totals: Tensor, split: Split) -> dict[str, float]:
         loss, correct, count = totals.tolist()
         return {"loss": loss / count, "accuracy": 100 * correct / count}

@@ -34,8 +34,8 @@ class Distillation(Task):
     def classes(self, target: Tensor) -> Tensor:
         return target.argmax(1) if target.is_floating_point() else target
 
-    def figures(self, totals: Tensor, split: Split) -> dict[str, float]:
-        figures = self.task.figures(totals, split)
+    def metrics(self, totals: Tensor, split: Split) -> dict[str, float]:
+        metrics = self.task.metrics(totals, split)
         if split == "val":  # nothing here is right or wrong, only alike or not
-            return {"loss": figures["loss"], "agreement": figures[self.decisions]}
-        return figures
+            return {"loss": metrics["loss"], "agreement": metrics[self.decisions]}
+        return metrics

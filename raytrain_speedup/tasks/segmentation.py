@@ -13,21 +13,23 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from raytrain_speedup.data.base import VOID
+from raytrain_speedup.data.base import IGNORE_INDEX
 from raytrain_speedup.tasks.base import Split, Task, TaskSettings
 
 
 class SegmentationSettings(TaskSettings):
     dense: ClassVar[bool] = True
     kind: Literal["segmentation"] = "segmentation"
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="fraction of the target spread over all classes"
+    )
 
     def build(self) -> Task:
         return Segmentation(self.label_smoothing)
 
 
 class Segmentation(Task):
-    """Logits (b, K, h, w) against classes (b, H, W); pixels of the class `VOID` are left out of everything.
+    """Logits (b, K, h, w) against classes (b, H, W); pixels of the class `IGNORE_INDEX` are left out of everything.
 
     Logits of another size, as an input at low bandwidth gives them, are enlarged to that of the targets.
 
@@ -45,13 +47,13 @@ class Segmentation(Task):
         return _mean_losses(_fitted(output, target), target, self.label_smoothing)
 
     def totals(self, output: Tensor, target: Tensor) -> Tensor:
-        """Sum of the losses, number of images, and the K x K confusion matrix: row the class, column the guess."""
+        """Sum of the losses, number of images, and the K x K confusion matrix: row class, column prediction."""
         output = _fitted(output, target)
         loss = _mean_losses(output, target).double().sum()
         matrix = confusion(output.argmax(1), target, output.shape[1])
         return torch.cat([torch.stack([loss, loss.new_tensor(float(len(target)))]), matrix.flatten()])
 
-    def figures(self, totals: Tensor, split: Split) -> dict[str, float]:
+    def metrics(self, totals: Tensor, split: Split) -> dict[str, float]:
         loss, count = totals[:2].tolist()
         matrix = totals[2:].view(-1, round((len(totals) - 2) ** 0.5))
         return {
@@ -61,18 +63,18 @@ class Segmentation(Task):
         }
 
 
-def confusion(guess: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """(K, K) float64: pixels of class `row` taken for class `column`; `VOID` targets are not counted."""
+def confusion(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """(K, K) float64: pixels of class `row` taken for class `column`; `IGNORE_INDEX` targets are not counted."""
     void = num_classes**2
-    pair = torch.where(target == VOID, void, target * num_classes + guess)
+    pair = torch.where(target == IGNORE_INDEX, void, target * num_classes + prediction)
     counts = torch.bincount(pair.flatten(), minlength=void + 1)[:void]
     return counts.view(num_classes, num_classes).double()
 
 
 def mean_iou(matrix: Tensor) -> float:
-    """Mean over classes of |guessed and true| / |guessed or true|, for a confusion matrix (K, K).
+    """Mean over classes of |predicted and true| / |predicted or true|, for a confusion matrix (K, K).
 
-    A class that neither occurs nor is guessed has no such ratio and is left out (Everingham et al., "The PASCAL
+    A class that neither occurs nor is predicted has no such ratio and is left out (Everingham et al., "The PASCAL
     visual object classes challenge", IJCV 2015, sec. 4.2). 0 where nothing is labelled.
     """
     right = matrix.diagonal()
@@ -90,6 +92,6 @@ def _fitted(output: Tensor, target: Tensor) -> Tensor:
 def _mean_losses(output: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """(b,), the mean over the labelled pixels of each image; 0 where there are none."""
     losses = F.cross_entropy(
-        output, target, reduction="none", ignore_index=VOID, label_smoothing=label_smoothing
+        output, target, reduction="none", ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing
     )
-    return losses.sum((1, 2)) / (target != VOID).sum((1, 2)).clamp_min(1)
+    return losses.sum((1, 2)) / (target != IGNORE_INDEX).sum((1, 2)).clamp_min(1)

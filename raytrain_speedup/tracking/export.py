@@ -142,7 +142,7 @@ def _tuned_on(experiment: Experiment, record: Record) -> TunedOn:
         model=content["model"],
         train=content["train"],
         workers=experiment.scaling.workers,
-        hardware=str(record.figures.get("hardware", "unknown")),
+        hardware=str(record.metrics.get("hardware", "unknown")),
         package_version=installed,
     )
 

@@ -209,7 +209,7 @@ def _remarks(rows: Sequence[Row]) -> Iterator[str]:
         yield "grey: one seed of the search, on validation data; chosen, and no evidence"
 
 
-def metrics(rows: Sequence[Row]) -> str:
+def metric_names(rows: Sequence[Row]) -> str:
     """What is called accuracy in these rows, for a heading."""
     known = [row.metric for row in rows if row.accuracy is not None]
     return " or ".join(spoken(name) for name in dict.fromkeys(known)) or DEFAULT_METRIC
@@ -217,14 +217,14 @@ def metrics(rows: Sequence[Row]) -> str:
 
 def _scope(record: Record) -> tuple[Any, ...]:
     """What has to be equal for two runs to be compared at all."""
-    return record.experiment, record.figures.get("baseline_key"), record.figures.get("hardware")
+    return record.experiment, record.metrics.get("baseline_key"), record.metrics.get("hardware")
 
 
 def _is_baseline_of(baseline: Record, run: Record) -> bool:
     """A sweep has its own baseline, whatever it varies; single runs are compared if they are trained alike."""
     if _scope(baseline) != _scope(run) or baseline.parent != run.parent:
         return False
-    return run.parent is not None or baseline.figures.get("train_key") == run.figures.get("train_key")
+    return run.parent is not None or baseline.metrics.get("train_key") == run.metrics.get("train_key")
 
 
 def _evidence(group: Sequence[Record]) -> list[Record]:
@@ -245,11 +245,11 @@ def _looks_of_winners(groups: Sequence[list[Record]], finished: Sequence[Record]
         first = next(iter(winners.values()))[0]
         plan = _longest_plan([run for group in winners.values() for run in group])
         baselines = _baselines_of(first, finished)
-        metric = metric_of(first.figures)
+        metric = metric_of(first.metrics)
         judged = {
             run_id: by_seed([run.run() for run in group], metric)
             for run_id, group in winners.items()
-            if all(metric in run.figures for run in (*group, *baselines))
+            if all(metric in run.metrics for run in (*group, *baselines))
         }
         if baselines and judged and plan is not None:
             level = by_seed([run.run() for run in baselines], metric)
@@ -269,7 +269,7 @@ def _row(group: Sequence[Record], finished: Sequence[Record], look: Look | None)
     group = sorted(group, key=lambda record: record.seed)
     first = group[0]
     runs = [run.run() for run in group]
-    metric = metric_of(first.figures)
+    metric = metric_of(first.metrics)
     split, key = split_of(runs, metric)
     accuracies = list(by_seed([run for run in runs if key in run], key).values())
     row = Row(
@@ -288,9 +288,9 @@ def _row(group: Sequence[Record], finished: Sequence[Record], look: Look | None)
         accuracy_std=stdev(accuracies) if len(accuracies) > 1 else None,
         margin=DEFAULT_MARGIN if first.margin is None else first.margin,
         plan=_longest_plan(group),
-        passes_saved=fmean(run.figures["passes_saved"] for run in group),
-        train_seconds=fmean(run.figures["train_seconds"] for run in group),
-        hardware=str(first.figures.get("hardware", "")),
+        passes_saved=fmean(run.metrics["passes_saved"] for run in group),
+        train_seconds=fmean(run.metrics["train_seconds"] for run in group),
+        hardware=str(first.metrics.get("hardware", "")),
     )
     if first.role == "baseline":
         return row
@@ -333,7 +333,7 @@ def _rank(row: Row) -> tuple[Any, ...]:
 
 
 def _table(experiment: str, rows: Sequence[Row], *, wide: bool) -> Table:
-    metric = metrics(rows)
+    metric = metric_names(rows)
     table = Table(
         title=f"{experiment}: speedup against {metric}",
         title_justify="left",

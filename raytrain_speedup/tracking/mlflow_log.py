@@ -1,6 +1,6 @@
-"""Writing runs down in MLflow: settings, figures per epoch, final figures, and how it ended.
+"""Writing runs down in MLflow: settings, metrics per epoch, final metrics, and how it ended.
 
-Figures of an epoch are named `epoch/...`; final figures have names of their own (`accuracy`), because a
+Metrics of an epoch are named `epoch/...`; final metrics have names of their own (`accuracy`), because a
 table of MLflow runs shows the last value of a name. An epoch that is replayed after a fault is logged once.
 A sweep writes all its runs from the driver (`tuning/callback.py`): a trial that is killed cannot leave its
 run behind as RUNNING.
@@ -35,9 +35,9 @@ SECTIONS_OF_METHODS = ("pruning", "curriculum", "distillation")
 BESIDE_THE_QUESTION = ("name", "about", "tracking", "scaling")
 
 
-def is_final(figures: Mapping[str, Any]) -> bool:
-    """Whether these are the figures of the whole run and not of an epoch."""
-    return "baseline_key" in figures
+def is_final(metrics: Mapping[str, Any]) -> bool:
+    """Whether these are the metrics of the whole run and not of an epoch."""
+    return "baseline_key" in metrics
 
 
 class RunLog:
@@ -108,34 +108,34 @@ class RunLog:
         last = client.get_run(run_id).data.metrics.get("epoch/epoch", 0)
         return cls(client, run_id, int(last))
 
-    def __call__(self, kind: str, figures: Mapping[str, Any]) -> None:
-        """Listen to a run in this process: a report of an epoch or of the end, or a picture."""
+    def __call__(self, kind: str, metrics: Mapping[str, Any]) -> None:
+        """Listen to a run in this process: a report of an epoch or of the end, or an image."""
         if kind == "report":
-            (self.finish if is_final(figures) else self.epoch)(figures)
-        elif kind == "picture":
-            self.picture(figures["name"], figures["png"])
+            (self.finish if is_final(metrics) else self.epoch)(metrics)
+        elif kind == "image":
+            self.image(metrics["name"], metrics["png"])
 
-    def picture(self, name: str, png: bytes) -> None:
+    def image(self, name: str, png: bytes) -> None:
         """Keep a PNG file among the run's artifacts."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / name
             file.write_bytes(png)
-            self.client.log_artifact(self.run_id, str(file), "pictures")
+            self.client.log_artifact(self.run_id, str(file), "images")
 
-    def epoch(self, figures: Mapping[str, Any]) -> None:
-        """Log the figures of an epoch, once however often it is reported."""
-        number = int(figures.get("epoch", 0))
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
+        """Log the metrics of an epoch, once however often it is reported."""
+        number = int(metrics.get("epoch", 0))
         if number <= self.last_epoch:
             return
-        self._metrics(figures, step=number, prefix="epoch/")
+        self._metrics(metrics, step=number, prefix="epoch/")
         self.last_epoch = number
 
-    def finish(self, figures: Mapping[str, Any]) -> None:
-        """Log the final figures and end the run."""
-        self._metrics(figures, step=0, prefix="")
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        """Log the final metrics and end the run."""
+        self._metrics(metrics, step=0, prefix="")
         for key in store.TEXTS:
-            if key in figures:
-                self.client.set_tag(self.run_id, f"speedup.{key}", str(figures[key]))
+            if key in metrics:
+                self.client.set_tag(self.run_id, f"speedup.{key}", str(metrics[key]))
         self.end("finished")
 
     def end(self, state: str, reason: str = "") -> None:
@@ -144,11 +144,11 @@ class RunLog:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         self.client.set_terminated(self.run_id, ENDINGS[state])
 
-    def _metrics(self, figures: Mapping[str, Any], *, step: int, prefix: str) -> None:
+    def _metrics(self, metrics: Mapping[str, Any], *, step: int, prefix: str) -> None:
         now = int(time.time() * 1000)
         numbers = {
             key: float(value)
-            for key, value in figures.items()
+            for key, value in metrics.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
         self.client.log_batch(
@@ -177,7 +177,7 @@ def log_outcome(client: MlflowClient, run_id: str, row: Row) -> None:
 
 @contextmanager
 def log_run(experiment: Experiment, *, tracking_uri: str | None = None) -> Iterator[RunLog]:
-    """The MLflow run of one `speedup train`: call `epoch` with each report and `finish` with the figures.
+    """The MLflow run of one `speedup train`: call `epoch` with each report and `finish` with the metrics.
 
     It ends as failed after an exception, as interrupted after Ctrl-C, and as interrupted too if nobody
     called `finish`. A user's mistake that is found before the first epoch is no run: it is taken back.

@@ -1,6 +1,6 @@
 """Patience with a tracking server or database that is away, locked or full for a while.
 
-A trial takes hours and its figures a hundredth of a second to write down: a server that restarts, a database
+A trial takes hours and its metrics a hundredth of a second to write down: a server that restarts, a database
 that another program locks or a disk that somebody is clearing must not cost the trial. So every call is
 repeated for a while, which is said in one line; then the sweep ends in one line too, and can be resumed.
 """

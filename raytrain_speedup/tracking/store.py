@@ -1,7 +1,7 @@
 """Where the runs are kept: the MLflow server, its experiments, and what a run says when it is read back.
 
 By default a SQLite file beside the working directory, named as MLflow names it, so that `mlflow ui` started
-there shows the same runs. The address is always absolute: Ray's workers run in other directories.
+there shows the same runs. The URI is always absolute: Ray's workers run in other directories.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ GROUP, PARAMS, REASON, SWEEP, MARGIN, PLAN = (
 )
 FOLDER, DRIVER, VERDICT = (f"speedup.{name}" for name in ("folder", "driver", "verdict"))
 TEXTS = ("baseline_key", "train_key", "setup", "hardware", "metric")
-"""Figures of a run that are words; kept as tags, because an MLflow metric is a number."""
+"""Metrics of a run that are words; kept as tags, because an MLflow metric is a number."""
 
 
 SQLITE = "sqlite:///"
@@ -51,7 +51,7 @@ FIRST_TIMEOUT = ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 def resolve_uri(uri: str | None = None) -> str:
-    """The tracking address: the one given, else MLFLOW_TRACKING_URI, else ./mlflow.db as an absolute URI."""
+    """The tracking URI: the one given, else MLFLOW_TRACKING_URI, else ./mlflow.db as an absolute URI."""
     given = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not given:
         return f"{SQLITE}{Path.cwd() / 'mlflow.db'}"
@@ -66,19 +66,19 @@ def connect(uri: str | None = None) -> PatientClient:
     Raises:
         UserError: if nothing answers there.
     """
-    address = resolve_uri(uri)
+    uri_ = resolve_uri(uri)
     try:
-        if address.startswith(SQLITE):
-            _database(Path(address.removeprefix(SQLITE)))
+        if uri_.startswith(SQLITE):
+            _database(Path(uri_.removeprefix(SQLITE)))
         with _impatient():
-            MlflowClient(tracking_uri=address).search_experiments(max_results=1)
+            MlflowClient(tracking_uri=uri_).search_experiments(max_results=1)
     except Exception as error:  # SQLite's, SQLAlchemy's, requests' and MLflow's own
         raise UserError(
-            f"tracking uri {address!r} does not answer ({reason_of(error)}); expected an MLflow server such as "
+            f"tracking uri {uri_!r} does not answer ({reason_of(error)}); expected an MLflow server such as "
             "http://host:5000, or sqlite:///file.db"
         ) from error
-    mlflow.set_tracking_uri(address)  # artifacts and models are resolved through the global address
-    return PatientClient(address)
+    mlflow.set_tracking_uri(uri_)  # artifacts and models are resolved through the global URI
+    return PatientClient(uri_)
 
 
 def _database(path: Path) -> None:
@@ -123,9 +123,9 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    address, place = client.tracking_uri, None
-    if address.startswith(SQLITE):
-        place = (Path(address.removeprefix(SQLITE)).parent / "mlruns" / name).as_uri()
+    uri_, place = client.tracking_uri, None
+    if uri_.startswith(SQLITE):
+        place = (Path(uri_.removeprefix(SQLITE)).parent / "mlruns" / name).as_uri()
     try:
         return str(client.create_experiment(name, artifact_location=place))
     except MlflowException:  # someone else was faster
@@ -140,7 +140,7 @@ class Record:
         role: `baseline`, a control's name, `trial`, `winner`, or `run` for a single `speedup train`.
         state: running, finished, stopped (early), failed or interrupted.
         group: equal for runs that differ in their seed alone.
-        figures: the final figures of the run, words included; empty before it has finished.
+        metrics: the final metrics of the run, words included; empty before it has finished.
         params: what the search chose, by experiment key.
         plan: of the confirmation that this run is a part of.
         folder: name of a sweep's run's own folder for checkpoints; an interrupted run goes on in it.
@@ -160,7 +160,7 @@ class Record:
     margin: float | None = None
     reason: str = ""
     folder: str = ""
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     plan: Plan | None = None
 
@@ -169,8 +169,8 @@ class Record:
         return self.state == "finished"
 
     def run(self) -> dict[str, Any]:
-        """The figures as `engine.compare` takes them."""
-        return {**self.figures, "seed": self.seed}
+        """The metrics as `engine.compare` takes them."""
+        return {**self.metrics, "seed": self.seed}
 
 
 def read(run: Run, experiment: str = "") -> Record:
@@ -193,7 +193,7 @@ def read(run: Run, experiment: str = "") -> Record:
         margin=float(tags[MARGIN]) if MARGIN in tags else None,
         reason=tags.get(REASON, ""),
         folder=tags.get(FOLDER, ""),
-        figures={**finals, **texts},
+        metrics={**finals, **texts},
         params=json.loads(tags.get(PARAMS, "{}")),
         plan=Plan.from_dict(json.loads(tags[PLAN])) if PLAN in tags else None,
     )

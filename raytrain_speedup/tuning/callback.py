@@ -17,7 +17,7 @@ from raytrain_speedup.tracking.mlflow_log import RunLog, is_final, settings_of
 
 TUNES_OWN = {*AUTO_RESULT_KEYS, "done", "trial_id", "experiment_tag", "should_checkpoint"}
 FAILURE = {"error", "traceback"}
-"""What a trial reports in place of figures when it fails, see `sweep.guarded`."""
+"""What a trial reports in place of metrics when it fails, see `sweep.guarded`."""
 
 
 class Listener(Protocol):
@@ -25,7 +25,7 @@ class Listener(Protocol):
     when it begins."""
 
     def __call__(
-        self, name: str, state: str, figures: Mapping[str, Any], reason: str = "", settings: str = ""
+        self, name: str, state: str, metrics: Mapping[str, Any], reason: str = "", settings: str = ""
     ) -> None: ...
 
 
@@ -88,20 +88,20 @@ class SweepCallback(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any
     ) -> None:
-        figures = own_figures(result)
+        metrics = own_metrics(result)
         log = self._logs.get(trial.trial_id)
         if log is None or self.heartbeat.replaced_by is not None:
             return
         if "error" in result:
             self.client.log_text(log.run_id, str(result.get("traceback", "")), "error.txt")
             self._end(trial, "failed", str(result["error"]))
-        elif is_final(figures):
-            log.finish(figures)
+        elif is_final(metrics):
+            log.finish(metrics)
             del self._logs[trial.trial_id]
-            self.listener(trial.config["run_name"], "finished", figures)
+            self.listener(trial.config["run_name"], "finished", metrics)
         else:
-            log.epoch(figures)
-            self.listener(trial.config["run_name"], "running", figures)
+            log.epoch(metrics)
+            self.listener(trial.config["run_name"], "running", metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._end(trial, "stopped", f"behind the others at {trial.last_result.get('progress', 0):.0%}")
@@ -118,10 +118,10 @@ class SweepCallback(Callback):
         log = self._logs.pop(trial.trial_id, None)
         if log is not None and self.heartbeat.replaced_by is None:
             log.end(state, reason)
-            self.listener(trial.config["run_name"], state, own_figures(trial.last_result), reason)
+            self.listener(trial.config["run_name"], state, own_metrics(trial.last_result), reason)
 
 
-def own_figures(result: Mapping[str, Any]) -> dict[str, Any]:
+def own_metrics(result: Mapping[str, Any]) -> dict[str, Any]:
     """A Tune result without what Tune added."""
     return {key: value for key, value in result.items() if key not in TUNES_OWN | FAILURE}
 

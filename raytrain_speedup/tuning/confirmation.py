@@ -5,7 +5,7 @@ turns round from seed to seed, so that a machine that drifts favours nobody. The
 After the rounds at which the plan looks, winners with a verdict, and those that will hardly get one, are done.
 
 The plan is made before the first run of a round, and is the same when the sweep is resumed. Where the file asks
-for more seeds than an earlier sitting did, the plan is extended, and says what error the whole has.
+for more seeds than an earlier run of the sweep did, the plan is extended, and says what error the whole has.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def confirmation_plan(settings: SweepSettings, winners: int, begun: Plan | None 
 
     Args:
         winners: how many settings are confirmed.
-        begun: the plan of an earlier sitting.
+        begun: the plan of an earlier run of the sweep.
     """
     confirm = settings.confirm
     max_seeds = confirm.max_seeds if confirm.until == "verdict" else len(settings.seeds)
@@ -93,7 +93,7 @@ class Confirmation:
         if self.plan is None:
             return f"confirming {names} over {len(self.sweep.settings.seeds)} seeds: too few for a verdict"
         plan, most = self.plan, self.most_rounds * (1 + len(self.winners))
-        known = [run.figures.get("wall_seconds", 0.0) for run in finished.values()]
+        known = [run.metrics.get("wall_seconds", 0.0) for run in finished.values()]
         text = (
             f"confirming {names} against the baseline: looks after {_listed(plan.looks)} seeds, error "
             f"{plan.error:.1%}, margin {plan.margin:g}; at most {most} runs"
@@ -152,7 +152,7 @@ class Confirmation:
         methods = {winner.name: _by_seed(finished, winner.name, seeds) for winner in self.winners}
         if self.plan is None or not baseline or not all(methods.values()):
             return
-        runs = [outcome.figures for outcome in finished.values() if outcome.role == BASELINE]
+        runs = [outcome.metrics for outcome in finished.values() if outcome.role == BASELINE]
         self.looks = settle(self.plan, methods, baseline, grain=grain_of([], runs, "test"))
 
 
@@ -173,6 +173,6 @@ def _listed(looks: Sequence[int]) -> str:
 def _by_seed(finished: Mapping[str, Outcome], name: str, seeds: Sequence[int]) -> dict[int, float]:
     """The metric on the test split of the runs of one setting."""
     runs = {
-        seed: finished[f"{name}-seed{seed}"].figures for seed in seeds if f"{name}-seed{seed}" in finished
+        seed: finished[f"{name}-seed{seed}"].metrics for seed in seeds if f"{name}-seed{seed}" in finished
     }
     return {seed: float(run[metric_of(run)]) for seed, run in runs.items()}

@@ -25,7 +25,7 @@ class _Row:
     state: str = "running"
     settings: str = ""
     reason: str = ""
-    figures: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 class SweepTable:
@@ -35,8 +35,8 @@ class SweepTable:
         console: where to draw.
         title: the sweep's name.
         total: how many runs it has, at most.
-        done: how many of them an earlier sitting has finished.
-        quality: the figure to show beside the cost.
+        done: how many of them an earlier run of the sweep has finished.
+        quality: the metric to show beside the cost.
     """
 
     def __init__(self, console: Console, title: str, *, total: int, done: int = 0, quality: str) -> None:
@@ -59,12 +59,12 @@ class SweepTable:
             self._live.stop()
 
     def __call__(
-        self, name: str, state: str, figures: Mapping[str, Any], reason: str = "", settings: str = ""
+        self, name: str, state: str, metrics: Mapping[str, Any], reason: str = "", settings: str = ""
     ) -> None:
         row = self.rows.setdefault(name, _Row())
         row.state, row.reason = state, reason
         row.settings = settings or row.settings
-        row.figures.update(figures)
+        row.metrics.update(metrics)
         if state != "running":
             self.console.print(self._line(name, row))
 
@@ -73,7 +73,7 @@ class SweepTable:
         return self.done_before + sum(row.state != "running" for row in self.rows.values())
 
     def _line(self, name: str, row: _Row) -> Text:
-        cells = [f"{self.ended:>3}/{self.total}", f"{name:<20}", row.settings, *self._figures(row)]
+        cells = [f"{self.ended:>3}/{self.total}", f"{name:<20}", row.settings, *self._metrics(row)]
         text = Text("  ".join(cell for cell in cells if cell))
         text.append(f"  {row.state}", style=COLOURS[row.state])
         return text.append(f": {row.reason}") if row.reason else text
@@ -93,8 +93,8 @@ class SweepTable:
             table.add_column(column, justify="left" if column in ("run", "settings") else "right")
         running = {name: row for name, row in self.rows.items() if row.state == "running"}
         for name, row in list(running.items())[-ROWS_SHOWN:]:
-            bar = ProgressBar(total=1.0, completed=row.figures.get("progress", 0.0), width=16)
-            table.add_row(name, row.settings, bar, *self._figures(row, units=False))
+            bar = ProgressBar(total=1.0, completed=row.metrics.get("progress", 0.0), width=16)
+            table.add_row(name, row.settings, bar, *self._metrics(row, units=False))
         return table
 
     def _heading(self) -> str:
@@ -103,13 +103,13 @@ class SweepTable:
         text = f"{self.title}: {self.ended} of {self.total} runs in {minutes}:{seconds:02d}"
         return text + (f", {failed} failed" if failed else "")
 
-    def _figures(self, row: _Row, *, units: bool = True) -> list[str]:
+    def _metrics(self, row: _Row, *, units: bool = True) -> list[str]:
         shown = {
             self.quality: ("{:.2f}", self.unit),
             "train_seconds": ("{:.1f}", " s"),
             "passes_saved": ("{:.0%}", " saved"),
         }
         return [
-            form.format(row.figures[key]) + (unit if units else "") if key in row.figures else ""
+            form.format(row.metrics[key]) + (unit if units else "") if key in row.metrics else ""
             for key, (form, unit) in shown.items()
         ]

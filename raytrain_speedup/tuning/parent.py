@@ -51,7 +51,7 @@ def read_sweep(client: PatientClient, parent: str) -> Sweep:
 
 
 def past_runs(client: PatientClient, experiment: str, parent: str) -> list[store.Record]:
-    """The runs of earlier sittings, none of them running: this driver holds the sweep."""
+    """The runs of earlier runs of the sweep, none of them running: this driver holds the sweep."""
     client.update_run(parent, status="RUNNING")
     return [_settled(client, run) for run in store.records(client, experiment, parent=parent)]
 

@@ -34,7 +34,7 @@ class SweepPlan(Searcher):
 
     Args:
         sweep: the search-space file.
-        past: the runs of earlier sittings, none of them running.
+        past: the runs of earlier runs of the sweep, none of them running.
         winners: settings to confirm without a search.
         say: is told in a line what is about to be confirmed, and what each look at it finds.
     """
@@ -52,7 +52,7 @@ class SweepPlan(Searcher):
         self.sweep, self.say = sweep, say
         self.refused: list[str] = []
         self.finished = {
-            run.name: Outcome(run.name, run.role, run.group, run.params, run.figures)
+            run.name: Outcome(run.name, run.role, run.group, run.params, run.metrics)
             for run in past
             if run.finished
         }
@@ -136,7 +136,7 @@ class SweepPlan(Searcher):
         """Begin the confirmation, or look at it, and line up what is next."""
         if self.confirmation is None:
             self.confirmation = self._begin_confirmation()
-        while not self._next_runs:  # rounds of an earlier sitting are only looked at
+        while not self._next_runs:  # rounds of an earlier run of the sweep are only looked at
             runs = self.confirmation.next_runs(self.finished)
             for line in self.confirmation.news():
                 self.say(line)
@@ -169,7 +169,7 @@ class SweepPlan(Searcher):
         return PlannedRun(f"trial-{suggestion.number:02d}", TRIAL, experiment, suggestion.params)
 
     def _best(self) -> list[Outcome]:
-        """Those that an earlier sitting began to confirm, for more seeds are to be theirs; else the best."""
+        """Those that an earlier run of the sweep began to confirm, which get more seeds; else the best."""
         settings, runs, begun = self.sweep.settings, self.finished.values(), self._begun_to_confirm
         trials = [run for run in runs if run.role == TRIAL]
         if before := [run for run in trials if run.name in begun]:
@@ -177,13 +177,13 @@ class SweepPlan(Searcher):
         names = {baseline_run(self.sweep, seed).name for seed in SEARCH_SEEDS}
         return pick_winners(
             trials,
-            [run.figures for run in runs if run.name in names],
+            [run.metrics for run in runs if run.name in names],
             count=settings.confirm.winners,
             objectives=settings.objectives,
         )
 
     def on_trial_result(self, trial_id: str, result: dict) -> None:
-        pass  # Optuna takes no intermediate figures where there are several objectives
+        pass  # Optuna takes no intermediate metrics where there are several objectives
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         run = self._running.pop(trial_id)
@@ -204,7 +204,7 @@ class SweepPlan(Searcher):
         lacking = [name for name in self.sweep.settings.objectives if name not in result]
         if not lacking:
             return None
-        return f"it has no figure '{lacking[0]}'; expected data to validate on, such as data.val_share=0.1"
+        return f"it has no metric '{lacking[0]}'; expected data to validate on, such as data.val_fraction=0.1"
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to keep: the plan is made again from MLflow."""

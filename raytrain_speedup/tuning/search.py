@@ -1,4 +1,4 @@
-"""Optuna as a sweep asks and tells it: samplers, the history of an earlier sitting, and honest endings.
+"""Optuna as a sweep asks and tells it: samplers, the history of an earlier run of the sweep, and honest endings.
 
 A trial is COMPLETE only if it spent its budget: one that ASHA stopped has the accuracy of that moment (told as
 complete, five of seven "best" trials had been stopped early). One that cannot be run, for lack of memory or
@@ -45,7 +45,7 @@ class Search:
 
     Args:
         sweep: what is searched and how.
-        past: trials of an earlier sitting, named `...-NUMBER`; finished, stopped and failed ones become
+        past: trials of an earlier run of the sweep, named `...-NUMBER`; finished, stopped and failed ones become
             history, interrupted ones are suggested again first.
 
     Attributes:
@@ -69,15 +69,15 @@ class Search:
         """What to try next."""
         return self._again.popleft() if self._again else self._ask(self._next_point())
 
-    def tell(self, suggestion: Suggestion, state: str, figures: Mapping[str, Any]) -> None:
+    def tell(self, suggestion: Suggestion, state: str, metrics: Mapping[str, Any]) -> None:
         """How it ended.
 
         Args:
             suggestion: one of `suggest`.
             state: finished, stopped (early) or failed, as in `store.Record`.
-            figures: the final figures, if it finished. A figure that is no number is a failure.
+            metrics: the final metrics, if it finished. A metric that is no number is a failure.
         """
-        values = objective_values(figures, list(self.settings.objectives)) if state == "finished" else None
+        values = objective_values(metrics, list(self.settings.objectives)) if state == "finished" else None
         if values is not None:
             self.study.tell(suggestion.trial, values)
         else:
@@ -101,7 +101,7 @@ class Search:
         return Suggestion(number, dict(trial.params), trial)
 
     def _repeat(self, past: Mapping[int, Record]) -> None:
-        """Ask and tell again what an earlier sitting did.
+        """Ask and tell again what an earlier run of the sweep did.
 
         A number without a record was refused before it was a run, or lost before it was written down. It is
         suggested again; the sampler gives it the settings that it gave it then.
@@ -115,13 +115,13 @@ class Search:
             if known is None or known.state == "interrupted":
                 self._again.append(suggestion)
             else:
-                self.tell(suggestion, known.state, known.figures)
+                self.tell(suggestion, known.state, known.metrics)
 
 
-def objective_values(figures: Mapping[str, Any], objectives: Sequence[str]) -> list[float] | None:
+def objective_values(metrics: Mapping[str, Any], objectives: Sequence[str]) -> list[float] | None:
     """The objectives of a run with its full budget, or None."""
-    values = [float(figures.get(key, math.nan)) for key in objectives]
-    return values if is_final(figures) and all(map(math.isfinite, values)) else None
+    values = [float(metrics.get(key, math.nan)) for key in objectives]
+    return values if is_final(metrics) and all(map(math.isfinite, values)) else None
 
 
 def build_sampler(settings: SweepSettings, number: int) -> optuna.samplers.BaseSampler:

@@ -26,10 +26,10 @@ COSTS = (
     *("train_seconds", "synthesis_seconds", "wall_seconds", "train_flops"),
     *("compute_spent", "samples_shown", "samples_per_second", "passes_saved", "peak_memory_bytes"),
 )
-"""Final figures of a run that quality may be traded against."""
+"""Final metrics of a run that quality may be traded against."""
 
 MAY_DIFFER_ON_RESUME = (
-    *("about", "concurrency"),  # no figure depends on them
+    *("about", "concurrency"),  # no metric depends on them
     *("trials", "points_to_evaluate"),  # the search may go on
     *("seeds", "confirm.until", "confirm.max_seeds"),  # and so may the proof
 )
@@ -141,7 +141,7 @@ class SweepSettings(Settings):
     )
     objectives: dict[str, Literal["max", "min"]] = Field(
         default_factory=dict,
-        description="figures to optimise, quality first; by default the task's own on the validation split "
+        description="metrics to optimise, quality first; by default the task's own on the validation split "
         "(val_accuracy, val_miou, without data val_agreement) and what it costs",
     )
     sampler: Literal["tpe", "nsga2", "random"] = Field("tpe", description="Optuna's sampler")
@@ -149,12 +149,12 @@ class SweepSettings(Settings):
     points_to_evaluate: list[Overrides] = Field(
         default_factory=list, description="settings to try first, the published ones for instance"
     )
-    val_share: float = Field(
+    val_fraction: float = Field(
         0.1,
         gt=0,
         lt=1,
-        description="share of the training data that every run keeps back to be tuned by, where the experiment "
-        "trains on all of them (data.val_share: 0) and they have no validation split of their own",
+        description="fraction of the training data that every run keeps back to be tuned by, where the experiment "
+        "trains on all of them (data.val_fraction: 0) and they have no validation split of their own",
     )
     baseline: Overrides = Field(
         default_factory=lambda: {"pruning.method": "none", "curriculum.method": "none"},
@@ -286,14 +286,16 @@ def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
             beside if beside.suffix in (".yaml", ".yml") else read.experiment, read.overrides
         )
     base = base.with_overrides(parse_overrides(overrides))
-    if base.distillation is None and not base.data.val_share:  # without data, synthetic images are kept back
-        base = base.with_overrides({"data.val_share": read.val_share})
+    if (
+        base.distillation is None and not base.data.val_fraction
+    ):  # without data, synthetic images are kept back
+        base = base.with_overrides({"data.val_fraction": read.val_fraction})
     if not read.objectives:
         read = read.model_copy(update={"objectives": default_objectives(base)})
     known = _objectives_of(base)
     if unknown := [name for name in read.objectives if name not in known]:
         raise UserError(
-            f"{path}: objectives: no run has a figure '{unknown[0]}' to be tuned by; expected one of: "
+            f"{path}: objectives: no run has a metric '{unknown[0]}' to be tuned by; expected one of: "
             + ", ".join(known)
         )
     sweep = Sweep(read, base)
@@ -316,7 +318,7 @@ def default_objectives(experiment: Experiment) -> dict[str, Literal["max", "min"
 
 
 def _objectives_of(experiment: Experiment) -> list[str]:
-    """Figures that a search may use: those of the test split are read once, when it is over."""
+    """Metrics that a search may use: those of the test split are read once, when it is over."""
     task = experiment.task.build()
     judged = (task.metric, task.decisions) if experiment.distillation is None else ("agreement",)
     return [*dict.fromkeys(f"val_{name}" for name in (*judged, "loss")), *COSTS]

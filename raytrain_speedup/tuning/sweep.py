@@ -1,4 +1,4 @@
-"""`speedup sweep`: from a search-space file to a leaderboard, a picture and a schedule.
+"""`speedup sweep`: from a search-space file to a leaderboard, a plot and a schedule.
 
 Trials of one worker run directly in Tune's trial processes, which are reused: the second trial of a process
 starts in a hundredth of a second. Trials of several workers run a `TorchTrainer` from a driver function
@@ -32,7 +32,7 @@ from raytrain_speedup.tracking.heartbeat import Heartbeat
 from raytrain_speedup.tracking.leaderboard import DEFAULT_MARGIN, Row, best, leaderboard, safest, show
 from raytrain_speedup.tracking.mlflow_log import log_outcome
 from raytrain_speedup.tracking.patience import PatientClient
-from raytrain_speedup.tracking.picture import draw
+from raytrain_speedup.tracking.plot import plot_leaderboard
 from raytrain_speedup.tuning.callback import SweepCallback
 from raytrain_speedup.tuning.live import SweepTable
 from raytrain_speedup.tuning.parent import find_sweep, last_of, new_parent, past_runs, read_sweep
@@ -56,7 +56,7 @@ class SweepResult:
     experiment: str
     tracking_uri: str
     rows: list[Row]
-    picture: Path | None
+    plot: Path | None
     schedule: Path | None
     best: Row | None
 
@@ -81,7 +81,7 @@ def sweep(
         overrides: experiment keys set for every run.
         trials, seed, concurrency: replace those of the file.
         tracking_uri: MLflow; MLFLOW_TRACKING_URI or ./mlflow.db by default.
-        out: folder for the picture and the schedule.
+        out: folder for the plot and the schedule.
         resume: go on with the last sweep of the same question: finished runs are kept, interrupted ones
             run again. More trials or seeds may be asked for, see `space.MAY_DIFFER_ON_RESUME`.
         trainable: what a trial runs; by default one worker in the trial's process or a worker group.
@@ -219,16 +219,16 @@ def _run(
 def _conclude(
     client: MlflowClient, name: str, parent: str, plan: SweepPlan, out: Path, console: Console
 ) -> SweepResult:
-    """Leaderboard, picture and schedule."""
+    """Leaderboard, plot and schedule."""
     for refusal in plan.refused:
         console.print(f"[yellow]not allowed, and not run:[/yellow] {refusal}")
     rows = leaderboard(name, tracking_uri=client.tracking_uri, parent=parent)
     show(rows, console)
     out.mkdir(parents=True, exist_ok=True)
     label = plan.sweep.settings.name
-    picture = draw(rows, out / "leaderboard.png", title=label)
-    client.log_artifact(parent, str(picture))
-    console.print(f"picture      {picture}", highlight=False, soft_wrap=True)
+    plot = plot_leaderboard(rows, out / "leaderboard.png", title=label)
+    client.log_artifact(parent, str(plot))
+    console.print(f"plot      {plot}", highlight=False, soft_wrap=True)
     chosen, schedule = best(rows), None
     if (answer := chosen or safest(rows)) is not None:
         log_outcome(client, parent, answer)
@@ -243,7 +243,7 @@ def _conclude(
     console.print(
         f"runs         mlflow ui --backend-store-uri {client.tracking_uri}", highlight=False, soft_wrap=True
     )
-    return SweepResult(name, client.tracking_uri, rows, picture, schedule, chosen)
+    return SweepResult(name, client.tracking_uri, rows, plot, schedule, chosen)
 
 
 def _unproven(rows: Sequence[Row], name: str) -> str:
@@ -295,7 +295,7 @@ def _of_one_run(client: PatientClient, record: store.Record, margin: float | Non
         **of_sweep,
     )
     tracked = base.with_overrides({"tracking.experiment": record.experiment})
-    winner = Outcome(f"run-{record.run_id[:8]}", TRIAL, record.group, {}, record.figures)
+    winner = Outcome(f"run-{record.run_id[:8]}", TRIAL, record.group, {}, record.metrics)
     return Sweep(settings, tracked), winner
 
 

@@ -13,7 +13,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from raytrain_speedup.config import ScalingSettings
 from raytrain_speedup.scaling.cluster import driver_resources
 from raytrain_speedup.scaling.group_trial import group_trial
-from raytrain_speedup.scaling.storage import inside, is_address, parent_and_name
+from raytrain_speedup.scaling.storage import inside, is_uri, parent_and_name
 from raytrain_speedup.scaling.tune_trial import trial
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tuning.callback import SweepCallback
@@ -26,7 +26,7 @@ Trainable = Callable[[dict[str, Any]], None]
 as plain data, `config["run_name"]` the same when a sweep is resumed, `config["storage"]` for checkpoints."""
 
 QUIET = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the figures go to MLflow
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the metrics go to MLflow
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # an epoch without evaluation lacks the objective
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # and the screen shows one table, ours
@@ -86,7 +86,7 @@ def _trial_folder(trial: Trial) -> str:
 
 def _in_the_trial(scaling: ScalingSettings) -> bool:
     """Whether a trial trains in its own process; a group can do more, and starts more slowly."""
-    return scaling.workers == 1 and not is_address(scaling.storage or "")
+    return scaling.workers == 1 and not is_uri(scaling.storage or "")
 
 
 def trainable_for(scaling: ScalingSettings) -> Trainable:

@@ -22,7 +22,7 @@ class Outcome:
     role: str
     group: str
     params: Mapping[str, Any]
-    figures: Mapping[str, Any]
+    metrics: Mapping[str, Any]
 
 
 def pick_winners(
@@ -36,23 +36,23 @@ def pick_winners(
 
     Args:
         trials: finished trials with their full budget.
-        baselines: final figures of the baseline's runs; without any, every trial reaches it.
+        baselines: final metrics of the baseline's runs; without any, every trial reaches it.
         count: how many to pick; trials of equal settings count once.
-        objectives: figure: `max` or `min`, quality first; the second one is the cost, else the seconds.
+        objectives: metric: `max` or `min`, quality first; the second one is the cost, else the seconds.
     """
     quality, *costs = objectives
     cost = costs[0] if costs else "train_seconds"
     sign = {key: 1 if direction == "max" else -1 for key, direction in objectives.items()}
-    known = [trial for trial in trials if quality in trial.figures and cost in trial.figures]
+    known = [trial for trial in trials if quality in trial.metrics and cost in trial.metrics]
 
-    def good(figures: Mapping[str, Any]) -> float:
-        return float(figures[quality]) * sign[quality]
+    def good(metrics: Mapping[str, Any]) -> float:
+        return float(metrics[quality]) * sign[quality]
 
     def expense(trial: Outcome) -> float:
-        return -float(trial.figures[cost]) * sign.get(cost, -1)
+        return -float(trial.metrics[cost]) * sign.get(cost, -1)
 
-    level = fmean(good(figures) for figures in baselines) if baselines else float("-inf")
-    reaching = sorted((trial for trial in known if good(trial.figures) >= level), key=expense)
-    others = sorted((trial for trial in known if good(trial.figures) < level), key=lambda t: -good(t.figures))
+    level = fmean(good(metrics) for metrics in baselines) if baselines else float("-inf")
+    reaching = sorted((trial for trial in known if good(trial.metrics) >= level), key=expense)
+    others = sorted((trial for trial in known if good(trial.metrics) < level), key=lambda t: -good(t.metrics))
     different = {trial.group: trial for trial in reversed(reaching + others)}
     return [trial for trial in reaching + others if different[trial.group] is trial][:count]

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/busy_machine.py [sweeps] [epochs]
 
-InfoBatch on digits, three seeds a sweep, baseline and method in turn. Programs of this script's own keep every
+InfoBatch on digits as in the quickstart, three seeds a sweep, baseline and method in turn. Programs of this script's own keep every
 core busy during a random half of the runs, or during the baselines alone, the worst that can happen. Each is
 bounded in time and ends with the script.
 
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from side_by_side import provenance
 
-from raytrain_speedup.config import Experiment, load_experiment
+from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import open_data
 from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.local import LocalReporter
@@ -35,9 +35,14 @@ from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.engine.speedup import Speedup
+from raytrain_speedup.tuning.space import load_sweep
 
 SEEDS = (0, 1, 2)
-METHODS = ({"pruning.method": "none"}, {"pruning.method": "infobatch"})
+QUICKSTART = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
+METHODS = (
+    {"pruning.method": "none"},
+    {"pruning.method": "infobatch", "pruning.prune_ratio": 0.5, "pruning.anneal_from": 0.85},
+)
 LONGEST = 120
 """Seconds that a program which keeps a core busy lives at most."""
 
@@ -100,15 +105,14 @@ def sweep(base: Experiment, loaded: Sequence[tuple[bool, bool]]) -> tuple[Speedu
 
 def main() -> None:
     """Print the table."""
-    sweeps, epochs = (
-        int(sys.argv[place]) if len(sys.argv) > place else ten for place, ten in ((1, 10), (2, 10))
-    )
-    keys = {"train.epochs": epochs, "train.eval_every": 0, "train.checkpoint_every": 0}
-    base = load_experiment("digits", keys)
+    sweeps = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    keys = {"train.eval_every": 0, "train.checkpoint_every": 0}
+    budget = {"train.epochs": int(sys.argv[2])} if len(sys.argv) > 2 else {}
+    base = load_sweep(QUICKSTART, keys | budget).base
     with tempfile.TemporaryDirectory() as folder:
         ratios = truth(base, Path(folder))
         true = math.exp(fmean(map(math.log, ratios)))
-    print(f"interleaved: {true:.3f} ({', '.join(f'{ratio:.3f}' for ratio in ratios)})\n")
+    print(f"interleaved: {true:.3f} ({', '.join(f'{ratio:.3f}' for ratio in ratios)})\n", flush=True)
     print(
         "load on            reference steps     90 % interval  holds  within 8 %    CPU s   wall s  FLOPs",
         flush=True,

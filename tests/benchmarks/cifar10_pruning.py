@@ -2,7 +2,7 @@
 
     python tests/benchmarks/cifar10_pruning.py [--rows 20000] [--epochs 8] [--seeds 3] [--saving 0.25]
 
-Needs cifar10-{train,test}.parquet (SPEEDUP_DATA). All variants but `none` save the same share of sample
+Needs cifar10-{train,test}.parquet (SPEEDUP_DATA). All variants but `none` save the same fraction of sample
 passes. Prints a table: accuracy, and the training time saved over the sample passes saved, which is to be at
 least .9: planning, scoring and shorter epochs must not eat what pruning saves.
 """
@@ -40,11 +40,11 @@ def main() -> None:
     print("|---|--:|--:|--:|--:|")
     for name in variants:
         saved = [1 - ratio for ratio in ratios(results, name, "train_seconds", "none")]
-        passes = [figures["passes_saved"] for figures in results[name]]
-        share = [a / b for a, b in zip(saved, passes, strict=True) if b > 0]
+        passes = [metrics["passes_saved"] for metrics in results[name]]
+        ratio = [a / b for a, b in zip(saved, passes, strict=True) if b > 0]
         print(
-            f"| {name} | {spread([figures['accuracy'] for figures in results[name]])} | {spread(passes, '{:.1%}')} "
-            f"| {middle(saved, '{:.1%}') if share else '-'} | {middle(share, '{:.2f}') if share else '-'} |"
+            f"| {name} | {spread([metrics['accuracy'] for metrics in results[name]])} | {spread(passes, '{:.1%}')} "
+            f"| {middle(saved, '{:.1%}') if ratio else '-'} | {middle(ratio, '{:.2f}') if ratio else '-'} |"
         )
     print(f"\nResNet-8, {asked.rows} images, {asked.epochs} epochs, batch 128. {provenance(seeds)}")
 

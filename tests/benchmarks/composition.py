@@ -44,7 +44,7 @@ def main() -> None:
         compute = ratios(results, name, "compute_spent", "none")
         seconds = ratios(results, name, "train_seconds", "none")
         spent[name] = mean(compute)
-        accuracy = spread([figures["accuracy"] for figures in results[name]])
+        accuracy = spread([metrics["accuracy"] for metrics in results[name]])
         print(f"| {name} | {accuracy} | {spent[name]:.1%} | {middle(seconds)} |")
     product = spent["pruning"] * spent["curriculum"]
     print(f"\npruning x curriculum = {product:.1%} of the compute, both = {spent['both']:.1%}")

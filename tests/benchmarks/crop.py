@@ -87,7 +87,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (64, 3, 224, 224), generator=generator, dtype=torch.uint8)
     flip = torch.rand(64, generator=generator) < 0.5
-    mean, std = (torch.tensor(figures).view(-1, 1, 1) for figures in (MEAN, STD))
+    mean, std = (torch.tensor(metrics).view(-1, 1, 1) for metrics in (MEAN, STD))
     x = images.float() / 255
 
     crops, batches = {}, {}

@@ -56,7 +56,7 @@ def stages(name: str, base: Experiment, steps: int) -> None:
     model = build_model(base.model, num_classes=10, image_size=full.size)
     most = training_flops(model, (3, full.size, full.size))
     print(
-        f"\n{name}\n\n| size | samples/s | times full's | FLOP ratio | share reached |\n|--:|--:|--:|--:|--:|"
+        f"\n{name}\n\n| size | samples/s | times full's | FLOP ratio | fraction reached |\n|--:|--:|--:|--:|--:|"
     )
     for size, check in sorted(checks.items()):
         faster = check.device_rate / full.device_rate
@@ -80,7 +80,7 @@ def whole_run(name: str, base: Experiment) -> None:
     speedup = full["train_seconds"] / staged["train_seconds"]
     print(
         f"\n{name}, whole run: {staged['samples_shown']:,} samples against {full['samples_shown']:,}, "
-        f"speedup {speedup:.2f}, FLOP ratio {flops:.2f}, share reached {speedup / flops:.2f}"
+        f"speedup {speedup:.2f}, FLOP ratio {flops:.2f}, fraction reached {speedup / flops:.2f}"
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from statistics import mean
 
-from side_by_side import Figures, control, middle, provenance, side_by_side, spread
+from side_by_side import Metrics, control, middle, provenance, side_by_side, spread
 
 from raytrain_speedup.config import load_experiment
 
@@ -40,15 +40,15 @@ def main() -> None:
         "\n| student | teacher's accuracy | student's accuracy | difference | agreement | synthesis s "
         "| training s | end to end s |\n|---|--:|--:|--:|--:|--:|--:|--:|"
     )
-    for name, figures in results.items():
-        print(row(name, figures))
+    for name, metrics in results.items():
+        print(row(name, metrics))
     teacher = base.teacher.model.name if base.teacher is not None else ""
     losses = [run["teacher_accuracy"] - run["accuracy"] for run in results["fastdfkd"]]
     print(f"\nwithout data, the student loses {mean(losses):.2f} points of its teacher's test accuracy")
     print(f"{teacher} to {base.model.name}, {base.train.epochs:g} calls. {provenance(seeds)}")
 
 
-def row(name: str, runs: list[Figures]) -> str:
+def row(name: str, runs: list[Metrics]) -> str:
     """One line of the table; a student with the data has no teacher."""
     taught = "teacher_accuracy" in runs[0]
     return "| {} | {} | {} | {} | {} | {} | {} | {} |".format(

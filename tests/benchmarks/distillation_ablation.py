@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from side_by_side import Figures, middle, provenance, spread
+from side_by_side import Metrics, middle, provenance, spread
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.data import Subset, open_data
@@ -82,12 +82,12 @@ METHODS: dict[str, dict[str, Any]] = {
 ROWS = [*METHODS, "scratch"]
 
 
-class Rehearsal(DigitsSettings):
+class OnValidation(DigitsSettings):
     """The digits with their validation split in the place of the test split, which nobody looks at."""
 
     def read(self) -> Dataset:
         data = super().read()
-        stay, aside = balanced_split(data.train.targets, self.val_share, self.split_seed or 0)
+        stay, aside = balanced_split(data.train.targets, self.val_fraction, self.split_seed or 0)
         seen = Subset(data.train, aside)
         return Dataset(Subset(data.train, stay), seen, data.class_names, val=seen, channels=data.channels)
 
@@ -107,7 +107,7 @@ class Ablation:
         )
         self.steps, self.folder, self.judge = round(calls * STEPS), folder, judge
 
-    def figures(self, row: str, seed: int) -> Figures:
+    def metrics(self, row: str, seed: int) -> Metrics:
         """Run a row."""
         teacher = self.teacher(seed)
         if row == "scratch":
@@ -135,9 +135,9 @@ class Ablation:
             taught = self.base.teacher
             assert taught is not None and taught.train is not None
             keys = {"model": taught.model.model_dump(), "train": taught.train.model_dump()}
-            figures = self._run(self.with_labels({**keys, "train.seed": seed, "train.threads": 1}), folder)
+            metrics = self._run(self.with_labels({**keys, "train.seed": seed, "train.threads": 1}), folder)
             print(
-                f"seed {seed} teacher: {figures['accuracy']:.2f} % in {figures['train_seconds']:.1f} s",
+                f"seed {seed} teacher: {metrics['accuracy']:.2f} % in {metrics['train_seconds']:.1f} s",
                 file=sys.stderr,
             )
             latest = LocalReporter(folder).latest()
@@ -148,10 +148,10 @@ class Ablation:
         """Ordinary training."""
         return self.base.with_overrides({"teacher": None, "distillation": None, **keys})
 
-    def _run(self, experiment: Experiment, folder: Path) -> Figures:
+    def _run(self, experiment: Experiment, folder: Path) -> Metrics:
         if self.judge == "val":
-            rehearsal = Rehearsal(**experiment.data.model_dump())
-            experiment = experiment.model_copy(update={"data": rehearsal})
+            held_back = OnValidation(**experiment.data.model_dump())
+            experiment = experiment.model_copy(update={"data": held_back})
         return run(experiment, LocalReporter(folder))
 
 
@@ -176,10 +176,10 @@ def main() -> None:
                     key = [row, seed, asked.calls, asked.judge]
                     if key in [entry["run"] for entry in found]:
                         continue
-                    figures = ablation.figures(row, seed)
-                    found.append({"run": key, "figures": figures})
+                    metrics = ablation.metrics(row, seed)
+                    found.append({"run": key, "metrics": metrics})
                     record(asked.log, found[-1])
-                    print(told(row, seed, figures), file=sys.stderr)
+                    print(told(row, seed, metrics), file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted: the table holds what was finished", file=sys.stderr)
         raise SystemExit(130) from None
@@ -203,21 +203,21 @@ def record(log: Path | None, entry: dict[str, Any]) -> None:
             file.write(json.dumps(entry) + "\n")
 
 
-def told(row: str, seed: int, figures: Figures) -> str:
+def told(row: str, seed: int, metrics: Metrics) -> str:
     """A run in a line."""
     return (
-        f"seed {seed} {row:14} accuracy {figures['accuracy']:6.2f}  agreement "
-        f"{figures.get('val_agreement', float('nan')):6.2f}  synthesis {figures['synthesis_seconds']:6.1f} s  "
-        f"training {figures['train_seconds']:6.1f} s"
+        f"seed {seed} {row:14} accuracy {metrics['accuracy']:6.2f}  agreement "
+        f"{metrics.get('val_agreement', float('nan')):6.2f}  synthesis {metrics['synthesis_seconds']:6.1f} s  "
+        f"training {metrics['train_seconds']:6.1f} s"
     )
 
 
 def table(entries: list[dict[str, Any]]) -> None:
     """Markdown, a line per row; ratios are to the first row, seed by seed."""
-    rows: dict[str, dict[int, Figures]] = {}
+    rows: dict[str, dict[int, Metrics]] = {}
     for entry in entries:
         row, seed = entry["run"][:2]
-        rows.setdefault(row, {})[seed] = entry["figures"]
+        rows.setdefault(row, {})[seed] = entry["metrics"]
     if not rows:
         return
     first = next(iter(rows))
@@ -226,29 +226,29 @@ def table(entries: list[dict[str, Any]]) -> None:
         f"| training s | time / {first} | FLOPs / {first} |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"
     )
     for row, runs in rows.items():
-        figures = list(runs.values())
+        metrics = list(runs.values())
         taught = row != "scratch"
         cells = [
             row,
-            f"{synthesis_steps(row, figures[0]):,}" if taught else "",
-            spread([run["teacher_accuracy"] for run in figures]) if taught else "",
-            spread([run["accuracy"] for run in figures]),
-            spread([run["val_agreement"] for run in figures]) if taught else "",
-            middle([run["synthesis_seconds"] for run in figures], "{:.1f}"),
-            middle([run["train_seconds"] for run in figures], "{:.1f}"),
+            f"{synthesis_steps(row, metrics[0]):,}" if taught else "",
+            spread([run["teacher_accuracy"] for run in metrics]) if taught else "",
+            spread([run["accuracy"] for run in metrics]),
+            spread([run["val_agreement"] for run in metrics]) if taught else "",
+            middle([run["synthesis_seconds"] for run in metrics], "{:.1f}"),
+            middle([run["train_seconds"] for run in metrics], "{:.1f}"),
             *(ratio(runs, rows[first], of) for of in ("train_seconds", "train_flops")),
         ]
         print(f"| {' | '.join(cells)} |")
 
 
-def synthesis_steps(row: str, figures: Figures) -> int:
+def synthesis_steps(row: str, metrics: Metrics) -> int:
     """Gradient steps on images or generator over the whole run."""
     own = METHODS[row]
     steps = own.get("generator_steps", 1) if "width" in own else 0
-    return (figures["epoch"] + own.get("warmup", 0)) * own.get("steps", steps)
+    return (metrics["epoch"] + own.get("warmup", 0)) * own.get("steps", steps)
 
 
-def ratio(runs: dict[int, Figures], reference: dict[int, Figures], of: str) -> str:
+def ratio(runs: dict[int, Metrics], reference: dict[int, Metrics], of: str) -> str:
     """The mean over the seeds that both have."""
     both = runs.keys() & reference.keys()
     return f"{mean(runs[seed][of] / reference[seed][of] for seed in both):.2f}" if both else ""

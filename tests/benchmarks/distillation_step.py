@@ -12,8 +12,8 @@ public implementations do:
 - its batch-norm hooks stay registered, so each distillation forward computes statistics that no one reads;
 - every step reads its loss with `.item()`.
 
-Its distillation forwards run without a graph, as the public code's do. Prints a Markdown table; the figures
-are medians over interleaved repeats. Wall seconds are the figure; CPU seconds tell the same on a machine that
+Its distillation forwards run without a graph, as the public code's do. Prints a Markdown table; the metrics
+are medians over interleaved repeats. Wall seconds are the metric; CPU seconds tell the same on a machine that
 others use too. A small --pool restarts the naive loader's processes often: the paper's holds up to 220 calls.
 """
 
@@ -206,13 +206,13 @@ class Naive:
     def _vary(self, images: Tensor) -> Tensor:
         """One crop and flip of each image, by padding and slicing."""
         padded = F.pad(images, [4] * 4)
-        tops, lefts, mirrored = (torch.randint(high, (len(images),)).tolist() for high in (9, 9, 2))
+        tops, lefts, flipped = (torch.randint(high, (len(images),)).tolist() for high in (9, 9, 2))
         crops = [
             image[:, top : top + self.size, left : left + self.size]
             for image, top, left in zip(padded, tops, lefts, strict=True)
         ]
         return torch.stack(
-            [crop.flip(2) if flip else crop for crop, flip in zip(crops, mirrored, strict=True)]
+            [crop.flip(2) if flip else crop for crop, flip in zip(crops, flipped, strict=True)]
         )
 
     def _save(self, images: Tensor, call: int) -> None:
@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="student steps after the call")
     parser.add_argument("--repeats", type=int, default=3, help="measured calls of each form")
     parser.add_argument("--batch", type=int, default=256, help="images per batch")
-    parser.add_argument("--size", type=int, default=32, help="side of the images")
+    parser.add_argument("--size", type=int, default=32, help="size of the images")
     parser.add_argument("--pool", type=int, default=8, help="calls whose images are in the pool beforehand")
     parser.add_argument("--workers", type=int, default=4, help="processes of the naive form's loader")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

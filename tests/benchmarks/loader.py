@@ -2,10 +2,10 @@
 
     SPEEDUP_DATA=../shared/data python tests/benchmarks/loader.py
 
-Real ImageNet JPEGs, random-resized-crop, mirror and normalisation in all forms, one `DataLoader` worker each,
+Real ImageNet JPEGs, random-resized-crop, flip and normalisation in all forms, one `DataLoader` worker each,
 passes interleaved, medians. `Pillow` is the form of the public recipes; `simplejpeg` is the same with the
 faster decoder. Rates are by the clock, and by the processor time of the worker, which is what counts where
-other programs run on the machine. A second table is the device loader on CIFAR-10, with the share of a
+other programs run on the machine. A second table is the device loader on CIFAR-10, with the fraction of a
 training step it takes. Linux only, for the workers' clocks.
 """
 
@@ -116,7 +116,7 @@ def worker_table() -> None:
         test=path,
         label_column="wnid",
         image_size=224,
-        val_share=0,
+        val_fraction=0,
         augment="random-resized-crop",
         num_workers=1,
     )
@@ -155,7 +155,7 @@ def device_table() -> None:
     splits = open_data(settings, seed=0)
     opened = time.perf_counter() - begin
     print("\nDevice loader, CIFAR-10 (45,000 of 50,000), batches of 128, one thread\n")
-    print("| augmentation | ms a batch | share of a forward and backward pass of a small ConvNet |")
+    print("| augmentation | ms a batch | fraction of a forward and backward pass of a small ConvNet |")
     print("|---|---|---|")
     torch.set_num_threads(1)
     network = nn.Sequential(

@@ -23,7 +23,7 @@ from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.run import run
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 
 SHARED_KEYS = ("batch_size", "warmup", "student_steps", "temperature", "pool_images")
 """What the methods of distillation have in common."""
@@ -34,19 +34,19 @@ def side_by_side(
     variants: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
     seed_keys: Sequence[str] = ("train.seed",),
-) -> dict[str, list[Figures]]:
-    """The final figures of every variant (name: overrides), a list over the seeds each."""
-    results: dict[str, list[Figures]] = {name: [] for name in variants}
+) -> dict[str, list[Metrics]]:
+    """The final metrics of every variant (name: overrides), a list over the seeds each."""
+    results: dict[str, list[Metrics]] = {name: [] for name in variants}
     for seed in seeds:
         for name, overrides in variants.items():
             seeded = dict.fromkeys(seed_keys, seed)
             experiment = base.with_overrides({**overrides, **seeded, "train.checkpoint_every": 0})
             with tempfile.TemporaryDirectory() as folder:
-                figures = run(experiment, LocalReporter(Path(folder)))
-            results[name].append(figures)
+                metrics = run(experiment, LocalReporter(Path(folder)))
+            results[name].append(metrics)
             print(
-                f"  seed {seed} {name:24} {figures['metric']} {figures[figures['metric']]:6.2f} "
-                f"train {figures['train_seconds']:7.1f} s  passes saved {figures['passes_saved']:6.1%}",
+                f"  seed {seed} {name:24} {metrics['metric']} {metrics[metrics['metric']]:6.2f} "
+                f"train {metrics['train_seconds']:7.1f} s  passes saved {metrics['passes_saved']:6.1%}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -60,8 +60,8 @@ def control(base: Experiment, method: str) -> dict[str, object]:
     return {"distillation.method": method, "distillation.augment": own["augment"], **shared}
 
 
-def ratios(results: Mapping[str, list[Figures]], name: str, of: str, baseline: str) -> list[float]:
-    """A figure of a variant over the baseline's, seed by seed."""
+def ratios(results: Mapping[str, list[Metrics]], name: str, of: str, baseline: str) -> list[float]:
+    """A metric of a variant over the baseline's, seed by seed."""
     return [a[of] / b[of] for a, b in zip(results[name], results[baseline], strict=True)]
 
 

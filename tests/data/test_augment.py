@@ -18,29 +18,29 @@ FLOATS = torch.randn(N, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1
 
 
 @pytest.mark.parametrize("padding", [0, 1, 4, 11])
-@pytest.mark.parametrize("mirror", [False, True])
-def test_shift_is_a_crop_of_the_reflected_image(padding, mirror) -> None:
-    found = augment.shift_and_mirror(IMAGES, INDEX, INDEX, seed=5, epoch=2, padding=padding, mirror=mirror)
-    random = noise.bits(INDEX, seed=5, epoch=2, streams=(augment.SHIFT_Y, augment.SHIFT_X, augment.MIRROR))
+@pytest.mark.parametrize("flip", [False, True])
+def test_shift_is_a_crop_of_the_reflected_image(padding, flip) -> None:
+    found = augment.shift_and_flip(IMAGES, INDEX, INDEX, seed=5, epoch=2, padding=padding, flip=flip)
+    random = noise.bits(INDEX, seed=5, epoch=2, streams=(augment.SHIFT_Y, augment.SHIFT_X, augment.FLIP))
     for row, index in enumerate(INDEX.tolist()):
         image = IMAGES[index].permute(2, 0, 1).float()[None]
         padded = F.pad(image, [padding] * 4, mode="reflect")[0]
         dy, dx = (int(noise.below(random[axis, row], 2 * padding + 1)) for axis in (0, 1))
         expected = padded[:, dy : dy + SIZE, dx : dx + SIZE]
-        if mirror and noise.below(random[2, row], 2):
+        if flip and noise.below(random[2, row], 2):
             expected = expected.flip(2)
         assert torch.equal(found[row].float(), expected.permute(1, 2, 0))
 
 
-def test_all_shifts_and_both_mirrorings_occur_equally_often() -> None:
+def test_all_shifts_and_both_flips_occur_equally_often() -> None:
     gradient = torch.arange(SIZE).expand(1, SIZE, SIZE)
     both = torch.stack([gradient, gradient.transpose(1, 2)], dim=-1).to(torch.uint8)
     index = torch.arange(20_000)
-    found = augment.shift_and_mirror(both, index * 0, index, seed=0, epoch=0, padding=2, mirror=True)
+    found = augment.shift_and_flip(both, index * 0, index, seed=0, epoch=0, padding=2, flip=True)
     centre = found[:, 5, 5].long()
-    mirrored = found[:, 5, 6, 0] < found[:, 5, 5, 0]
-    assert abs(mirrored.float().mean() - 0.5) < 0.02
-    for values in (centre[:, 1], centre[~mirrored][:, 0], centre[mirrored][:, 0]):
+    flipped = found[:, 5, 6, 0] < found[:, 5, 5, 0]
+    assert abs(flipped.float().mean() - 0.5) < 0.02
+    for values in (centre[:, 1], centre[~flipped][:, 0], centre[flipped][:, 0]):
         counts = torch.bincount(values)[values.min() :]
         assert len(counts) == 5 and (counts.float() / len(values) - 0.2).abs().max() < 0.025
 
@@ -85,7 +85,7 @@ def test_enlarging_a_box_is_interpolate_of_the_crop() -> None:
 
 def test_cutout_blanks_one_square() -> None:
     index = torch.arange(N)
-    found = augment.cutout(FLOATS, index, seed=0, epoch=0, side=4)
+    found = augment.cutout(FLOATS, index, seed=0, epoch=0, size=4)
     blank = (found == 0).all(1)
     assert torch.equal(found[:, 0][~blank], FLOATS[:, 0][~blank])
     rows, columns = blank.any(2).sum(1), blank.any(1).sum(1)
@@ -101,8 +101,8 @@ def test_erasing_fills_rectangles_with_noise() -> None:
     assert abs(hit.float().mean() - 0.25) < 0.03
     rows, columns = erased.any(2).sum(1), erased.any(1).sum(1)
     assert torch.equal(erased.sum((1, 2)), rows * columns)
-    share = erased[hit].float().mean((1, 2))
-    assert share.min() > 0.01 and share.max() < 0.4
+    fraction = erased[hit].float().mean((1, 2))
+    assert fraction.min() > 0.01 and fraction.max() < 0.4
     fill = found[:, 0][erased]
     assert abs(fill.mean()) < 0.05 and abs(fill.std() - 1) < 0.05
     none = augment.erase(x, torch.arange(4000), seed=0, epoch=0, probability=0.0)
@@ -116,8 +116,8 @@ def test_no_operation_depends_on_the_rest_of_the_batch() -> None:
     def everything(rows: torch.Tensor) -> torch.Tensor:
         x = FLOATS[rows]
         boxes = augment.random_boxes(rows, rows * 0 + SIZE, rows * 0 + SIZE, **key, min_scale=0.08)
-        x = augment.mirror(augment.crop_and_resize(x, boxes), augment.coins(rows, **key))
-        return augment.erase(augment.cutout(x, rows, **key, side=3), rows, **key, probability=0.5)
+        x = augment.flip(augment.crop_and_resize(x, boxes), augment.coins(rows, **key))
+        return augment.erase(augment.cutout(x, rows, **key, size=3), rows, **key, probability=0.5)
 
     whole = everything(index)
     assert torch.equal(everything(INDEX), whole[INDEX])

@@ -1,4 +1,4 @@
-"""Unreadable samples: left out, counted, named in the log once, and refused above the share allowed."""
+"""Unreadable samples: left out, counted, named in the log once, and refused above the fraction allowed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def broken(tmp_path):
 
 def build(paths, kind: str, workers: int, **settings):
     section = ParquetSettings(
-        **paths, **{"val_share": 0, "loader": kind, "num_workers": workers, "image_size": 24} | settings
+        **paths, **{"val_fraction": 0, "loader": kind, "num_workers": workers, "image_size": 24} | settings
     )
     return build_loader(open_data(section, seed=0), section, device="cpu", seed=0)
 
@@ -43,7 +43,7 @@ def build(paths, kind: str, workers: int, **settings):
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
 class TestEveryLoader:
     def test_skipped_counted_and_named_once(self, broken, steps_of, caplog, kind, workers) -> None:
-        loader = build(broken, kind, workers, max_corrupt_share=0.2)
+        loader = build(broken, kind, workers, max_corrupt_fraction=0.2)
         steps = steps_of(60, 8)
         with caplog.at_level(logging.WARNING, logger="raytrain_speedup.data"):
             for epoch in range(2):
@@ -62,15 +62,16 @@ class TestEveryLoader:
             assert any(f"row {row}: " in name for name in skipped.names)
 
     def test_refused_above_the_share(self, broken, steps_of, kind, workers) -> None:
-        loader = build(broken, kind, workers, max_corrupt_share=0.02)
+        loader = build(broken, kind, workers, max_corrupt_fraction=0.02)
         with pytest.raises(
-            UserError, match=r"data\.train: 2 of 60 .* more than data\.max_corrupt_share=0\.02 .*row (20|33)"
+            UserError,
+            match=r"data\.train: 2 of 60 .* more than data\.max_corrupt_fraction=0\.02 .*row (20|33)",
         ):
             list(loader.train_batches(steps_of(60, 8), epoch=0))
         loader.close()
 
     def test_a_step_of_unreadable_samples_is_an_empty_batch(self, broken, steps_of, kind, workers) -> None:
-        loader = build(broken, kind, workers, max_corrupt_share=0.2)
+        loader = build(broken, kind, workers, max_corrupt_fraction=0.2)
         step = steps_of(60, 60)[0]
         bad = type(step)(0, torch.tensor([33, 20]), torch.ones(2), 2, 0.0, step.stage)
         (batch,) = loader.train_batches([bad], epoch=0)
@@ -78,7 +79,7 @@ class TestEveryLoader:
         loader.close()
 
     def test_so_are_images_asked_for_by_position(self, broken, kind, workers) -> None:
-        loader = build(broken, kind, workers, max_corrupt_share=0.2)
+        loader = build(broken, kind, workers, max_corrupt_fraction=0.2)
         images, alone = (
             loader.train_images(torch.tensor([5, 33, 7])),
             loader.train_images(torch.tensor([5, 7])),
@@ -89,7 +90,7 @@ class TestEveryLoader:
         assert loader.skipped["train"].count >= 1
 
     def test_evaluation_leaves_them_out_too(self, broken, kind, workers) -> None:
-        loader = build(broken, kind, workers, max_corrupt_share=0.2)
+        loader = build(broken, kind, workers, max_corrupt_fraction=0.2)
         seen = [i for batch in loader.eval_batches("test", batch_size=4) for i in batch["index"].tolist()]
         assert seen == [0, 1, 2, 3, 5, 6, 7, 8, 9]
         assert loader.skipped["test"].count == 1 and loader.skipped["train"].count == 0
@@ -102,7 +103,7 @@ def test_a_truncated_file_in_a_folder(folder, steps_of, caplog, kind) -> None:
     data = picture(2, size=(48, 30), kind=kind)
     target.write_bytes(data[: len(data) * 2 // 3])
     settings = ImageFolderSettings(
-        root=folder, image_size=24, val_share=0, num_workers=0, max_corrupt_share=0.1, loader="workers"
+        root=folder, image_size=24, val_fraction=0, num_workers=0, max_corrupt_fraction=0.1, loader="workers"
     )
     splits = open_data(settings, seed=0)
     loader = build_loader(splits, settings, device="cpu", seed=0)
@@ -111,15 +112,15 @@ def test_a_truncated_file_in_a_folder(folder, steps_of, caplog, kind) -> None:
     assert str(target) in caplog.text
 
 
-def test_only_unreadable_images_are_told_when_opening(tmp_path, parquet) -> None:
+def test_only_unreadable_images_are_reported_when_opening(tmp_path, parquet) -> None:
     train = write_parquet(tmp_path / "bad.parquet", [b"x"] * 5, [0, 1, 2, 0, 1])
-    settings = ParquetSettings(train=train, test=parquet["test"], val_share=0)
+    settings = ParquetSettings(train=train, test=parquet["test"], val_fraction=0)
     with pytest.raises(UserError, match=r"data\.train: none of the first 5 images can be read: .*row 0: "):
         open_data(settings, seed=0)
 
 
-def test_a_worker_that_dies_is_told_without_a_traceback(parquet, steps_of) -> None:
-    section = ParquetSettings(**parquet, val_share=0, loader="workers", num_workers=1)
+def test_a_worker_that_dies_is_reported_without_a_traceback(parquet, steps_of) -> None:
+    section = ParquetSettings(**parquet, val_fraction=0, loader="workers", num_workers=1)
     loader = build_loader(open_data(section, seed=0), section, device="cpu", seed=0)
     batches = loader.train_batches(steps_of(60, 2), epoch=0)
     next(batches)

@@ -13,7 +13,7 @@ from tiny_data import picture, write_parquet
 
 from raytrain_speedup.data import Loader, Source, Step, augment, build_loader, open_data
 from raytrain_speedup.data.base import ArraySource, CorruptSample
-from raytrain_speedup.data.batch import REHEARSAL, Batch
+from raytrain_speedup.data.batch import WARM_UP, Batch
 from raytrain_speedup.data.decode import Box, read
 from raytrain_speedup.data.kept import KeptFiles, usual_bytes
 from raytrain_speedup.data.parquet import ParquetSettings
@@ -36,7 +36,7 @@ def load(parquet: dict[str, Path]):
 
     def build(kind: str, workers: int, options: dict[str, Any] | None = None, **settings: Any) -> Loader:
         chosen = ParquetSettings(
-            **parquet, **{"val_share": 0.2, "loader": kind, "num_workers": workers} | settings
+            **parquet, **{"val_fraction": 0.2, "loader": kind, "num_workers": workers} | settings
         )
         data = open_data(chosen, seed=0)
         loaders.append(build_loader(data, chosen, **{"device": "cpu", "seed": 7} | (options or {})))
@@ -77,7 +77,7 @@ class TestEveryLoader:
             assert torch.equal(batch["weight"], 1 + index.float() / 8)
 
     def test_a_sample_shown_again_looks_different(self, load, staged, kind, workers) -> None:
-        """Its shift and mirror are drawn anew each time, within a step too."""
+        """Its shift and flip are drawn anew each time, within a step too."""
         views: dict[int, list[torch.Tensor]] = {}
         for batch in load(kind, workers).train_batches(staged[:5], epoch=0):
             for index, x in zip(batch["index"].tolist(), batch["inputs"], strict=True):
@@ -89,11 +89,11 @@ class TestEveryLoader:
     def test_memory_is_bounded_and_reported(self, load, staged, kind, workers) -> None:
         limit = 10 * (SAMPLE_BYTES + FILE_BYTES[kind]) + 3
         loader = load(kind, workers, replay_limit_gb=limit / 1e9)
-        assert loader.figures() == {}
+        assert loader.metrics() == {}
         for _ in loader.train_batches(staged, epoch=0):
-            assert loader.figures()["replay_bytes"] <= limit
-        assert 8 <= loader.figures()["replay_samples"] <= 10
-        assert loader.figures()["replay_bytes"] > 0.8 * limit
+            assert loader.metrics()["replay_bytes"] <= limit
+        assert 8 <= loader.metrics()["replay_samples"] <= 10
+        assert loader.metrics()["replay_bytes"] > 0.8 * limit
 
     def test_no_more_is_held_than_there_is(self, load, staged, kind, workers) -> None:
         loader = load(kind, workers, replay_limit_gb=100)
@@ -104,7 +104,7 @@ class TestEveryLoader:
         if kind == "workers":
             replayed = [index for step in staged[:9] for index in step.index.tolist()]
             files = sum(len(loader.splits.train.encoded(index)) for index in replayed)
-        assert loader.figures() == {"replay_samples": 48, "replay_bytes": 48 * SAMPLE_BYTES + files}
+        assert loader.metrics() == {"replay_samples": 48, "replay_bytes": 48 * SAMPLE_BYTES + files}
 
     def test_it_is_kept_across_stages(self, load, staged, kind, workers) -> None:
         """The first step at 12 pixels shows samples that were read at 8."""
@@ -113,10 +113,10 @@ class TestEveryLoader:
         again = {index for batch in batches[5:9] for index in batch["index"][4:].tolist()}
         assert again & read_before
 
-    def test_rehearsals_leave_nothing(self, load, staged, kind, workers) -> None:
+    def test_warm_up_steps_leave_nothing(self, load, staged, kind, workers) -> None:
         loader = load(kind, workers)
-        (rehearsed,) = loader.train_batches([replace(staged[0], number=REHEARSAL)], epoch=0)
-        assert len(rehearsed["inputs"]) == 12 and loader.figures() == {}
+        (warm_up,) = loader.train_batches([replace(staged[0], number=WARM_UP)], epoch=0)
+        assert len(warm_up["inputs"]) == 12 and loader.metrics() == {}
 
     def test_it_is_deterministic_and_each_rank_draws_its_own(self, load, staged, kind, workers) -> None:
         first, again = (list(load(kind, workers).train_batches(staged, epoch=2)) for _ in range(2))
@@ -144,7 +144,7 @@ class TestEveryLoader:
         torch.save(stopped.state_dict(), tmp_path / "state.pt")
         resumed = load(kind, workers, **settings)
         resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-        assert resumed.figures()["replay_samples"] == stopped.figures()["replay_samples"]
+        assert resumed.metrics()["replay_samples"] == stopped.metrics()["replay_samples"]
         assert_same(list(resumed.train_batches(staged[done:], epoch=4)), whole[done:])
 
 
@@ -175,7 +175,7 @@ class TestFiles:
 
     def loader(self, jpegs: dict[str, Path], kernel: Kernel = "resize", **settings: Any) -> Loader:
         chosen = ParquetSettings(
-            **jpegs, **{"val_share": 0, "loader": "workers", "num_workers": 0, "image_size": 24} | settings
+            **jpegs, **{"val_fraction": 0, "loader": "workers", "num_workers": 0, "image_size": 24} | settings
         )
         splits = open_data(chosen, seed=0)
         return build_loader(splits, chosen, device="cpu", seed=7, kernel=kernel)
@@ -239,10 +239,10 @@ class TestFiles:
         limit = 20 * max(sizes)
         loader = self.loader(jpegs, replay_limit_gb=limit / 1e9)
         for _ in loader.train_batches(self.stages(steps_of), epoch=0):
-            figures = loader.figures()
-            assert figures["replay_bytes"] <= limit
-        assert 19 <= figures["replay_samples"] <= 28
-        assert figures["replay_bytes"] > 0.8 * limit  # much smaller than 24 x 24 x 3 would not be honest
+            metrics = loader.metrics()
+            assert metrics["replay_bytes"] <= limit
+        assert 19 <= metrics["replay_samples"] <= 28
+        assert metrics["replay_bytes"] > 0.8 * limit  # much smaller than 24 x 24 x 3 would not be honest
         assert loader.files.nbytes == sum(len(file) for file in loader.files.among(range(48)).values())
 
     def test_a_sample_that_cannot_be_read_does_not_mix_up_the_others(self, tmp_path, steps_of) -> None:
@@ -254,7 +254,7 @@ class TestFiles:
         paths = {
             name: write_parquet(tmp_path / f"{name}.parquet", images, [0] * 48) for name in ("train", "test")
         }
-        loader, steps = self.loader(paths, max_corrupt_share=1), self.stages(steps_of)
+        loader, steps = self.loader(paths, max_corrupt_fraction=1), self.stages(steps_of)
         for step, batch in zip(steps, loader.train_batches(steps, epoch=0), strict=True):
             readable = [index for index in step.index.tolist() if index not in broken]
             assert batch["index"][: len(readable)].tolist() == readable

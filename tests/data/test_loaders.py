@@ -32,7 +32,7 @@ def load(parquet):
 
     def build(kind: str = "device", workers: int = 0, options: dict | None = None, **settings):
         chosen = ParquetSettings(
-            **parquet, **{"val_share": 0.2, "loader": kind, "num_workers": workers, "cutout": 3} | settings
+            **parquet, **{"val_fraction": 0.2, "loader": kind, "num_workers": workers, "cutout": 3} | settings
         )
         data = open_data(chosen, seed=0)
         loaders.append(build_loader(data, chosen, **{"device": "cpu", "seed": 7} | (options or {})))
@@ -147,7 +147,7 @@ class TestEveryLoader:
         assert_same(found, whole)
 
     def test_no_steps_no_batches(self, load, kind, workers) -> None:
-        loader = load(kind, workers, val_share=0)
+        loader = load(kind, workers, val_fraction=0)
         assert list(loader.train_batches([], epoch=0)) == []
         assert list(loader.eval_batches("val", batch_size=5)) == []
 
@@ -166,12 +166,12 @@ def test_both_loaders_show_the_same_pixels(load, steps_of, augment, size) -> Non
 @pytest.mark.parametrize("kernel", ["fourier", "aligned", "resize"])
 @pytest.mark.parametrize("augment", ["crop-flip", "random-resized-crop"])
 @pytest.mark.parametrize(("kind", "workers"), [("device", 0), ("workers", 0)])
-def test_images_are_mirrored_and_then_reduced(load, steps_of, kind, workers, augment, kernel) -> None:
+def test_images_are_flipped_and_then_reduced(load, steps_of, kind, workers, augment, kernel) -> None:
     """With `fourier` the other order gives other images. Crops that show all of the image, to see the rest."""
     loader = load(kind, workers, {"kernel": kernel}, augment=augment, padding=0, min_scale=1.0, cutout=0)
     steps = steps_of(48, 12, Stage(1.0, size=8))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (loader.settings.mean, loader.settings.std))
-    mirrored = 0
+    flipped = 0
     for batch in loader.train_batches(steps, epoch=2):
         flips = coins(batch["index"], seed=7, epoch=2)
         for index, flip, x in zip(batch["index"].tolist(), flips, batch["inputs"], strict=True):
@@ -180,8 +180,8 @@ def test_images_are_mirrored_and_then_reduced(load, steps_of, kind, workers, aug
             straight = kind == "workers" and augment == "random-resized-crop" and kernel == "resize"
             tolerance = 0.02 if straight else 1e-4  # there pixels are rounded once more
             torch.testing.assert_close(x, ((image - mean) / std).float(), atol=tolerance, rtol=0)
-            mirrored += bool(flip)
-    assert 10 < mirrored < 38
+            flipped += bool(flip)
+    assert 10 < flipped < 38
 
 
 @pytest.mark.parametrize("kind", ["device", "workers"])
@@ -288,7 +288,9 @@ def test_workers_share_what_was_read_whatever_pythons_start_method_is(load, step
 def test_a_resizing_crop_reads_straight_at_the_size_of_the_stage(
     folder, steps_of, monkeypatch, kernel, sizes
 ) -> None:
-    settings = ImageFolderSettings(root=folder, image_size=24, loader="workers", num_workers=0, val_share=0)
+    settings = ImageFolderSettings(
+        root=folder, image_size=24, loader="workers", num_workers=0, val_fraction=0
+    )
     loader = build_loader(open_data(settings, seed=0), settings, device="cpu", seed=0, kernel=kernel)
     asked = []
     original = BatchDataset.__getitem__

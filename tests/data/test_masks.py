@@ -16,7 +16,7 @@ from hypothesis import strategies
 from PIL import Image
 from pydantic import ValidationError
 
-from raytrain_speedup.data import VOID, Step, build_loader, open_data
+from raytrain_speedup.data import IGNORE_INDEX, Step, build_loader, open_data
 from raytrain_speedup.data.decode import Box, resample_mask
 from raytrain_speedup.data.masks import MaskFolderSettings, ParquetMasksSettings
 from raytrain_speedup.methods.curriculum.base import Stage
@@ -71,7 +71,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def settings(files: dict[str, Path], **more) -> ParquetMasksSettings:
-    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "val_share": 0.25, "num_workers": 0}
+    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "val_fraction": 0.25, "num_workers": 0}
     return ParquetMasksSettings(**files, classes=CLASSES, void=NONE, **plain | more)
 
 
@@ -79,7 +79,7 @@ def one(files: dict[str, Path], mask: bytes | None, image: bytes | None = None, 
     """A data set whose first training sample is another one."""
     images, masks = [image or shown(classes(0))] * 3, [mask, *[png(classes(0))] * 2]
     train = table(files["train"].parent / "one.parquet", images, masks)
-    return settings({**files, "train": train}, val_share=0, **more)
+    return settings({**files, "train": train}, val_fraction=0, **more)
 
 
 class TestParquetMasks:
@@ -101,7 +101,7 @@ class TestParquetMasks:
         mask = classes(0)
         mask[:3] = NONE
         read = open_data(one(files, png(mask, mode)), seed=0).train.mask(0)
-        assert (read[:3] == VOID).all() and np.array_equal(read[3:], mask[3:])
+        assert (read[:3] == IGNORE_INDEX).all() and np.array_equal(read[3:], mask[3:])
 
     def test_masks_of_one_bit_and_of_sixteen(self, files) -> None:
         two = (classes(0) % 2).astype(np.uint8)
@@ -133,7 +133,7 @@ class TestParquetMasks:
             )
 
     def test_a_few_bad_masks_are_left_out(self, files) -> None:
-        data = one(files, b"no image", max_corrupt_share=0.5)
+        data = one(files, b"no image", max_corrupt_fraction=0.5)
         loader = build_loader(open_data(data, seed=0), data, device="cpu", seed=0)
         steps = [Step(0, torch.arange(3), torch.ones(3), 3, 0.0, WHOLE)]
         (batch,) = loader.train_batches(steps, epoch=0)
@@ -162,7 +162,7 @@ class TestParquetMasks:
         splits = open_data(data, seed=0)
         assert (len(splits.train), len(splits.val), len(splits.test)) == (367, 101, 233)
         masks = build_loader(splits, data, device="cpu", seed=0).eval_batches("val", batch_size=101)
-        assert set(next(iter(masks))["target"].unique().tolist()) == {*range(11), VOID}
+        assert set(next(iter(masks))["target"].unique().tolist()) == {*range(11), IGNORE_INDEX}
 
 
 class TestMaskFolders:
@@ -179,7 +179,7 @@ class TestMaskFolders:
     def read(self, root: Path, **more):
         patterns = {"images": "image/{split}", "masks": "seg13/{split}"}
         return open_data(
-            MaskFolderSettings(root=root, classes=CLASSES, val_share=0.2, **patterns | more), seed=0
+            MaskFolderSettings(root=root, classes=CLASSES, val_fraction=0.2, **patterns | more), seed=0
         )
 
     def test_reads_images_and_masks(self, root) -> None:
@@ -222,7 +222,7 @@ class TestMaskFolders:
 
 
 def agreement(batch) -> float:
-    """Share of the pixels whose mask says what the image shows there; inputs are at the masks' size."""
+    """Fraction of the pixels whose mask says what the image shows there; inputs are at the masks' size."""
     return float((batch["inputs"][:, 0] * 255 / GREY).round().eq(batch["target"]).float().mean())
 
 
@@ -245,7 +245,7 @@ class TestMasksMoveWithTheirImages:
         return build
 
     @pytest.mark.parametrize("augment", ["none", "crop", "crop-flip"])
-    def test_shifted_and_mirrored(self, batches, augment) -> None:
+    def test_shifted_and_flipped(self, batches, augment) -> None:
         made = batches(augment=augment, padding=5)
         assert all(agreement(batch) == 1 for batch in made)
         assert all(batch["target"].dtype == torch.int64 for batch in made)

@@ -76,7 +76,7 @@ class TestDigits:
         assert open_data(DigitsSettings(image_size=32), seed=0).train.decode(3).shape == (32, 32, 1)
 
     def test_the_test_split_does_not_depend_on_seeds(self) -> None:
-        first, second = (open_data(DigitsSettings(split_seed=s, val_share=s / 10), seed=s) for s in (1, 2))
+        first, second = (open_data(DigitsSettings(split_seed=s, val_fraction=s / 10), seed=s) for s in (1, 2))
         assert np.array_equal(first.test.images, second.test.images)
 
     def test_normalisation_fits(self) -> None:
@@ -109,7 +109,7 @@ class TestCifar:
 
 class TestParquet:
     def test_reads_rows_of_every_row_group(self, parquet) -> None:
-        splits = open_parquet(**parquet, val_share=0)
+        splits = open_parquet(**parquet, val_fraction=0)
         assert (len(splits.train), len(splits.val), len(splits.test)) == (60, 0, 15)
         assert splits.num_classes == 3 and splits.image_size == 12
         for index in (0, 9, 10, 59, 25):
@@ -124,8 +124,8 @@ class TestParquet:
         for part in range(2):
             rows = range(30 * part, 30 * part + 30)
             write_parquet(parts / f"{part}.parquet", [picture(i) for i in rows], [i % 3 for i in rows])
-        whole = open_parquet(**parquet, val_share=0)
-        split = open_parquet(train=parts, test=parquet["test"], val_share=0)
+        whole = open_parquet(**parquet, val_fraction=0)
+        split = open_parquet(train=parts, test=parquet["test"], val_fraction=0)
         assert all(np.array_equal(whole.train.decode(i), split.train.decode(i)) for i in range(60))
         assert split.train.locate(31).endswith("1.parquet row 1")
 
@@ -137,7 +137,7 @@ class TestParquet:
         images = [picture(i) for i in range(4)]
         train = write_parquet(tmp_path / "a.parquet", images, ["dog", "cat", "dog", "cat"])
         test = write_parquet(tmp_path / "b.parquet", images[:2], ["cat", "dog"])
-        splits = open_parquet(train=train, test=test, val_share=0)
+        splits = open_parquet(train=train, test=test, val_fraction=0)
         assert splits.class_names == ("cat", "dog")
         assert splits.train.targets.tolist() == [1, 0, 1, 0] and splits.test.targets.tolist() == [0, 1]
 
@@ -154,7 +154,7 @@ class TestParquet:
         features = '{"info": {"features": {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}}}'
         table = pa.table({"image": rows, "label": [i % 2 for i in range(12)]})
         pq.write_table(table.replace_schema_metadata({"huggingface": features}), tmp_path / "hf.parquet")
-        splits = open_parquet(train=tmp_path / "hf.parquet", test=parquet["test"], val_share=0)
+        splits = open_parquet(train=tmp_path / "hf.parquet", test=parquet["test"], val_fraction=0)
         assert splits.class_names == ("a", "b", "c")
         assert np.array_equal(splits.train.decode(7)[0, 0], (20, 20, 55))
 
@@ -215,7 +215,7 @@ class TestParquet:
         train = write_parquet(tmp_path / "a.parquet", [picture(0)] * 2, ["dog", "cat"])
         test = write_parquet(tmp_path / "b.parquet", [picture(0)], ["cow"])
         with pytest.raises(UserError, match=r"row 0 has the label 'cow'"):
-            open_parquet(train=train, test=test, val_share=0)
+            open_parquet(train=train, test=test, val_fraction=0)
 
     def test_missing_label(self, parquet, tmp_path) -> None:
         test = write_parquet(tmp_path / "bad.parquet", [picture(0)] * 2, [1, None])
@@ -234,7 +234,7 @@ class TestParquet:
         data = bytearray(parquet["train"].read_bytes())
         data[start : start + 40] = b"\xff" * 40
         parquet["train"].write_bytes(data)
-        train = open_parquet(**parquet, val_share=0).train
+        train = open_parquet(**parquet, val_fraction=0).train
         assert train.decode(19).shape == (12, 12, 3)
         with pytest.raises(CorruptSample, match=r"train\.parquet row 20: row group 2 cannot be read"):
             train.decode(20)
@@ -242,12 +242,12 @@ class TestParquet:
     def test_a_row_without_an_image(self, parquet, tmp_path) -> None:
         train = write_parquet(tmp_path / "a.parquet", [picture(0), None, picture(2)], [0, 1, 2])
         with pytest.raises(CorruptSample, match="row 1: there is no image"):
-            open_parquet(train=train, test=parquet["test"], val_share=0).train.decode(1)
+            open_parquet(train=train, test=parquet["test"], val_fraction=0).train.decode(1)
 
 
 class TestImageFolder:
     def test_reads_the_folders(self, folder) -> None:
-        splits = open_data(ImageFolderSettings(root=folder, image_size=24, val_share=0.25), seed=0)
+        splits = open_data(ImageFolderSettings(root=folder, image_size=24, val_fraction=0.25), seed=0)
         assert (len(splits.train), len(splits.val), len(splits.test)) == (18, 6, 6)
         assert splits.class_names == ("ant", "bee", "cow")
         assert np.bincount(splits.val.targets).tolist() == [2, 2, 2]
@@ -264,9 +264,9 @@ class TestImageFolder:
 
     def test_imagenets_layout_is_read_as_it_is(self, folder) -> None:
         """train/ and val/: the second one is the test split, and validation is carved from the first."""
-        before = open_data(ImageFolderSettings(root=folder, val_share=0.25), seed=0)
+        before = open_data(ImageFolderSettings(root=folder, val_fraction=0.25), seed=0)
         (folder / "test").rename(folder / "val")
-        splits = open_data(ImageFolderSettings(root=folder, val_share=0.25), seed=0)
+        splits = open_data(ImageFolderSettings(root=folder, val_fraction=0.25), seed=0)
         assert (len(splits.train), len(splits.val), len(splits.test)) == (18, 6, 6)
         assert splits.test.locate(3) == str(folder / "val" / "bee" / "1.jpg")
         assert splits.val.locate(0).startswith(str(folder / "train"))
@@ -304,7 +304,7 @@ class TestImageFolder:
             open_data(ImageFolderSettings(root=tmp_path), seed=0)
 
     def test_a_file_that_vanishes_is_a_corrupt_sample(self, folder) -> None:
-        train = open_data(ImageFolderSettings(root=folder, val_share=0), seed=0).train
+        train = open_data(ImageFolderSettings(root=folder, val_fraction=0), seed=0).train
         (folder / "train" / "ant" / "0.jpg").unlink()
         with pytest.raises(CorruptSample, match=r"ant/0\.jpg: No such file"):
             train.decode(0)
@@ -313,13 +313,13 @@ class TestImageFolder:
 def test_size_must_be_given_for_large_images(parquet, tmp_path) -> None:
     train = write_parquet(tmp_path / "a.parquet", [picture(0, size=(40, 30))] * 3, [0, 1, 2])
     with pytest.raises(UserError, match=r"data\.image_size: not set, and .* is 40 x 30 pixels"):
-        open_parquet(train=train, test=parquet["test"], val_share=0)
+        open_parquet(train=train, test=parquet["test"], val_fraction=0)
 
 
 def test_fingerprint_tells_data_apart(parquet, tmp_path) -> None:
     plain = open_parquet(**parquet).fingerprint
     assert plain == open_parquet(**parquet).fingerprint
-    assert plain != open_parquet(**parquet, val_share=0.2).fingerprint
+    assert plain != open_parquet(**parquet, val_fraction=0.2).fingerprint
     assert plain != open_parquet(**parquet, image_size=10).fingerprint
     images, labels = [picture(i) for i in range(60)], [i % 3 for i in range(60)]
     relabelled = write_parquet(tmp_path / "b.parquet", images, [*labels[:57], 1, 0, 2])

@@ -13,16 +13,16 @@ from raytrain_speedup.data.split import balanced_split
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=300).map(np.array)
 
 
-@given(targets=LABELS, share=st.floats(0, 0.95), seed=st.integers(0, 10**9))
+@given(targets=LABELS, fraction=st.floats(0, 0.95), seed=st.integers(0, 10**9))
 @settings(max_examples=150, deadline=None)
-def test_every_sample_is_on_one_side_and_every_class_gives_its_share(targets, share, seed) -> None:
-    stay, aside = balanced_split(targets, share, seed)
+def test_every_sample_is_on_one_side_and_every_class_gives_its_share(targets, fraction, seed) -> None:
+    stay, aside = balanced_split(targets, fraction, seed)
     assert np.array_equal(np.sort(np.concatenate([stay, aside])), np.arange(len(targets)))
     counts, given_up = np.bincount(targets, minlength=7), np.bincount(targets[aside], minlength=7)
-    assert (np.abs(given_up - share * counts) < 1 + 1e-9).all()
+    assert (np.abs(given_up - fraction * counts) < 1 + 1e-9).all()
     assert (given_up[counts > 0] < counts[counts > 0]).all()
-    if (counts[counts > 0] > 1 / (1 - share) + 1).all():
-        assert len(aside) == round(share * len(targets))
+    if (counts[counts > 0] > 1 / (1 - fraction) + 1).all():
+        assert len(aside) == round(fraction * len(targets))
 
 
 def test_the_seed_chooses_the_samples_evenly() -> None:
@@ -30,7 +30,7 @@ def test_the_seed_chooses_the_samples_evenly() -> None:
     chosen = np.zeros(200)
     for seed in range(400):
         chosen[balanced_split(targets, 0.25, seed)[1]] += 1
-    # binomial(400, 1/4): deviation 8.7
+    # binomial(400, 1/4): std 8.7
     assert np.abs(chosen - 100).max() < 45
     assert not np.array_equal(balanced_split(targets, 0.25, 0)[1], balanced_split(targets, 0.25, 1)[1])
 

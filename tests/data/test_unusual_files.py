@@ -31,11 +31,11 @@ GIGABYTE = 1 << 30
 
 
 def read_folder(root: Path, **settings: Any) -> Splits:
-    return open_data(ImageFolderSettings(root=root, val_share=0, **settings), seed=0)
+    return open_data(ImageFolderSettings(root=root, val_fraction=0, **settings), seed=0)
 
 
 def read_parquet(train: Path, test: Path, **settings: Any) -> Splits:
-    return open_data(ParquetSettings(train=train, test=test, val_share=0, **settings), seed=0)
+    return open_data(ParquetSettings(train=train, test=test, val_fraction=0, **settings), seed=0)
 
 
 def refusal(train: Path, test: Path, **settings: Any) -> str:
@@ -171,7 +171,7 @@ class TestMetadata:
             b'{"info": {"features": {"label": {"names": [1, 2, 3]}}}}',
         ],
     )
-    def test_malformed_hugging_face_metadata_are_told(self, parquet, tmp_path, caplog, metadata) -> None:
+    def test_malformed_hugging_face_metadata_are_reported(self, parquet, tmp_path, caplog, metadata) -> None:
         table = pa.table({"image": [picture(0)] * 3, "label": [0, 1, 2]})
         pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), tmp_path / "hf.parquet")
         assert read_parquet(tmp_path / "hf.parquet", parquet["test"]).class_names == ("0", "1", "2")
@@ -249,7 +249,7 @@ class TestParquetFiles:
             told = refusal(train, place / "test.parquet")
         assert told.startswith(f"data.train: {train} cannot be read: Permission denied")
 
-    def test_folders_among_part_files_are_told(self, parquet, tmp_path, caplog) -> None:
+    def test_folders_among_part_files_are_reported(self, parquet, tmp_path, caplog) -> None:
         (tmp_path / "parts" / "year=2024").mkdir(parents=True)
         shutil.copy(parquet["train"], tmp_path / "parts")
         assert len(read_parquet(tmp_path / "parts", parquet["test"]).train) == 60
@@ -370,7 +370,7 @@ class TestMaskFolders:
             masks="masks/{split}",
             classes=2,
             image_size=8,
-            val_share=0.25,
+            val_fraction=0.25,
         )
         splits = open_data(settings, seed=0)
         assert (len(splits.train), len(splits.val), len(splits.test)) == (6, 2, 8)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine.local import LocalReporter
-from raytrain_speedup.engine.reporter import Figures
+from raytrain_speedup.engine.reporter import Metrics
 from raytrain_speedup.engine.run import run
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def tiny(overrides: Mapping[str, Any] | None = None, **train: Any) -> Experiment
     keys = {
         "pruning.method": "none",
         "data.image_size": 8,
-        "data.val_share": 0.84,
+        "data.val_fraction": 0.84,
         "train.epochs": 3,
         "train.batch_size": 64,
         "train.eval_every": 0,
@@ -65,12 +65,12 @@ class Diary(LocalReporter):
         self.steps = 0
         self._stop_after = stop_after
 
-    def _note(self, kind: str, figures: Figures) -> None:
+    def _note(self, kind: str, metrics: Metrics) -> None:
         if kind == "report":
-            self.reports.append(dict(figures))
+            self.reports.append(dict(metrics))
 
-    def progress(self, figures: Figures) -> None:
-        if figures.get("of") == "teacher":
+    def progress(self, metrics: Metrics) -> None:
+        if metrics.get("of") == "teacher":
             return
         self.steps += 1
         self.stop_requested = self.steps == self._stop_after
@@ -78,7 +78,7 @@ class Diary(LocalReporter):
     @property
     def epochs(self) -> list[dict[str, Any]]:
         """The reports of whole epochs."""
-        return [figures for figures in self.reports if "train_loss" in figures]
+        return [metrics for metrics in self.reports if "train_loss" in metrics]
 
 
 class WorkerDiary(Diary):
@@ -94,9 +94,9 @@ class WorkerDiary(Diary):
         dist.barrier()
         return self.folder / "checkpoint.partial"
 
-    def report(self, figures: Any, checkpoint: Path | None = None) -> None:
+    def report(self, metrics: Any, checkpoint: Path | None = None) -> None:
         dist.barrier()
-        super().report(figures, checkpoint if self.rank == 0 else None)
+        super().report(metrics, checkpoint if self.rank == 0 else None)
         dist.barrier()
 
 
@@ -108,10 +108,10 @@ def free_port() -> int:
 
 
 def trained(experiment: Experiment, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Diary]:
-    """Final figures, evaluated weights and reports of a run in `folder`."""
+    """Final metrics, evaluated weights and reports of a run in `folder`."""
     diary = Diary(folder)
-    figures = run(experiment, diary, device=CPU)
-    return figures, weights(diary), diary
+    metrics = run(experiment, diary, device=CPU)
+    return metrics, weights(diary), diary
 
 
 def weights(reporter: LocalReporter) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ def distilled(overrides: Mapping[str, Any] | None = None, method: str = "fastdfk
     own = FASTDFKD if method == "fastdfkd" else SIZES | SHORT.get(method, {"distillation.width": 8})
     keys = {
         "data.image_size": 8,
-        "data.val_share": 0.84,
+        "data.val_fraction": 0.84,
         "teacher.model.name": "resnet8",
         "teacher.train.epochs": 1,
         "model.name": "resnet8",
@@ -154,7 +154,7 @@ def equal(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
 
 
-TIMED = ("second", "peak_memory", "reference_s", "core_share")
+TIMED = ("second", "peak_memory", "reference_s", "core_fraction")
 """Words in the names of metrics that differ from run to run of the same experiment."""
 
 

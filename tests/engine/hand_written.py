@@ -34,14 +34,14 @@ class Trained:
         epoch_losses: the weighted mean of every epoch's.
         scores: (N,) the last loss of each sample.
         weights: of the network at the end, or of its average where one is kept.
-        figures: loss and accuracy in percent of those weights on the test split, `val_` on the other one.
+        metrics: loss and accuracy in percent of those weights on the test split, `val_` on the other one.
     """
 
     scores: np.ndarray
     losses: list[float] = field(default_factory=list)
     epoch_losses: list[float] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def train_by_hand(experiment: Experiment, order: Sequence[Tensor]) -> Trained:
@@ -80,7 +80,7 @@ def train_by_hand(experiment: Experiment, order: Sequence[Tensor]) -> Trained:
             follow(average, model, train, full_steps=len(index) / len(shown) * count / train.batch_size)
         done.epoch_losses.append(sum(done.losses[first_step:]) / weight_of[shown].sum().item())
     done.weights = average.state_dict()
-    done.figures = judge(average, loader, "test") | {
+    done.metrics = judge(average, loader, "test") | {
         f"val_{name}": value for name, value in judge(average, loader, "val").items()
     }
     return done
@@ -99,7 +99,7 @@ def pruning_weights(
     experiment: Experiment, scores: np.ndarray, shown: set[int], epoch: int, epochs: int
 ) -> Tensor:
     """InfoBatch's weights (N,) float32, by what was observed up to now, which is also held against what is shown:
-    a share of the samples below the mean is missing, and nothing else."""
+    a fraction of the samples below the mean is missing, and nothing else."""
     weight = torch.ones(len(scores))
     pruning = experiment.pruning
     if pruning.method != "infobatch" or epoch == 0 or (epoch + 1) / epochs > pruning.anneal_from + 1e-9:
@@ -148,20 +148,20 @@ def losses(
     *,
     key: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor]:
-    """(b,) losses to train on and (b,) scores: of mixed images a sample gets its share of two images' losses."""
+    """(b,) losses to train on and (b,) scores: of mixed images a sample gets its fraction of two images' losses."""
     if not train.mixup:
         loss = F.cross_entropy(model(images), target, reduction="none")
         return loss, loss.detach()
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-    share = random.beta(train.mixup, train.mixup)
+    fraction = random.beta(train.mixup, train.mixup)
     partner = next_of_equal_weight(weight.tolist())
-    output = model(share * images + (1 - share) * images[partner])
+    output = model(fraction * images + (1 - fraction) * images[partner])
     own = F.cross_entropy(output, target, reduction="none")
     other = F.cross_entropy(output, target[partner], reduction="none")
-    scores = share * own.detach()
+    scores = fraction * own.detach()
     for image, sample in enumerate(partner):
-        scores[sample] += (1 - share) * other[image].item()
-    return share * own + (1 - share) * other, scores
+        scores[sample] += (1 - fraction) * other[image].item()
+    return fraction * own + (1 - fraction) * other, scores
 
 
 def next_of_equal_weight(weight: Sequence[float]) -> list[int]:

@@ -112,7 +112,7 @@ def test_a_finite_loss_that_ruins_the_weights_is_noticed_before_the_checkpoint(t
     assert not list(tmp_path.glob("checkpoint-0*"))
 
 
-def test_the_first_bad_step_is_told_within_two_looks():
+def test_the_first_bad_step_is_reported_within_two_looks():
     alarm = LossAlarm(CPU, every=10)
     bad, good = torch.tensor(float("inf")), torch.tensor(1.0)
     with pytest.raises(NonFinite, match="step 13$"):

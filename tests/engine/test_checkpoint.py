@@ -50,8 +50,8 @@ def file_limit(size: int) -> Iterator[None]:
 class Filling(Diary):
     """Fills the disk after the first checkpoint."""
 
-    def report(self, figures: Any, checkpoint: Path | None = None) -> None:
-        super().report(figures, checkpoint)
+    def report(self, metrics: Any, checkpoint: Path | None = None) -> None:
+        super().report(metrics, checkpoint)
         with (self.folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(b"\0" * 4096)
@@ -68,9 +68,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint_intact(small_disk: Path, tmp
 
     (run_folder / "filler").unlink()
     _, expected, _ = trained(tiny(), tmp_path / "whole")
-    figures, resumed, _ = trained(tiny(), run_folder)
+    metrics, resumed, _ = trained(tiny(), run_folder)
     assert same(resumed, expected)
-    assert figures["epoch"] == 3
+    assert metrics["epoch"] == 3
 
 
 def test_a_write_that_breaks_off_leaves_nothing_half_written(tmp_path: Path):
@@ -87,12 +87,12 @@ def test_a_write_that_breaks_off_leaves_nothing_half_written(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank-0.pt", "run.pt"]
 
 
-def test_a_picture_that_cannot_be_written_is_told_in_a_line(tmp_path: Path):
+def test_a_image_that_cannot_be_written_is_reported_in_a_line(tmp_path: Path):
     with (
         file_limit(1000),
-        pytest.raises(RunFailed, match=r"grid-0001.png: picture not written \(File too large\)"),
+        pytest.raises(RunFailed, match=r"grid-0001.png: image not written \(File too large\)"),
     ):
-        Diary(tmp_path).picture("grid", 1, bytes(5000))
+        Diary(tmp_path).image("grid", 1, bytes(5000))
 
 
 def test_the_last_file_of_a_run_may_fail_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

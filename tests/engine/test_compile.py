@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from raytrain_speedup.engine.run import run
 
-STAGES = [{"share": 0.5, "ratio": 0.5}, {"share": 0.5}]
+STAGES = [{"fraction": 0.5, "ratio": 0.5}, {"fraction": 0.5}]
 
 
 def test_a_graph_for_each_stage_and_none_for_the_rest(tmp_path: Path) -> None:
@@ -21,9 +21,9 @@ def test_a_graph_for_each_stage_and_none_for_the_rest(tmp_path: Path) -> None:
         torch.compiler.reset()
         counters.clear()
         diary = Diary(tmp_path / str(compiled))
-        figures = run(tiny(keys, compile=compiled, lr=0.05, checkpoint_every=0), diary, device=CPU)
+        metrics = run(tiny(keys, compile=compiled, lr=0.05, checkpoint_every=0), diary, device=CPU)
         losses[compiled] = [epoch["train_loss"] for epoch in diary.epochs]
     assert 230 % 64  # every epoch ends in a smaller batch
     assert counters["stats"]["unique_graphs"] == len(STAGES)
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
-    assert figures["warmup_seconds"] > figures["train_seconds"]
+    assert metrics["warmup_seconds"] > metrics["train_seconds"]

@@ -29,10 +29,10 @@ STAGED: dict[str, Any] = {
     "data.image_size": 16,
     "curriculum.method": "custom",
     "curriculum.schedule": [
-        {"share": 0.2, "ratio": 0.5, "magnitude": 0, "batch_factor": 2, "replay": 2},
-        {"share": 0.3, "ratio": 0.75, "magnitude": 4.3, "replay": 2},
-        {"share": 0.2, "ratio": 0.75, "magnitude": 7},
-        {"share": 0.3},
+        {"fraction": 0.2, "ratio": 0.5, "magnitude": 0, "batch_factor": 2, "replay": 2},
+        {"fraction": 0.3, "ratio": 0.75, "magnitude": 4.3, "replay": 2},
+        {"fraction": 0.2, "ratio": 0.75, "magnitude": 7},
+        {"fraction": 0.3},
     ],
 }
 """Four stages at 8, 12, 12 and 16 pixels, whose borders lie within epochs."""
@@ -88,9 +88,9 @@ class Killed(Diary):
         super().__init__(folder)
         self.at, self.reached = at, 0.0
 
-    def progress(self, figures: Any) -> None:
+    def progress(self, metrics: Any) -> None:
         self.steps += 1
-        self.reached = figures["progress"]
+        self.reached = metrics["progress"]
         if self.steps == self.at:
             raise KeyboardInterrupt
 
@@ -105,7 +105,7 @@ def test_killed_in_every_stage_and_resumed_it_is_the_uninterrupted_run(keys: dic
         torch.manual_seed(len(killed))  # what a new process finds must not matter
         diary = Killed(tmp_path / "parts", at=3)
         try:
-            figures = run(experiment, diary, device=CPU)
+            metrics = run(experiment, diary, device=CPU)
         except KeyboardInterrupt:
             killed.append(diary.reached)
             continue
@@ -114,7 +114,7 @@ def test_killed_in_every_stage_and_resumed_it_is_the_uninterrupted_run(keys: dic
     assert {next(i for i, end in enumerate(borders) if at < end) for at in killed} == {0, 1, 2, 3}
     resumed = torch.load(diary.latest() / "model.pt", weights_only=True)
     assert same(resumed, expected)
-    assert untimed(figures) == untimed(whole.reports[-1])
+    assert untimed(metrics) == untimed(whole.reports[-1])
     assert untimed(diary.epochs[-1]) == untimed(whole.epochs[-1])
 
 
@@ -151,7 +151,7 @@ def test_the_learning_rate_is_continuous_across_stages(tmp_path: Path):
 def test_a_switch_costs_less_than_a_step(keys: dict[str, Any], tmp_path: Path):
     loop = loop_of(tiny(keys, epochs=1), tmp_path)
     small, full = loop.budget.stages[0], loop.budget.stages[-1]
-    step = loop.rehearsal(full, number=0)
+    step = loop.warm_up_step(full, number=0)
     batch = next(iter(loop.loader.train_batches([step], epoch=0)))
     loop.train_step(step, batch, advance=0.0)  # there are moments to follow
     switches, steps = [], []
@@ -214,7 +214,7 @@ def test_weights_and_scores_are_right_in_every_stage(loader: dict[str, Any], tmp
 
 
 def test_pruning_and_curriculum_save_the_product_of_both(tmp_path: Path):
-    base = tiny(VIT | {"data.image_size": 16, "data.val_share": 0.7}, epochs=8, batch_size=16)
+    base = tiny(VIT | {"data.image_size": 16, "data.val_fraction": 0.7}, epochs=8, batch_size=16)
     pruning = {"pruning.method": "infobatch", "pruning.prune_ratio": 0.5}
     curriculum: dict[str, Any] = {"curriculum.method": "efficienttrain++", "curriculum.family": "swin"}
     stages = base.with_overrides(curriculum).curriculum.stages(16, stride=4)
@@ -228,9 +228,9 @@ def test_pruning_and_curriculum_save_the_product_of_both(tmp_path: Path):
         "curriculum": curriculum,
         "both": pruning | curriculum,
     }.items():
-        figures, _, diary = trained(base.with_overrides(keys), tmp_path / name)
+        metrics, _, diary = trained(base.with_overrides(keys), tmp_path / name)
         assert diary.epochs[-1]["progress"] == 1
-        spent[name] = figures["compute_spent"] / 8
+        spent[name] = metrics["compute_spent"] / 8
     assert spent["none"] == pytest.approx(1)
     assert spent["pruning"] < 0.85
     assert spent["curriculum"] < 0.7
@@ -241,11 +241,11 @@ def test_pruning_and_curriculum_save_the_product_of_both(tmp_path: Path):
 def test_every_curriculum_runs_end_to_end(name: str, tmp_path: Path):
     needed = {"curriculum.schedule": STAGED["curriculum.schedule"]} if name == "custom" else {}
     keys = VIT | {"data.image_size": 16, "curriculum.method": name, **needed}
-    figures, _, diary = trained(tiny(keys, epochs=1, batch_size=16), tmp_path)
+    metrics, _, diary = trained(tiny(keys, epochs=1, batch_size=16), tmp_path)
     assert diary.epochs[-1]["progress"] == 1
-    assert figures["compute_spent"] == pytest.approx(1, abs=0.1)
+    assert metrics["compute_spent"] == pytest.approx(1, abs=0.1)
     assert all(math.isfinite(epoch["train_loss"]) for epoch in diary.epochs)
-    assert 0 <= figures["accuracy"] <= 100
+    assert 0 <= metrics["accuracy"] <= 100
 
 
 def test_a_model_that_cannot_change_its_size_is_refused_by_name(tmp_path: Path):

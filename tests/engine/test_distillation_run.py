@@ -42,17 +42,17 @@ class Watched(Diary):
     def __init__(self, folder: Path, **options: Any) -> None:
         super().__init__(folder, **options)
         self.teacher_steps = 0
-        self.pictures: list[str] = []
+        self.images: list[str] = []
 
-    def progress(self, figures: Any) -> None:
-        if figures.get("of") == "teacher":
+    def progress(self, metrics: Any) -> None:
+        if metrics.get("of") == "teacher":
             self.teacher_steps += 1
         else:
-            super().progress(figures)
+            super().progress(metrics)
 
-    def picture(self, name: str, epoch: int, png: bytes) -> None:
-        super().picture(name, epoch, png)
-        self.pictures.append(f"{name}-{epoch:04d}.png")
+    def image(self, name: str, epoch: int, png: bytes) -> None:
+        super().image(name, epoch, png)
+        self.images.append(f"{name}-{epoch:04d}.png")
 
 
 @pytest.fixture(scope="module")
@@ -84,26 +84,26 @@ def tensors(tree: Any, path: str = "") -> dict[str, Tensor]:
     }
 
 
-def test_the_figures_of_a_run(whole: tuple[dict[str, Any], Watched]):
-    figures, diary = whole
+def test_the_metrics_of_a_run(whole: tuple[dict[str, Any], Watched]):
+    metrics, diary = whole
     assert diary.teacher_steps == TEACHER_STEPS
     assert diary.steps == CALLS * STEPS
-    assert 0 <= figures["accuracy"] <= 100
-    assert 20 < figures["teacher_accuracy"] <= 100
-    assert 0 <= figures["val_agreement"] <= 100
-    assert "val_accuracy" not in figures
-    assert 0 < figures["synthesis_seconds"] <= figures["train_seconds"]
-    assert 0 < figures["teacher_seconds"] < figures["wall_seconds"]
-    assert figures["samples_shown"] == CALLS * STEPS * 16
-    assert figures["passes_saved"] == 0
-    assert figures["pool_images"] == 128
+    assert 0 <= metrics["accuracy"] <= 100
+    assert 20 < metrics["teacher_accuracy"] <= 100
+    assert 0 <= metrics["val_agreement"] <= 100
+    assert "val_accuracy" not in metrics
+    assert 0 < metrics["synthesis_seconds"] <= metrics["train_seconds"]
+    assert 0 < metrics["teacher_seconds"] < metrics["wall_seconds"]
+    assert metrics["samples_shown"] == CALLS * STEPS * 16
+    assert metrics["passes_saved"] == 0
+    assert metrics["pool_images"] == 128
     assert [report["pool_images"] for report in diary.epochs] == [96, 128, 128]
 
 
-def test_pictures_are_kept_at_every_evaluation(whole: tuple[dict[str, Any], Watched]):
+def test_images_are_kept_at_every_evaluation(whole: tuple[dict[str, Any], Watched]):
     _, diary = whole
-    assert diary.pictures == ["synthetic-0002.png", "synthetic-0003.png"]
-    with Image.open(diary.folder / "pictures" / diary.pictures[0]) as grid:
+    assert diary.images == ["synthetic-0002.png", "synthetic-0003.png"]
+    with Image.open(diary.folder / "images" / diary.images[0]) as grid:
         assert grid.size == (8 * 9 + 1, 8 * 9 + 1)
         assert grid.getextrema()[0][1] > 0
 
@@ -123,12 +123,12 @@ def test_resumed_equals_uninterrupted(
             run(distilled(), diary, device=CPU)
         assert diary.teacher_steps == (TEACHER_STEPS if sitting == 0 else 0)
     resumed = Watched(tmp_path)
-    figures = run(distilled(), resumed, device=CPU)
+    metrics = run(distilled(), resumed, device=CPU)
     assert resumed.teacher_steps == 0
     expected, diary = whole
     assert same(weights(resumed), weights(diary))
     names = ("accuracy", "teacher_accuracy", "val_agreement", "val_loss", "test_loss", "pool_images")
-    assert all(figures[name] == expected[name] for name in (*names, "train_flops"))
+    assert all(metrics[name] == expected[name] for name in (*names, "train_flops"))
     for mine, other in zip(state(resumed), state(diary), strict=True):
         assert same(tensors(mine), tensors(other))
 
@@ -136,18 +136,18 @@ def test_resumed_equals_uninterrupted(
 def test_the_teacher_is_decided_by_its_section_alone(whole: tuple[dict[str, Any], Watched], tmp_path: Path):
     """Another seed, batch or method of the student meets the same teacher; its own seed gives another."""
     _, diary = whole
-    teacher = state(diary)[0]["companions"]["teacher"]
+    teacher = state(diary)[0]["frozen_models"]["teacher"]
 
     def of(name: str, keys: Mapping[str, Any], method: str) -> dict[str, Tensor]:
         other = Watched(tmp_path / name)
         run(distilled({"train.epochs": 1, **keys}, method), other, device=CPU)
-        return state(other)[0]["companions"]["teacher"]
+        return state(other)[0]["frozen_models"]["teacher"]
 
     assert same(of("student", {"train.seed": 3, "train.batch_size": 8}, "noise"), teacher)
     assert not same(of("teacher", {"teacher.train.seed": 3}, "noise"), teacher)
 
 
-def test_a_rehearsal_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_warm_up_step_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[bool] = []
     warm_up = Loop.warm_up
 
@@ -162,7 +162,7 @@ def test_a_rehearsal_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         seen.append(len(loader.pool) == 0)
 
     def _all(loop: Loop) -> list[Any]:
-        return [loop.loader.state_dict(), loop.model.state_dict(), loop.companions["teacher"].state_dict()]
+        return [loop.loader.state_dict(), loop.model.state_dict(), loop.frozen_models["teacher"].state_dict()]
 
     monkeypatch.setattr(Loop, "warm_up", watched)
     run(distilled({"train.epochs": 1}), Diary(tmp_path), device=CPU)
@@ -172,9 +172,9 @@ def test_a_rehearsal_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("method", SYNTHESIZERS)
 def test_every_method_runs(method: str, tmp_path: Path):
     keys = {"train.epochs": 2, "distillation.warmup": 1, "distillation.student_steps": 2}
-    figures, final, diary = trained(distilled(keys, method), tmp_path)
-    assert figures["progress"] == 1
-    assert figures["synthesis_seconds"] > 0
+    metrics, final, diary = trained(distilled(keys, method), tmp_path)
+    assert metrics["progress"] == 1
+    assert metrics["synthesis_seconds"] > 0
     assert all(tensor.isfinite().all() for tensor in final.values())
     images = state(diary)[1]["pool"]["images"]
     assert images.shape[1:] == (1, 8, 8)
@@ -240,16 +240,16 @@ def test_the_flops_of_synthesis_are_counted():
 
 
 def test_without_a_validation_split_the_student_is_still_judged(tmp_path: Path):
-    figures, _, _ = trained(distilled({"data.val_share": 0.0, "train.epochs": 1}, "noise"), tmp_path)
-    assert 0 <= figures["val_agreement"] <= 100
+    metrics, _, _ = trained(distilled({"data.val_fraction": 0.0, "train.epochs": 1}, "noise"), tmp_path)
+    assert 0 <= metrics["val_agreement"] <= 100
 
 
 def test_stopped_while_the_teacher_is_trained(tmp_path: Path):
     """At once, and nothing of it is left."""
 
     class Impatient(Watched):
-        def progress(self, figures: Any) -> None:
-            super().progress(figures)
+        def progress(self, metrics: Any) -> None:
+            super().progress(metrics)
             self.stop_requested = self.teacher_steps == 2
 
     diary = Impatient(tmp_path)
@@ -283,7 +283,7 @@ def from_file(path: Path, **keys: Any) -> Experiment:
 def file(whole: tuple[dict[str, Any], Watched], tmp_path: Path) -> Path:
     """The teacher of the uninterrupted run as a file of its own."""
     path = tmp_path / "teacher.pt"
-    torch.save(state(whole[1])[0]["companions"]["teacher"], path)
+    torch.save(state(whole[1])[0]["frozen_models"]["teacher"], path)
     return path
 
 
@@ -294,15 +294,15 @@ def test_a_teacher_from_a_file_is_taken_as_it_is_and_kept(file: Path, tmp_path: 
     with pytest.raises(Stopped):
         run(experiment, diary, device=CPU)
     moved = file.rename(tmp_path / "elsewhere.pt")  # the checkpoint holds it
-    figures = run(experiment, Watched(tmp_path / "run"), device=CPU)
+    metrics = run(experiment, Watched(tmp_path / "run"), device=CPU)
     again = from_file(moved, **{"train.epochs": 2})
     for key in ("baseline_key", "train_key"):
-        assert figures[key] == run(again, Watched(tmp_path / "again"), device=CPU)[key]
+        assert metrics[key] == run(again, Watched(tmp_path / "again"), device=CPU)[key]
     with pytest.raises(UserError, match=r"teacher.model.pretrained is '\w{12}' there and '\w{12}' here"):
         torch.save({name: tensor + 1 for name, tensor in expected.items()}, file)
         run(experiment, Watched(tmp_path / "run"), device=CPU)
-    assert same(state(diary)[0]["companions"]["teacher"], expected)
-    assert figures["teacher_accuracy"] > 20
+    assert same(state(diary)[0]["frozen_models"]["teacher"], expected)
+    assert metrics["teacher_accuracy"] > 20
 
 
 def refused(experiment: Experiment, folder: Path) -> str:
@@ -377,7 +377,7 @@ def test_a_teachers_batch_has_to_split_among_the_workers():
 
 # --- the recipes -----------------------------------------------------------------------------------------
 
-PAIRS = {  # recipe: channels, side in pixels, classes
+PAIRS = {  # recipe: channels, image size, classes
     "digits-dfkd": (1, 16, 10),
     "cifar10-wrn40_2-wrn16_1": (3, 32, 10),
     "cifar100-resnet34-resnet18": (3, 32, 100),

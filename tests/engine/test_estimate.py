@@ -74,7 +74,7 @@ def test_many_at_once_are_the_same_as_one_by_one() -> None:
 
 @pytest.mark.parametrize(("pairing", "freedom"), [("paired", 11), ("unpaired", 22)])
 def test_more_seeds_of_the_same_spread(pairing: str, freedom: float) -> None:
-    """Four seeds thrice: the standard deviation of 12 figures would be smaller by sqrt(12/11 x 3/4)."""
+    """Four seeds thrice: the standard deviation of 12 metrics would be smaller by sqrt(12/11 x 3/4)."""
     now = Estimate.of(np.array([1.0, 2.0, 3.0, 4.0]), np.array([4.0, 1.0, 3.0, 2.0]), pairing)  # type: ignore[arg-type]
     later = now.after(np.array(12))
     assert later.error == pytest.approx(now.error / math.sqrt(3))

@@ -71,13 +71,13 @@ def test_synthesis_is_training_too():
 
 def test_the_phases_of_a_run_add_up(tmp_path: Path):
     begun = time.perf_counter()
-    figures, _, diary = trained(tiny(eval_every=1), tmp_path)
-    assert figures["wall_seconds"] == pytest.approx(time.perf_counter() - begun, rel=0.15)
+    metrics, _, diary = trained(tiny(eval_every=1), tmp_path)
+    assert metrics["wall_seconds"] == pytest.approx(time.perf_counter() - begun, rel=0.15)
     for key in ("train_seconds", "eval_seconds", "warmup_seconds", "checkpoint_seconds"):
-        assert 0 < figures[key] < figures["wall_seconds"]
+        assert 0 < metrics[key] < metrics["wall_seconds"]
     seconds = [epoch["train_seconds"] for epoch in diary.epochs]
     assert seconds == sorted(seconds)
-    assert figures["train_seconds"] == seconds[-1]
+    assert metrics["train_seconds"] == seconds[-1]
 
 
 def test_what_a_method_does_to_train_is_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -134,16 +134,16 @@ def test_flops_of_resnet18_on_cifar_are_three_times_its_forward_pass():
 def test_what_a_run_says_it_cost(tmp_path: Path):
     """Three epochs of 230 samples, the second one pruned to half of those below the mean."""
     keys = {"pruning.method": "random", "pruning.prune_ratio": 0.5}
-    figures, _, diary = trained(tiny(keys), tmp_path)
-    assert [epoch["kept_share"] for epoch in diary.epochs] == [1.0, pytest.approx(0.5, abs=0.01), 1.0]
+    metrics, _, diary = trained(tiny(keys), tmp_path)
+    assert [epoch["kept_fraction"] for epoch in diary.epochs] == [1.0, pytest.approx(0.5, abs=0.01), 1.0]
     samples = round(230 / 1.0)
-    shown = figures["samples_shown"]
+    shown = metrics["samples_shown"]
     assert shown == 2 * samples + round(samples / 2)
-    assert figures["passes_saved"] == pytest.approx(1 - shown / (3 * samples))
-    assert figures["compute_spent"] == pytest.approx(shown / samples)
+    assert metrics["passes_saved"] == pytest.approx(1 - shown / (3 * samples))
+    assert metrics["compute_spent"] == pytest.approx(shown / samples)
     model = build_model(ModelSettings(name="resnet8"), num_classes=10, in_channels=1, image_size=8)
-    assert figures["train_flops"] == pytest.approx(shown * training_flops(model, (1, 8, 8)))
-    assert figures["peak_memory_bytes"] > 50e6
+    assert metrics["train_flops"] == pytest.approx(shown * training_flops(model, (1, 8, 8)))
+    assert metrics["peak_memory_bytes"] > 50e6
     assert torch.get_num_threads() >= 1
 
 
@@ -158,10 +158,10 @@ def test_what_a_run_says_it_cost(tmp_path: Path):
 )
 def test_what_is_saved_is_what_was_asked_for(keys: dict[str, Any], saved: float, tmp_path: Path):
     """A budget that ends within an epoch has that part of it alone."""
-    figures, _, diary = trained(tiny(keys), tmp_path)
-    assert figures["passes_saved"] == pytest.approx(saved, abs=0.003)
+    metrics, _, diary = trained(tiny(keys), tmp_path)
+    assert metrics["passes_saved"] == pytest.approx(saved, abs=0.003)
     budget = keys["train.epochs"] * 230
-    assert figures["samples_shown"] == pytest.approx((1 - saved) * budget, abs=1)
+    assert metrics["samples_shown"] == pytest.approx((1 - saved) * budget, abs=1)
     assert diary.epochs[-1]["progress"] == 1
 
 
@@ -169,8 +169,8 @@ def test_progress_reaches_its_end_with_the_last_step(tmp_path: Path):
     reached: list[float] = []
 
     class Watching(Diary):
-        def progress(self, figures: Any) -> None:
-            reached.append(figures["progress"])
+        def progress(self, metrics: Any) -> None:
+            reached.append(metrics["progress"])
 
     run(tiny(epochs=2.5), Watching(tmp_path), device=CPU)
     assert reached == sorted(set(reached))
@@ -178,7 +178,7 @@ def test_progress_reaches_its_end_with_the_last_step(tmp_path: Path):
     assert reached[3] == pytest.approx(1 / 2.5)
 
 
-def test_the_figures_of_a_run_name_all_that_ran():
+def test_the_metrics_of_a_run_name_all_that_ran():
     """Runs are compared where this is equal: how many devices, which, how many threads, which arithmetic."""
     told = {
         hardware(CPU, world=world, precision=precision)

@@ -25,19 +25,19 @@ def test_partners_are_a_permutation_among_equal_weights(weights: list[float]):
 
 def test_scores_are_gathered_by_share_from_both_images():
     """Image 0 shows samples 0 and 2, image 1 samples 1 and 0, image 2 samples 2 and 1; a quarter is the partner."""
-    mix = Mix(torch.tensor([2, 0, 1]), share=0.75)
+    mix = Mix(torch.tensor([2, 0, 1]), fraction=0.75)
     own, others = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])
     expected = [0.75 * 1 + 0.25 * 20, 0.75 * 2 + 0.25 * 30, 0.75 * 3 + 0.25 * 10]
     torch.testing.assert_close(mix.scores(own, others), torch.tensor(expected))
 
 
 @given(st.integers(2, 20), st.floats(0, 1), st.integers(0, 1000))
-def test_scores_sum_to_the_losses_of_the_images(count: int, share: float, seed: int):
+def test_scores_sum_to_the_losses_of_the_images(count: int, fraction: float, seed: int):
     """Nothing of a loss is lost or counted twice."""
     random = torch.Generator().manual_seed(seed)
     own, others = torch.rand(2, count, generator=random, dtype=torch.float64)
-    mix = Mix(partners(torch.ones(count)), share)
-    images = share * own + (1 - share) * others
+    mix = Mix(partners(torch.ones(count)), fraction)
+    images = fraction * own + (1 - fraction) * others
     torch.testing.assert_close(mix.scores(own, others).sum(), images.sum())
 
 
@@ -50,7 +50,7 @@ def test_mixup_blends_by_the_share():
     inputs = numbered(6)
     mixed, mix = mix_batch(inputs, torch.ones(6), tiny(mixup=1.0).train, key=(0, 0, 0))
     assert mix is not None
-    expected = mix.share * inputs + (1 - mix.share) * inputs[mix.partner]
+    expected = mix.fraction * inputs + (1 - mix.fraction) * inputs[mix.partner]
     torch.testing.assert_close(mixed, expected)
 
 
@@ -61,7 +61,7 @@ def test_the_share_of_cutmix_is_the_area_that_stays(step: int):
     assert mix is not None
     for image in range(6):
         assert set(mixed[image].unique().tolist()) <= {float(image), float(mix.partner[image])}
-        assert (mixed[image] == image).float().mean().item() == pytest.approx(mix.share)
+        assert (mixed[image] == image).float().mean().item() == pytest.approx(mix.fraction)
 
 
 tiny_cutmix = tiny(cutmix=1.0).train

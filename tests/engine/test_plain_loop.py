@@ -108,7 +108,7 @@ def test_a_disabled_method_is_the_plain_loop_bit_for_bit(disabled, plain: Traine
 def test_a_pruned_run_is_the_loop_of_the_paper(keys: dict[str, Any], order, curve, tmp_path: Path):
     """Weights in the loss, scores without them, the divisor of a short batch, progress by what is shown."""
     experiment = tiny(keys)
-    figures, weights, diary = trained(experiment, tmp_path)
+    metrics, weights, diary = trained(experiment, tmp_path)
     shown = [torch.cat(steps) for steps in order]
     expected = train_by_hand(experiment, shown)
     kept = [len(samples) for samples in shown]
@@ -117,7 +117,7 @@ def test_a_pruned_run_is_the_loop_of_the_paper(keys: dict[str, Any], order, curv
     torch.testing.assert_close(torch.tensor(curve), torch.tensor(expected.losses), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(weights, expected.weights, rtol=1e-3, atol=1e-5)
     assert [epoch["train_loss"] for epoch in diary.epochs] == pytest.approx(expected.epoch_losses, rel=1e-4)
-    found = {"loss": figures["test_loss"], **figures}
-    for name, figure in expected.figures.items():
-        assert found[name] == pytest.approx(figure, rel=1e-4)
-    assert figures["samples_shown"] == sum(kept)
+    found = {"loss": metrics["test_loss"], **metrics}
+    for name, metric in expected.metrics.items():
+        assert found[name] == pytest.approx(metric, rel=1e-4)
+    assert metrics["samples_shown"] == sum(kept)

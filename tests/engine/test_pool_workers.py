@@ -18,7 +18,7 @@ from raytrain_speedup.engine.checkpoint import read_own
 from raytrain_speedup.engine.loop import Loop, Stopped
 from raytrain_speedup.methods.distillation import evaluation_set
 
-EXPERIMENT = distilled({"data.val_share": 0.0, "teacher.train.epochs": 0.2})
+EXPERIMENT = distilled({"data.val_fraction": 0.0, "teacher.train.epochs": 0.2})
 """Without a validation split nothing but the end of its training makes the ranks' teachers one."""
 
 
@@ -26,15 +26,15 @@ def worker(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     evaluation_set.STEPS = 1  # what it shows does not matter here
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    final_figures = engine._final_figures
+    final_metrics = engine._final_metrics
 
     def kept(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
-        figures = final_figures(loop, passes, test=test)
-        networks = {"student": loop.model.state_dict(), "teacher": loop.companions["teacher"].state_dict()}
-        torch.save({"figures": figures, **networks}, folder / f"{name}-{rank}.pt")
-        return figures
+        metrics = final_metrics(loop, passes, test=test)
+        networks = {"student": loop.model.state_dict(), "teacher": loop.frozen_models["teacher"].state_dict()}
+        torch.save({"metrics": metrics, **networks}, folder / f"{name}-{rank}.pt")
+        return metrics
 
-    engine._final_figures = kept
+    engine._final_metrics = kept
     with pytest.raises(Stopped):
         engine.run(EXPERIMENT, WorkerDiary(folder / "stopped", rank, stop_after=2 * STEPS + 1), device=CPU)
     for name in ("whole", "stopped", "joined"):
@@ -53,7 +53,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def held(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Figures and networks of both ranks."""
+    """Metrics and networks of both ranks."""
     return [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
@@ -82,7 +82,7 @@ def test_each_rank_makes_images_of_its_own(two: Path):
 
 
 def test_both_ranks_report_the_same(two: Path):
-    first, second = (rank["figures"] for rank in held(two, "whole"))
+    first, second = (rank["metrics"] for rank in held(two, "whole"))
     names = ("accuracy", "teacher_accuracy", "val_agreement", "val_loss", "pool_images", "samples_shown")
     names += ("synthesis_loss", "synthesis_bn", "train_flops")
     assert all(first[name] == second[name] for name in names)
@@ -90,7 +90,7 @@ def test_both_ranks_report_the_same(two: Path):
 
 
 def test_the_images_of_both_ranks_cost_flops(two: Path):
-    whole, resumed, joined = (held(two, name)[0]["figures"] for name in ("whole", "stopped", "joined"))
+    whole, resumed, joined = (held(two, name)[0]["metrics"] for name in ("whole", "stopped", "joined"))
     assert whole["train_flops"] == resumed["train_flops"]
     assert joined["train_flops"] < whole["train_flops"]  # one worker made the images of the first calls
 
@@ -99,4 +99,4 @@ def test_two_workers_resume_bit_for_bit(two: Path):
     for resumed, whole in zip(held(two, "stopped"), held(two, "whole"), strict=True):
         assert same(resumed["student"], whole["student"])
         assert same(resumed["teacher"], whole["teacher"])
-        assert resumed["figures"]["val_agreement"] == whole["figures"]["val_agreement"]
+        assert resumed["metrics"]["val_agreement"] == whole["metrics"]["val_agreement"]

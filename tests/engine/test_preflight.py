@@ -58,7 +58,12 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     return tiny(
         VIT
         | CURRICULUM
-        | {"data.source": "parquet", "data.train": str(path), "data.test": str(path), "data.val_share": 0.3}
+        | {
+            "data.source": "parquet",
+            "data.train": str(path),
+            "data.test": str(path),
+            "data.val_fraction": 0.3,
+        }
         | {"data.loader": "workers", "data.num_workers": 0, "data.augment": "random-resized-crop"}
         | {"train.batch_size": 4}
     )
@@ -160,7 +165,7 @@ def test_the_table_keeps_a_line_per_stage(width: int):
     header = next(line for line in text.splitlines() if "replay" in line)
     assert header.split() == [
         "until",
-        "side",
+        "size",
         "batch",
         "m",
         "replay",
@@ -194,7 +199,7 @@ def test_what_has_no_stages_is_refused_before_a_teacher_is_trained():
         preflight(load_experiment("digits-dfkd"))
 
 
-def test_a_stage_whose_batch_cannot_be_held_is_told_in_words():
+def test_a_stage_whose_batch_cannot_be_held_is_reported_in_words():
     """In a process that may have little memory: the batch of the second stage does not fit, the first's does."""
     code = (
         "import resource, sys, pathlib\n"

@@ -133,7 +133,7 @@ def test_what_it_tells_of_the_runs_peace(monkeypatch: pytest.MonkeyPatch) -> Non
         clock.now += 0.01
     found = reference.metrics()
     assert (found["reference_spread"], found["reference_step_seconds"]) == (1.0, 1.0)
-    assert 0 < found["core_share"] <= 0.2
+    assert 0 < found["core_fraction"] <= 0.2
     assert found["switches_per_second"] == pytest.approx(20 * 3 / 0.01)
 
 
@@ -159,7 +159,7 @@ def test_a_run_tells_its_cost_and_how_it_was_counted(tmp_path: Path) -> None:
     assert steps == sorted(steps) and found["reference_steps"] == pytest.approx(steps[-1])
     assert 0 < found["train_cpu_seconds"] < 2 * found["train_seconds"]
     assert 0 < found["reference_seconds"] < found["train_seconds"]
-    assert found["reference_spread"] >= 1 and found["core_share"] > 0 and found["switches_per_second"] >= 0
+    assert found["reference_spread"] >= 1 and found["core_fraction"] > 0 and found["switches_per_second"] >= 0
     assert found["setup"] == "batch 64, device loader, channels last" and found["epochs"] == 3
 
 
@@ -203,7 +203,7 @@ def _work(seconds: float) -> None:
     time.sleep(0.1)
 
 
-def test_a_yardstick_that_moves_between_the_quarters_of_a_run_is_told() -> None:
+def test_a_yardstick_that_moves_between_the_quarters_of_a_run_is_reported() -> None:
     """Sixteen measurements, of which the third four are half as slow again; a slow one alone is noise."""
     reference, watch, _ = by_hand([1.0] * 8 + [1.5] * 4 + [1.0, 1.0, 9.0, 1.0])
     with watch.phase("train"):

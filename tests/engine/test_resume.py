@@ -72,20 +72,20 @@ def test_resumed_equals_uninterrupted(keys: dict[str, Any], tmp_path: Path):
     resumed = diaries[-1]
     assert same(weights(resumed), expected)
     assert equal(left(resumed), left(whole))
-    epochs = [figures for diary in diaries for figures in diary.epochs]
+    epochs = [metrics for diary in diaries for metrics in diary.epochs]
     assert [untimed(epoch) for epoch in epochs] == [untimed(epoch) for epoch in whole.epochs]
     assert untimed(resumed.reports[-1]) == untimed(whole.reports[-1])
 
 
-def test_seconds_and_figures_go_on_where_they_were(tmp_path: Path):
+def test_seconds_and_metrics_go_on_where_they_were(tmp_path: Path):
     """Ten of twelve steps were taken before the stop."""
     with pytest.raises(Stopped):
         run(tiny(), Diary(tmp_path, stop_after=10), device=CPU)
     before = torch.load(tmp_path / "checkpoint-000002" / "run.pt", weights_only=True)
-    figures, _, _ = trained(tiny(), tmp_path)
-    assert figures["train_seconds"] > before["seconds"]["seconds"]["train"] > 0
-    assert figures["setup_seconds"] > before["seconds"]["seconds"]["setup"] > 0
-    assert before["samples_shown"] == 2 * 230 + 128 and figures["samples_shown"] == 3 * 230
+    metrics, _, _ = trained(tiny(), tmp_path)
+    assert metrics["train_seconds"] > before["seconds"]["seconds"]["train"] > 0
+    assert metrics["setup_seconds"] > before["seconds"]["seconds"]["setup"] > 0
+    assert before["samples_shown"] == 2 * 230 + 128 and metrics["samples_shown"] == 3 * 230
 
 
 def test_resumed_from_a_checkpoint_between_steps_without_a_stop(tmp_path: Path):
@@ -94,16 +94,16 @@ def test_resumed_from_a_checkpoint_between_steps_without_a_stop(tmp_path: Path):
     _, expected, _ = trained(experiment, tmp_path / "whole")
 
     class Killed(Diary):
-        def progress(self, figures: Any) -> None:
+        def progress(self, metrics: Any) -> None:
             self.steps += 1
             if self.steps == 8:  # in the second epoch, of 3 or 4 steps, after its checkpoint
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(experiment, Killed(tmp_path / "parts"), device=CPU)
-    figures, resumed, _ = trained(experiment, tmp_path / "parts")
+    metrics, resumed, _ = trained(experiment, tmp_path / "parts")
     assert same(resumed, expected)
-    assert figures["samples_shown"] < 690
+    assert metrics["samples_shown"] < 690
 
 
 def test_workers_that_decode_on_the_fly_do_not_disturb_dropout(tmp_path: Path):
@@ -143,14 +143,14 @@ def test_another_experiment_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"model.name is 'resnet8' there and 'wrn16_1' here"):
         run(tiny({"model.name": "wrn16_1"}), Diary(tmp_path), device=CPU)
     with pytest.raises(UserError, match=r"data is '\w+' there and '\w+' here"):
-        run(tiny({"data.val_share": 0.83}), Diary(tmp_path), device=CPU)
+        run(tiny({"data.val_fraction": 0.83}), Diary(tmp_path), device=CPU)
 
 
-def test_a_finished_run_only_tells_its_figures(tmp_path: Path):
-    figures, expected, _ = trained(tiny(), tmp_path)
+def test_a_finished_run_only_tells_its_metrics(tmp_path: Path):
+    metrics, expected, _ = trained(tiny(), tmp_path)
     again = Diary(tmp_path)
-    assert run(tiny(), again, device=CPU) == figures
-    assert again.reports == [figures]
+    assert run(tiny(), again, device=CPU) == metrics
+    assert again.reports == [metrics]
     assert again.steps == 0
     assert same(weights(again), expected)
     with pytest.raises(UserError, match="finished run of another experiment: train.seed is 0 there"):
@@ -160,7 +160,7 @@ def test_a_finished_run_only_tells_its_figures(tmp_path: Path):
 def test_a_run_that_died_in_the_test_evaluation_ends_as_it_would_have(tmp_path: Path, monkeypatch):
     _, expected, whole = trained(tiny(), tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("raytrain_speedup.engine.run._final_figures", lambda *_, **__: 1 / 0)
+        patch.setattr("raytrain_speedup.engine.run._final_metrics", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(tiny(), Diary(tmp_path / "parts"), device=CPU)
     _, resumed, parts = trained(tiny(), tmp_path / "parts")

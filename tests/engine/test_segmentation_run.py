@@ -25,15 +25,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_scenes(tmp_path_factory.mktemp("scenes"))
 
 
-def test_the_figures_of_a_run(scenes, tmp_path):
-    figures, _, diary = trained(camvid(scenes, {"train.eval_every": 1}), tmp_path)
-    assert 0 <= figures["miou"] <= 100 and 0 < figures["pixel_accuracy"] <= 100
-    assert {"val_miou", "val_loss", "test_loss"} <= figures.keys() and "accuracy" not in figures
+def test_the_metrics_of_a_run(scenes, tmp_path):
+    metrics, _, diary = trained(camvid(scenes, {"train.eval_every": 1}), tmp_path)
+    assert 0 <= metrics["miou"] <= 100 and 0 < metrics["pixel_accuracy"] <= 100
+    assert {"val_miou", "val_loss", "test_loss"} <= metrics.keys() and "accuracy" not in metrics
     assert diary.epochs[-1]["train_loss"] < diary.epochs[0]["train_loss"]
-    assert figures["test_samples"] == 6
-    with Image.open(tmp_path / "pictures" / "decisions-0003.png") as picture:
+    assert metrics["test_samples"] == 6
+    with Image.open(tmp_path / "images" / "decisions-0003.png") as image:
         columns, rows = 6, 3  # images of the validation split: as they are, their masks, the decisions
-        assert picture.size == (columns * (SIDE + 1) + 1, rows * (SIDE + 1) + 1)
+        assert image.size == (columns * (SIDE + 1) + 1, rows * (SIDE + 1) + 1)
 
 
 PRUNED = {"pruning.method": "infobatch", "pruning.prune_ratio": 0.5, "pruning.anneal_from": 1.0}
@@ -49,15 +49,15 @@ def test_resumed_it_gives_the_numbers_of_the_uninterrupted_run(scenes, tmp_path,
     with pytest.raises(Stopped):
         run(experiment, Diary(tmp_path / "part", stop_after=diary.steps - 2), device=CPU)
     resumed = Diary(tmp_path / "part")
-    figures = run(experiment, resumed, device=CPU)
-    assert figures["miou"] == whole["miou"] and same(weights(resumed), expected)
+    metrics = run(experiment, resumed, device=CPU)
+    assert metrics["miou"] == whole["miou"] and same(weights(resumed), expected)
 
 
 @pytest.mark.parametrize("loader", ["device", "workers"])
 def test_low_bandwidth_first(scenes, tmp_path, loader):
     keys = {"curriculum.method": "efficienttrain", "data.loader": loader, "data.num_workers": 0}
-    figures, _, _ = trained(camvid(scenes, keys), tmp_path)
-    assert figures["compute_spent"] == pytest.approx(3, rel=0.1) and figures["samples_shown"] > 3 * 18
+    metrics, _, _ = trained(camvid(scenes, keys), tmp_path)
+    assert metrics["compute_spent"] == pytest.approx(3, rel=0.1) and metrics["samples_shown"] > 3 * 18
 
 
 DATA_FREE = {
@@ -85,10 +85,10 @@ DENSE = [method for method, how in SYNTHESIZERS.items() if method in ("fastdfkd"
 
 @pytest.mark.parametrize("method", DENSE)
 def test_a_student_that_never_sees_a_scene(scenes, tmp_path, method):
-    figures, _, diary = trained(without_data(scenes, method), tmp_path)
-    assert 0 <= figures["teacher_miou"] <= 100 and 0 <= figures["miou"] <= 100
-    assert 0 <= figures["val_agreement"] <= 100 and "val_miou" not in figures
-    assert figures["pool_images"] > 0 and len(diary.epochs) == 2
+    metrics, _, diary = trained(without_data(scenes, method), tmp_path)
+    assert 0 <= metrics["teacher_miou"] <= 100 and 0 <= metrics["miou"] <= 100
+    assert 0 <= metrics["val_agreement"] <= 100 and "val_miou" not in metrics
+    assert metrics["pool_images"] > 0 and len(diary.epochs) == 2
 
 
 def test_without_data_resumed(scenes, tmp_path):
@@ -102,10 +102,10 @@ def test_without_data_resumed(scenes, tmp_path):
 
 
 def test_another_network_learns_from_it(scenes, tmp_path):
-    figures, _, _ = trained(
+    metrics, _, _ = trained(
         without_data(scenes, **{"teacher.model.name": DEEPLAB, "model.name": LRASPP}), tmp_path
     )
-    assert 0 < figures["pixel_accuracy"] < 100
+    assert 0 < metrics["pixel_accuracy"] < 100
 
 
 @pytest.mark.parametrize(

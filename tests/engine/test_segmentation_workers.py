@@ -22,8 +22,8 @@ def worker(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     scenes = {split: folder / f"{split}.parquet" for split in ("train", "test")}
-    figures = run(camvid(scenes, KEYS), WorkerDiary(folder / "run", rank), device=CPU)
-    torch.save(figures, folder / f"figures-{rank}.pt")
+    metrics = run(camvid(scenes, KEYS), WorkerDiary(folder / "run", rank), device=CPU)
+    torch.save(metrics, folder / f"metrics-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -36,8 +36,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_their_figures_are_those_of_the_saved_network_on_the_whole_split(two: Path):
-    first, second = (torch.load(two / f"figures-{rank}.pt", weights_only=True) for rank in range(2))
+def test_their_metrics_are_those_of_the_saved_network_on_the_whole_split(two: Path):
+    first, second = (torch.load(two / f"metrics-{rank}.pt", weights_only=True) for rank in range(2))
     judged = ("miou", "pixel_accuracy", "test_loss", "samples_shown")
     assert {name: first[name] for name in judged} == {name: second[name] for name in judged}
     experiment = camvid({split: two / f"{split}.parquet" for split in ("train", "test")}, KEYS)

@@ -19,7 +19,7 @@ def run(seed: int = 0, steps: float = 100.0, wall: float = 10.0, flops: float = 
         "reference_steps": steps,
         "reference_batch": 16.0,
         "reference_spread": 1.1,
-        "core_share": 1.0,
+        "core_fraction": 1.0,
         "switches_per_second": 5.0,
         **other,
     }
@@ -34,7 +34,7 @@ def test_reference_steps_stand_and_wall_seconds_are_beside_them() -> None:
 
 def test_a_busy_baseline_makes_no_speedup() -> None:
     """Wall seconds of the baseline tripled by other programs: the ratio stays, and the clocks disagree aloud."""
-    busy = run(wall=30.0, core_share=0.33, switches_per_second=700.0)
+    busy = run(wall=30.0, core_fraction=0.33, switches_per_second=700.0)
     found = Speedup.of([run(steps=70.0, wall=7.0, flops=7e8)], [busy])
     assert found.ratio == pytest.approx(100 / 70)
     assert found.disturbed == "as little as 33% of a core, core lost up to 700 times a second"
@@ -68,7 +68,7 @@ def test_where_the_yardstick_itself_moves_no_time_is_believed(side: str) -> None
     assert found.disturbed == "reference step varied 3.20-fold"
 
 
-def test_others_on_the_gpu_are_told() -> None:
+def test_others_on_the_gpu_are_reported() -> None:
     assert Speedup.of([run(other_processes=2.0)], [run()]).disturbed == "2 other processes on the GPU"
 
 

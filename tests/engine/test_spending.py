@@ -19,10 +19,10 @@ ROWS = 100_000
 @pytest.mark.parametrize("error", [0.05, 0.05 / 3])
 def test_paired_looks_together_have_the_error(looks: tuple[int, ...], error: float) -> None:
     level = look_level(error, looks, "paired")
-    figures = np.random.default_rng(1).standard_normal((12, ROWS)).T
+    values = np.random.default_rng(1).standard_normal((12, ROWS)).T
     beyond = np.zeros((2, ROWS), dtype=bool)
     for n in looks:
-        t = figures[:, :n].mean(axis=1) / (figures[:, :n].std(axis=1, ddof=1) / math.sqrt(n))
+        t = values[:, :n].mean(axis=1) / (values[:, :n].std(axis=1, ddof=1) / math.sqrt(n))
         quantile = stats.t.ppf(1 - level, n - 1)
         beyond |= np.stack([t > quantile, t < -quantile])
     assert beyond.mean() == pytest.approx(error, abs=3.5 * math.sqrt(error / (2 * ROWS)))
@@ -36,11 +36,11 @@ def test_one_look_has_the_whole_error_and_more_share_it() -> None:
 
 
 def test_two_looks_are_an_integral_over_two_t_statistics() -> None:
-    """Looks at 2 and 3 by hand: t of 2 figures is Cauchy's; at each, integrate over the third figure."""
+    """Looks at 2 and 3 by hand: t of 2 values is Cauchy's; at each, integrate over the third value."""
     level = look_level(0.05, (2, 3), "paired")
     first, second = stats.t.ppf(1 - level, 1), stats.t.ppf(1 - level, 2)
-    # In the direction (cos b, sin b) of two figures, t is (cos b + sin b) / |cos b - sin b|; b is uniform. The
-    # third figure over the length of the first two is t / sqrt(2), with Student's t of 2 degrees of freedom.
+    # In the direction (cos b, sin b) of two values, t is (cos b + sin b) / |cos b - sin b|; b is uniform. The
+    # third value over the length of the first two is t / sqrt(2), with Student's t of 2 degrees of freedom.
     b = (np.arange(2000) + 0.5) / 2000 * 2 * np.pi
     pair = np.stack([np.cos(b), np.sin(b)])
     third = stats.t.ppf((np.arange(2000) + 0.5) / 2000, 2)[:, None] / math.sqrt(2)

@@ -105,7 +105,7 @@ def test_losses_that_are_not_finite_are_named():
         checked(loss=NAN, bn=torch.tensor(0.5), adv=torch.tensor(-float("inf")))
 
 
-def test_a_state_that_is_not_finite_is_told_before_it_is_saved():
+def test_a_state_that_is_not_finite_is_reported_before_it_is_saved():
     """A gradient of the last step ruins the generator, and no loss shows it."""
     good = {"generator": {"weight": torch.ones(3)}, "memory": None, "bank": torch.zeros(0, 3)}
     assert checked(state=good) == {}
@@ -133,13 +133,13 @@ def test_a_teacher_with_a_nan_in_it_is_named(of: str, teacher: Path, tmp_path: P
         run(taught(tmp_path / "nan.pt"), Diary(tmp_path / "run"), device=CPU)
 
 
-# --- figures ---------------------------------------------------------------------------------------------
+# --- metrics ---------------------------------------------------------------------------------------------
 
 
 def test_the_losses_of_synthesis_are_reported_every_epoch(teacher: Path, tmp_path: Path):
-    figures, _, diary = trained(taught(teacher), tmp_path)
+    metrics, _, diary = trained(taught(teacher), tmp_path)
     names = {f"synthesis_{name}" for name in ("loss", "bn", "oh", "adv")}
-    for report in [*diary.epochs, figures]:
+    for report in [*diary.epochs, metrics]:
         assert names <= report.keys()
         parts = sum(report[name] for name in names - {"synthesis_loss"})
         assert report["synthesis_loss"] == pytest.approx(parts, rel=1e-5)
@@ -161,7 +161,7 @@ def first_loss(experiment: Any, folder: Path) -> tuple[float, set[torch.dtype]]:
     next(parts)
     hook.remove()
     loader.close()
-    return loader.figures()["synthesis_loss"], seen
+    return loader.metrics()["synthesis_loss"], seen
 
 
 def test_synthesis_runs_in_the_precision_of_the_run(teacher: Path, tmp_path: Path):
@@ -190,8 +190,8 @@ class Impatient(Diary):
         super().__init__(folder)
         self.asked, self.at, self.teacher_steps = 0, at, 0
 
-    def progress(self, figures: Any) -> None:
-        self.teacher_steps += figures.get("of") == "teacher"
+    def progress(self, metrics: Any) -> None:
+        self.teacher_steps += metrics.get("of") == "teacher"
 
     def should_stop(self) -> bool:
         if self.teacher_steps and not self.latest():
@@ -211,10 +211,10 @@ def test_a_stop_is_heard_between_the_calls_of_the_warm_up(teacher: Path, tmp_pat
         own = read_own(last, 0)
         assert own is not None and own["loader"]["calls"] == calls
         assert len(own["loader"]["pool"]["images"]) == min(128, 32 * calls)
-        figures, resumed, other = trained(taught(teacher), folder)
+        metrics, resumed, other = trained(taught(teacher), folder)
         assert same(resumed, final)
         names = ("val_agreement", "val_loss", "train_flops", "synthesis_loss", "pool_images")
-        assert all(figures[name] == whole[name] for name in names)
+        assert all(metrics[name] == whole[name] for name in names)
         assert [r["synthesis_loss"] for r in other.epochs] == [r["synthesis_loss"] for r in diary.epochs]
 
 
@@ -233,12 +233,12 @@ def test_a_teacher_that_was_trained_is_not_trained_again(tmp_path: Path):
     assert first.teacher_steps > 0
     latest = first.latest()
     assert latest is not None
-    kept = read_shared(latest, CPU)["companions"]["teacher"]
+    kept = read_shared(latest, CPU)["frozen_models"]["teacher"]
     second = Impatient(tmp_path)
     run(distilled(), second, device=CPU)
     assert second.teacher_steps == 0
     last = second.latest()
-    assert last is not None and same(read_shared(last, CPU)["companions"]["teacher"], kept)
+    assert last is not None and same(read_shared(last, CPU)["frozen_models"]["teacher"], kept)
     assert first.reports == [{"epoch": 0, "partial": True}]
 
 
@@ -252,10 +252,10 @@ def test_without_checkpoints_the_teacher_is_not_kept_either(teacher: Path, tmp_p
 
 
 def test_the_student_learns_from_augmented_images_and_is_judged_on_plain_ones(teacher: Path, tmp_path: Path):
-    """By hand: uint8 pixels over 255, less the mean, over the deviation; targets are the teacher's logits."""
+    """By hand: uint8 pixels over 255, less the mean, over the std; targets are the teacher's logits."""
     keys = {"distillation__augment": {"crop": 1, "flip": True}, "data__mean": [0.3], "data__std": [0.2]}
     loop = loop_of(taught(teacher, **keys), tmp_path)
-    loader, network = loop.loader, loop.companions["teacher"]
+    loader, network = loop.loader, loop.frozen_models["teacher"]
     assert isinstance(loader, PoolLoader)
     for _ in loader.prepare(0):
         pass

@@ -57,11 +57,11 @@ def test_a_corrupt_jpeg_is_skipped_counted_and_named(loader: str, tmp_path: Path
     write_images(tmp_path / "train.parquet", 100, broken=(37,))
     write_images(tmp_path / "test.parquet", 20)
     with caplog.at_level(logging.WARNING):
-        figures = run(
-            experiment(tmp_path, loader, max_corrupt_share=0.02), Diary(tmp_path / "run"), device=CPU
+        metrics = run(
+            experiment(tmp_path, loader, max_corrupt_fraction=0.02), Diary(tmp_path / "run"), device=CPU
         )
-    assert figures["samples_skipped"] == 1
-    assert figures["epoch"] == 2
+    assert metrics["samples_skipped"] == 1
+    assert metrics["epoch"] == 2
     named = [message for message in caplog.messages if "train.parquet row 37" in message]
     assert len(named) == 1
 
@@ -69,20 +69,22 @@ def test_a_corrupt_jpeg_is_skipped_counted_and_named(loader: str, tmp_path: Path
 def test_too_many_are_refused_by_name(tmp_path: Path):
     write_images(tmp_path / "train.parquet", 100, broken=tuple(range(40, 60)))
     write_images(tmp_path / "test.parquet", 20)
-    with pytest.raises(UserError, match=r"max_corrupt_share=0.01.*row 4\d"):
+    with pytest.raises(UserError, match=r"max_corrupt_fraction=0.01.*row 4\d"):
         run(experiment(tmp_path, "device"), Diary(tmp_path / "run"), device=CPU)
-    figures = run(experiment(tmp_path, "device", max_corrupt_share=0.5), Diary(tmp_path / "more"), device=CPU)
-    assert figures["samples_skipped"] == 20
+    metrics = run(
+        experiment(tmp_path, "device", max_corrupt_fraction=0.5), Diary(tmp_path / "more"), device=CPU
+    )
+    assert metrics["samples_skipped"] == 20
 
 
 def test_a_batch_without_a_readable_sample_is_passed_over(tmp_path: Path):
     """More than half is broken, and batches are small: some have nothing to show."""
     write_images(tmp_path / "train.parquet", 60, broken=tuple(range(0, 60, 4)) + tuple(range(1, 60, 4)))
     write_images(tmp_path / "test.parquet", 20)
-    tried = experiment(tmp_path, "workers", max_corrupt_share=1.0, num_workers=0)
+    tried = experiment(tmp_path, "workers", max_corrupt_fraction=1.0, num_workers=0)
     diary = Diary(tmp_path / "run")
-    figures = run(tried.with_overrides({"train.batch_size": 2}), diary, device=CPU)
-    assert figures["samples_skipped"] > 20
+    metrics = run(tried.with_overrides({"train.batch_size": 2}), diary, device=CPU)
+    assert metrics["samples_skipped"] > 20
     assert np.isfinite(diary.epochs[-1]["train_loss"])
 
 
@@ -92,7 +94,7 @@ def test_a_split_that_is_read_last_is_tried_first(split: str, loader: str, tmp_p
     """Before the first epoch, and by the preflight: not when the budget is spent."""
     for name in ("train", "val", "test"):
         write_images(tmp_path / f"{name}.parquet", 40, broken=(7, 8, 21) if name == split else ())
-    tried = experiment(tmp_path, loader, max_corrupt_share=0.05, val=str(tmp_path / "val.parquet"))
+    tried = experiment(tmp_path, loader, max_corrupt_fraction=0.05, val=str(tmp_path / "val.parquet"))
     message = rf"data\.{split}: 3 of 40 samples cannot be read, .*=0\.05 allows; .*{split}.parquet row 7:"
     diary = Diary(tmp_path / "run")
     with pytest.raises(UserError, match=message):
@@ -100,7 +102,7 @@ def test_a_split_that_is_read_last_is_tried_first(split: str, loader: str, tmp_p
     assert diary.steps == 0 and diary.reports == []
     with pytest.raises(UserError, match=message):
         preflight(tried, steps=1)
-    allowed = tried.with_overrides({"data.max_corrupt_share": 0.075, "train.epochs": 0.2})
+    allowed = tried.with_overrides({"data.max_corrupt_fraction": 0.075, "train.epochs": 0.2})
     assert run(allowed, Diary(tmp_path / "allowed"), device=CPU)["samples_skipped"] == 3
 
 
@@ -132,9 +134,9 @@ def test_masks_are_tried_too(tmp_path: Path):
         check_readable(open_data(settings, seed=0), settings)
 
 
-def test_without_validation_data_there_are_no_validation_figures(tmp_path: Path):
+def test_without_validation_data_there_are_no_validation_metrics(tmp_path: Path):
     write_images(tmp_path / "train.parquet", 32)
     write_images(tmp_path / "test.parquet", 8)
-    figures = run(experiment(tmp_path, "device", val_share=0.0), Diary(tmp_path / "run"), device=CPU)
-    assert "val_accuracy" not in figures
-    assert "accuracy" in figures
+    metrics = run(experiment(tmp_path, "device", val_fraction=0.0), Diary(tmp_path / "run"), device=CPU)
+    assert "val_accuracy" not in metrics
+    assert "accuracy" in metrics

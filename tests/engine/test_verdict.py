@@ -48,7 +48,7 @@ def normal(seed: int = 2) -> Array:
 
 
 def on_a_grid(grain: float) -> Array:
-    """Differences of figures that are whole test samples, wherever the two true means lie between them."""
+    """Differences of metrics that are whole test samples, wherever the two true means lie between them."""
     random = np.random.default_rng(3)
     places = [(ours, theirs) for ours in (0, 0.25, 0.5, 0.75) for theirs in (0.1, 0.4)]
     drawn = []
@@ -117,7 +117,7 @@ def three_winners(truth: tuple[float, float, float]) -> dict[str, list[Hits]]:
 )
 def test_false_lossless_of_three_winners(truth: tuple[float, float, float]) -> None:
     """Winners chosen for their luck, in truth on the boundary: the chance that any of them is called lossless."""
-    print(f"\nthree winners, true differences {truth}: any false lossless / mean share of true ones found")
+    print(f"\nthree winners, true differences {truth}: any false lossless / mean fraction of true ones found")
     for name, found in three_winners(truth).items():
         false = np.any(
             [hit for hit, mean in zip(found, truth, strict=True) if mean <= -MARGIN], axis=0
@@ -130,8 +130,8 @@ def test_false_lossless_of_three_winners(truth: tuple[float, float, float]) -> N
             assert false > 0.07, "the simulation must be able to see what sharing is for"
 
 
-def by_seed(figures: Array) -> dict[int, float]:
-    return dict(enumerate(figures.tolist()))
+def by_seed(metrics: Array) -> dict[int, float]:
+    return dict(enumerate(metrics.tolist()))
 
 
 def follow(plan: Plan, method: Array, baseline: Array, *, heed_futility: bool = True) -> Look:
@@ -211,7 +211,7 @@ def test_looks_are_those_of_the_simulations() -> None:
 
 
 def test_settled_winners_are_those_of_the_simulations() -> None:
-    """Holm on the figures of all 12 seeds: the smallest p-value at a third of the level, and so on."""
+    """Holm on the metrics of all 12 seeds: the smallest p-value at a third of the level, and so on."""
     random = np.random.default_rng(10)
     orders = set()
     for _ in range(40):
@@ -235,7 +235,7 @@ BASELINE = {seed: 90 + value for seed, value in enumerate([0.1, -0.2, 0.05, 0.15
 
 
 def shifted(*shifts: float) -> dict[int, float]:
-    """The baseline's figures and what a method gains on them."""
+    """The baseline's metrics and what a method gains on them."""
     return {seed: BASELINE[seed] + shift for seed, shift in enumerate(shifts)}
 
 
@@ -332,11 +332,11 @@ def test_seeds_missing_may_be_more_than_the_plan_allows() -> None:
     assert undecidable.difference == pytest.approx(-MARGIN) and undecidable.seeds_missing is None
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_futility_is_the_chance_of_a_verdict_at_the_last_look(mirrored: bool) -> None:
+@pytest.mark.parametrize("flipped", [False, True])
+def test_futility_is_the_chance_of_a_verdict_at_the_last_look(flipped: bool) -> None:
     """Against simulated futures of the estimate: the plan gives up just above that chance, not just below."""
     gains = [-0.35, -0.1, -0.3, -0.05, -0.2]
-    if mirrored:
+    if flipped:
         gains = [-2 * MARGIN - gain for gain in gains]
     futures = np.random.default_rng(11).normal(fmean(gains), stdev(gains), (200_000, 7))
     last = (sum(gains) + futures.sum(axis=1)) / 12
@@ -399,7 +399,7 @@ def test_a_share_is_handed_on_and_on() -> None:
     methods = {
         name: shifted(*(scale * gains)) for name, scale in (("third", 1.0), ("second", 0.84), ("first", 0.1))
     }
-    alone = {name: THREE.look(figures, BASELINE).status for name, figures in methods.items()}
+    alone = {name: THREE.look(metrics, BASELINE).status for name, metrics in methods.items()}
     assert alone == {"third": "continue", "second": "continue", "first": "lossless"}
     without_second = settle(THREE, {name: methods[name] for name in ("first", "third")}, BASELINE)
     assert without_second["third"].status == "continue"
@@ -432,11 +432,11 @@ def test_more_looks_than_planned_cost_error() -> None:
     short = plan_for(MARGIN, max_seeds=4, winners=2)
     longer = short.extended(8)
     assert longer.looks == (3, 4, 5, 6, 7, 8)
-    figures = np.random.default_rng(2).standard_normal((200_000, 8))
-    erred = np.zeros(len(figures), dtype=bool)
+    metrics = np.random.default_rng(2).standard_normal((200_000, 8))
+    erred = np.zeros(len(metrics), dtype=bool)
     for n in longer.looks:
         level = short.levels[-1] if n <= 4 else longer.levels[-1]
-        t = figures[:, :n].mean(axis=1) / (figures[:, :n].std(axis=1, ddof=1) / np.sqrt(n))
+        t = metrics[:, :n].mean(axis=1) / (metrics[:, :n].std(axis=1, ddof=1) / np.sqrt(n))
         erred |= t > stats.t.ppf(1 - level, n - 1)
     assert longer.error == pytest.approx(2 * erred.mean(), abs=0.003)
     assert longer.error > short.error + 0.01

@@ -77,7 +77,7 @@ class Unreadable(DeviceLoader):
 
 
 class Poisoned(Classification):
-    """The losses of rank 1 in the second step are NaN; the first ones are a rehearsal's."""
+    """The losses of rank 1 in the second step are NaN; the first ones are a warm-up step's."""
 
     calls = 0
 
@@ -122,7 +122,7 @@ def observed(name: str, rank: int, folder: Path) -> dict[str, Any]:
 
     Counted.syncs = 0
     Begun.weights.clear()
-    diary, error, figures = WorkerDiary(folder / name, rank), None, None
+    diary, error, metrics = WorkerDiary(folder / name, rank), None, None
     with pytest.MonkeyPatch.context() as patch, masks_drawn() as masks:
         patch.setattr(dist, "all_reduce", counting)
         if name == "unreadable":
@@ -131,11 +131,11 @@ def observed(name: str, rank: int, folder: Path) -> dict[str, Any]:
             patch.setattr("raytrain_speedup.tasks.classification.Classification", Poisoned)
         patch.setattr(learner, "MovingAverage", Begun)
         try:
-            figures = run(SCENARIOS[name], diary, device=CPU)
+            metrics = run(SCENARIOS[name], diary, device=CPU)
         except NonFinite as nonfinite:
             error = str(nonfinite)
     return {
-        "figures": figures,
+        "metrics": metrics,
         "error": error,
         "steps": diary.steps,
         "syncs": Counted.syncs,
@@ -188,9 +188,9 @@ def test_two_workers_train_as_one(name: str, two: Path, tmp_path: Path):
     close(weights, expected)
     assert [rank["steps"] for rank in seen] == [diary.steps, diary.steps]
     for key in ("samples_shown", "compute_spent", "passes_saved", "train_flops"):
-        assert seen[0]["figures"][key] == seen[1]["figures"][key] == one[key]
+        assert seen[0]["metrics"][key] == seen[1]["metrics"][key] == one[key]
     for key in ("test_loss", "val_loss", "accuracy"):
-        assert seen[0]["figures"][key] == seen[1]["figures"][key] == pytest.approx(one[key], rel=1e-3)
+        assert seen[0]["metrics"][key] == seen[1]["metrics"][key] == pytest.approx(one[key], rel=1e-3)
 
 
 def test_accumulating_is_the_same_step_with_one_synchronisation(two: Path):
@@ -219,9 +219,9 @@ def test_one_worker_goes_on_from_a_checkpoint_of_two(two: Path, tmp_path: Path):
     """The second worker's draws of dropout are lost, so scores differ a little, but the run ends alike."""
     experiment = SCENARIOS["stopped"]
     shutil.copytree(two / "stopped-for-one", tmp_path / "one")
-    figures, _, diary = trained(experiment, tmp_path / "one")
+    metrics, _, diary = trained(experiment, tmp_path / "one")
     seen, _ = result(two, "whole")
-    assert figures["samples_shown"] == pytest.approx(seen[0]["figures"]["samples_shown"], rel=0.05)
+    assert metrics["samples_shown"] == pytest.approx(seen[0]["metrics"]["samples_shown"], rel=0.05)
     assert diary.steps < seen[0]["steps"]
 
 
@@ -256,12 +256,12 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both_naming_its_step(two: P
 
 
 def test_batch_statistics_evaluated_are_the_ones_saved(two: Path, tmp_path: Path):
-    """Each worker has its own; the figures must be those of the saved model, evaluated by anyone."""
+    """Each worker has its own; the metrics must be those of the saved model, evaluated by anyone."""
     seen, weights = result(two, "batch-norm")
     shutil.copytree(two / "batch-norm", tmp_path / "one")
     for folder in (tmp_path / "one").glob("checkpoint-*"):
-        (folder / "figures.json").unlink(missing_ok=True)
-    figures, again, diary = trained(SCENARIOS["batch-norm"], tmp_path / "one")
+        (folder / "metrics.json").unlink(missing_ok=True)
+    metrics, again, diary = trained(SCENARIOS["batch-norm"], tmp_path / "one")
     assert diary.steps == 0
     assert same(again, weights)
-    assert figures["test_loss"] == pytest.approx(seen[0]["figures"]["test_loss"], rel=1e-6)
+    assert metrics["test_loss"] == pytest.approx(seen[0]["metrics"]["test_loss"], rel=1e-6)

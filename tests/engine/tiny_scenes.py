@@ -45,7 +45,7 @@ def camvid(
     """The recipe on 18 small scenes of two classes, 3 epochs of 3 steps."""
     keys = {
         **{f"data.{split}": str(path) for split, path in scenes.items()},
-        **{"data.val": None, "data.val_share": 0.25, "data.classes": 2, "data.void": 255},
+        **{"data.val": None, "data.val_fraction": 0.25, "data.classes": 2, "data.void": 255},
         **{"data.image_size": SIDE, "data.padding": 4},
         **{"train.epochs": 3, "train.batch_size": 6, "train.threads": 1},
         **{"train.eval_every": 0, "train.checkpoint_every": 1},

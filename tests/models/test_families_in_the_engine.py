@@ -54,11 +54,11 @@ def test_a_step_at_every_bandwidth(name: str, images: Path, tmp_path: Path, monk
     torch.set_num_threads(1)
     torch.manual_seed(0)
     options, sizes = (FAMILIES | OWN)[name]
-    full, share = sizes[-1], 1 / len(sizes)
+    full, fraction = sizes[-1], 1 / len(sizes)
     experiment = load_experiment(
         "digits",
         {
-            "data": {"source": "parquet", "train": str(images), "test": str(images), "val_share": 0},
+            "data": {"source": "parquet", "train": str(images), "test": str(images), "val_fraction": 0},
             "data.image_size": full,
             "model.name": name,
             "model.options": options,
@@ -67,13 +67,13 @@ def test_a_step_at_every_bandwidth(name: str, images: Path, tmp_path: Path, monk
             "train.lr": 1e-4,
             "train.ema_decay": 0.9,
             "curriculum.method": "custom",
-            "curriculum.schedule": [{"share": share, "ratio": size / full} for size in sizes],
+            "curriculum.schedule": [{"fraction": fraction, "ratio": size / full} for size in sizes],
         },
     )
     splits = open_data(experiment.data, seed=0)
     loop, _ = assemble(experiment, splits, LocalReporter(tmp_path), Stopwatch(torch.device("cpu")))
     assert [stage.size for stage in loop.budget.stages] == list(sizes)
-    steps = [loop.rehearsal(stage, number=number) for number, stage in enumerate(loop.budget.stages)]
+    steps = [loop.warm_up_step(stage, number=number) for number, stage in enumerate(loop.budget.stages)]
     for step, batch in zip(steps, loop.loader.train_batches(steps, epoch=0), strict=True):
         loop.train_step(step, batch, advance=0.1)
         assert batch["inputs"].shape == (2, 3, step.stage.size, step.stage.size)

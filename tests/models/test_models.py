@@ -72,7 +72,7 @@ def test_bn_momentum() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "wrn16_2", "vgg11"])
-def test_convolutions_start_with_the_deviation_of_their_fan_out(name: str) -> None:
+def test_convolutions_start_with_the_std_of_their_fan_out(name: str) -> None:
     torch.manual_seed(0)
     weights = [module.weight for module in build(name).modules() if isinstance(module, nn.Conv2d)]
     weight = max(weights, key=torch.numel)
@@ -125,7 +125,7 @@ def test_names_are_complete() -> None:
         ({"name": "timm/resnet18", "options": {"features_only": True}}, "it gives a list, not a tensor of"),
     ],
 )
-def test_mistakes_are_told(given: dict[str, Any], expected: str) -> None:
+def test_mistakes_are_reported(given: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError, match="model") as caught:
         build(**given)
     assert expected in str(caught.value)
@@ -159,7 +159,7 @@ def test_pretrained_for_other_classes_keeps_all_but_the_classifier(tmp_path: Pat
     assert model.fc.weight.shape == (10, 64)
 
 
-def test_pretrained_mistakes_are_told(tmp_path: Path) -> None:
+def test_pretrained_mistakes_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*absent\.pt"):
         build("resnet8", pretrained=tmp_path / "absent.pt")
     (tmp_path / "text.pt").write_text("no weights")

@@ -187,7 +187,7 @@ def test_ddp_is_wrapped_again_after_a_change(tmp_path: Path) -> None:
     slope=st.floats(-3, 3),
 )
 def test_rows_are_resized_about_their_centres(side: int, new_side: int, prefix: int, slope: float) -> None:
-    """A constant stays, a ramp keeps its middle, mirroring commutes, the prefix is untouched."""
+    """A constant stays, a ramp keeps its middle, flipping commutes, the prefix is untouched."""
     x = (torch.arange(side) + 0.5) / side
     ramp = (slope * x).repeat(side)
     rows = torch.stack([torch.ones(side * side), ramp], dim=1)
@@ -196,8 +196,8 @@ def test_rows_are_resized_about_their_centres(side: int, new_side: int, prefix: 
     assert torch.equal(out[:prefix], rows[:prefix])
     torch.testing.assert_close(out[prefix:, 0], torch.ones(new_side**2))
     torch.testing.assert_close(out[prefix:, 1].mean(), torch.tensor(slope / 2), atol=1e-5, rtol=1e-5)
-    mirrored = torch.cat([rows[:prefix], rows[prefix:].flip(0)])
-    again = resize_rows(mirrored, prefix + new_side**2, prefix=prefix)
+    flipped = torch.cat([rows[:prefix], rows[prefix:].flip(0)])
+    again = resize_rows(flipped, prefix + new_side**2, prefix=prefix)
     torch.testing.assert_close(again[prefix:], out[prefix:].flip(0))
     if side == new_side:
         assert torch.equal(out, rows)

@@ -80,7 +80,7 @@ def test_a_file_that_would_run_code_is_refused_for_our_own_reason(load: Any, tmp
 
 
 @pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
-def test_a_file_that_is_none_is_told_in_a_line(load: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_none_is_reported_in_a_line(load: Any, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(network().state_dict(), path)
     whole = path.read_bytes()

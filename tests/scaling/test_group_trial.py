@@ -39,7 +39,7 @@ def results(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return folder, tuner.fit()
 
 
-def test_trials_of_two_workers_end_with_their_figures(results: tuple[Path, Any]) -> None:
+def test_trials_of_two_workers_end_with_their_metrics(results: tuple[Path, Any]) -> None:
     assert results[1].num_errors == 0
     for result in results[1]:
         assert result.metrics["done"]
@@ -51,7 +51,7 @@ def test_trials_of_two_workers_end_with_their_figures(results: tuple[Path, Any])
 
 def test_every_epoch_reached_tune(results: tuple[Path, Any]) -> None:
     for result in results[1]:
-        assert list(result.metrics_dataframe["epoch"]) == [1, 2, 2]  # and the final figures
+        assert list(result.metrics_dataframe["epoch"]) == [1, 2, 2]  # and the final metrics
 
 
 def test_checkpoints_are_under_the_name_of_the_run(results: tuple[Path, Any]) -> None:

@@ -36,56 +36,56 @@ class Listener:
         self.times: list[float] = []
         self.progress = 0
 
-    def __call__(self, kind: str, figures: Any) -> None:
+    def __call__(self, kind: str, metrics: Any) -> None:
         if kind == "report":
-            self.reports.append(dict(figures))
+            self.reports.append(dict(metrics))
             self.times.append(time.monotonic())
         else:
             self.progress += 1
 
     def epochs(self) -> list[int]:
-        return [report["epoch"] for report in self.reports if "kept_share" in report]
+        return [report["epoch"] for report in self.reports if "kept_fraction" in report]
 
 
 @pytest.fixture(scope="module")
 def whole(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Listener, dict]:
-    """An undisturbed run of two workers: its folder, what was heard of it, its figures."""
+    """An undisturbed run of two workers: its folder, what was heard of it, its metrics."""
     folder, listener = tmp_path_factory.mktemp("runs") / "whole", Listener()
     return folder, listener, launch(digits(), folder, listener)
 
 
 def test_two_workers_train_and_tell_live(whole: tuple[Path, Listener, dict]) -> None:
-    folder, listener, figures = whole
+    folder, listener, metrics = whole
     assert listener.epochs() == [1, 2, 3]
-    assert listener.reports[-1]["done"] and listener.reports[-1]["accuracy"] == figures["accuracy"]
+    assert listener.reports[-1]["done"] and listener.reports[-1]["accuracy"] == metrics["accuracy"]
     assert listener.times[0] < listener.times[-1], "all reports came at once, at the end"
     assert listener.progress > 0
-    assert figures["accuracy"] > 50
-    assert figures["hardware"].startswith("2 x ")
+    assert metrics["accuracy"] > 50
+    assert metrics["hardware"].startswith("2 x ")
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 2  # checkpoints
 
 
 def test_a_second_launch_goes_on_from_the_folder(whole: tuple[Path, Listener, dict]) -> None:
-    folder, _, figures = whole
+    folder, _, metrics = whole
     listener = Listener()
     again = launch(digits(), folder, listener)
     assert listener.epochs() == []  # nothing was left to train
     for name in ("accuracy", "test_loss", "val_loss", "samples_shown", "train_seconds"):
-        assert again[name] == figures[name], name
+        assert again[name] == metrics[name], name
 
 
 def test_a_run_is_found_by_its_address(whole: tuple[Path, Listener, dict]) -> None:
-    folder, _, figures = whole
+    folder, _, metrics = whole
     listener = Listener()
     again = launch(digits(), folder.as_uri(), listener)
     assert listener.epochs() == []
-    assert again["train_seconds"] == figures["train_seconds"]
+    assert again["train_seconds"] == metrics["train_seconds"]
 
 
 def test_one_worker_leaves_its_checkpoints_at_an_address(tmp_path: Path) -> None:
     experiment, listener = digits(scaling__workers=1, train__epochs=2), Listener()
-    figures = launch(experiment, (tmp_path / "one").as_uri(), listener)
-    assert listener.epochs() == [1, 2] and figures["hardware"].startswith("1 x ")
+    metrics = launch(experiment, (tmp_path / "one").as_uri(), listener)
+    assert listener.epochs() == [1, 2] and metrics["hardware"].startswith("1 x ")
     assert len(list((tmp_path / "one").glob("checkpoint_*/run.pt"))) == 2
 
 
@@ -96,20 +96,20 @@ def test_a_killed_worker_costs_time_and_nothing_else(
     pids: list[int] = []
 
     class Killer(Listener):
-        def __call__(self, kind: str, figures: Any) -> None:
-            super().__call__(kind, figures)
+        def __call__(self, kind: str, metrics: Any) -> None:
+            super().__call__(kind, metrics)
             if kind == "report" and not pids:
                 pids.append(_pid_of_a_worker())
                 os.kill(pids[0], signal.SIGKILL)
 
     killer = Killer()
-    figures = launch(digits(train__epochs=3), tmp_path / "killed", killer)
+    metrics = launch(digits(train__epochs=3), tmp_path / "killed", killer)
     assert pids, "no worker was killed"
     assert sorted(set(killer.epochs())) == [1, 2, 3]
     for name in ("accuracy", "test_loss", "val_accuracy", "val_loss", "samples_shown"):
-        assert figures[name] == expected[name], name
-    losses = {report["epoch"]: report["train_loss"] for report in killer.reports if "kept_share" in report}
-    assert list(losses.values()) == [r["train_loss"] for r in undisturbed.reports if "kept_share" in r]
+        assert metrics[name] == expected[name], name
+    losses = {report["epoch"]: report["train_loss"] for report in killer.reports if "kept_fraction" in report}
+    assert list(losses.values()) == [r["train_loss"] for r in undisturbed.reports if "kept_fraction" in r]
 
 
 def _pid_of_a_worker() -> int:
@@ -180,7 +180,7 @@ def test_one_worker_and_two_train_alike(tmp_path: Path) -> None:
         launch(experiment, tmp_path / str(workers), heard[workers])
     for one, two in zip(heard[1].reports, heard[2].reports, strict=True):
         assert one["samples_shown"] == two["samples_shown"]
-        assert one.get("kept_share") == two.get("kept_share")
+        assert one.get("kept_fraction") == two.get("kept_fraction")
         for name in ("train_loss", "val_loss"):
             if name in one:
                 assert one[name] == pytest.approx(two[name], rel=1e-3), name

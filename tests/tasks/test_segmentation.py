@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import strategies
 
-from raytrain_speedup.data import VOID
+from raytrain_speedup.data import IGNORE_INDEX
 from raytrain_speedup.tasks.distillation import Distillation
 from raytrain_speedup.tasks.segmentation import Segmentation, SegmentationSettings, confusion, mean_iou
 
@@ -17,7 +17,7 @@ K = 3
 def batch(seed: int, count: int = 4, side: int = 5, void: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
     target = torch.randint(K, (count, side, side), generator=rng)
-    target[torch.rand(target.shape, generator=rng) < void] = VOID
+    target[torch.rand(target.shape, generator=rng) < void] = IGNORE_INDEX
     return torch.randn(count, K, side, side, generator=rng), target
 
 
@@ -28,7 +28,7 @@ def test_a_samples_loss_is_the_mean_over_its_labelled_pixels(smoothing: float):
     for image, mask, loss in zip(output.double(), target, losses, strict=True):
         expected = []
         for logits, label in zip(image.flatten(1).T, mask.flatten().tolist(), strict=True):
-            if label != VOID:
+            if label != IGNORE_INDEX:
                 logs = logits.log_softmax(0)
                 expected.append(-(1 - smoothing) * logs[label] - smoothing * logs.mean())
         torch.testing.assert_close(loss.double(), torch.stack(expected).mean())
@@ -36,13 +36,13 @@ def test_a_samples_loss_is_the_mean_over_its_labelled_pixels(smoothing: float):
 
 def test_an_image_without_labels_weighs_nothing():
     output, target = batch(1)
-    target[2] = VOID
+    target[2] = IGNORE_INDEX
     output.requires_grad_()
     losses = Segmentation().losses(output, target)
     assert losses[2] == 0
     losses.sum().backward()
     assert torch.isfinite(output.grad).all() and not output.grad[2].any()
-    assert not output.grad.transpose(0, 1)[:, target == VOID].any()
+    assert not output.grad.transpose(0, 1)[:, target == IGNORE_INDEX].any()
 
 
 def test_logits_at_low_bandwidth_are_enlarged():
@@ -54,16 +54,16 @@ def test_logits_at_low_bandwidth_are_enlarged():
 @hypothesis.given(strategies.integers(0, 10_000), strategies.sampled_from([0.0, 0.5, 0.97, 1.0]))
 def test_mean_iou_of_sets_of_pixels(seed: int, void: float):
     output, target = batch(seed, count=2, side=3, void=void)
-    guess = output.argmax(1)
+    prediction = output.argmax(1)
     ratios = []
     for k in range(K):
-        labelled = target != VOID
-        both = ((guess == k) & (target == k)).sum().item()
-        either = (((guess == k) | (target == k)) & labelled).sum().item()
+        labelled = target != IGNORE_INDEX
+        both = ((prediction == k) & (target == k)).sum().item()
+        either = (((prediction == k) | (target == k)) & labelled).sum().item()
         if either:
             ratios.append(both / either)
-    matrix = confusion(guess, target, K)
-    assert matrix.sum() == (target != VOID).sum()
+    matrix = confusion(prediction, target, K)
+    assert matrix.sum() == (target != IGNORE_INDEX).sum()
     assert mean_iou(matrix) == pytest.approx(sum(ratios) / len(ratios) if ratios else 0.0)
 
 
@@ -73,20 +73,20 @@ def test_totals_add_up_over_batches():
     whole = task.totals(output, target)
     parts = sum(task.totals(output[i : i + 2], target[i : i + 2]) for i in (0, 2, 4))
     torch.testing.assert_close(whole, parts)
-    figures = task.figures(whole, "test")
-    assert figures["loss"] == pytest.approx(task.losses(output, target).double().mean().item())
-    labelled = target != VOID
+    metrics = task.metrics(whole, "test")
+    assert metrics["loss"] == pytest.approx(task.losses(output, target).double().mean().item())
+    labelled = target != IGNORE_INDEX
     right = (output.argmax(1) == target)[labelled].float().mean().item()
-    assert figures["pixel_accuracy"] == pytest.approx(100 * right)
-    assert figures["miou"] == pytest.approx(100 * mean_iou(confusion(output.argmax(1), target, K)))
+    assert metrics["pixel_accuracy"] == pytest.approx(100 * right)
+    assert metrics["miou"] == pytest.approx(100 * mean_iou(confusion(output.argmax(1), target, K)))
 
 
-def test_a_perfect_guess_and_the_worst():
-    target = torch.tensor([[[0, 1], [2, VOID]]])
+def test_a_perfect_prediction_and_the_worst():
+    target = torch.tensor([[[0, 1], [2, IGNORE_INDEX]]])
     right = torch.nn.functional.one_hot(target.clamp(max=K - 1), K).permute(0, 3, 1, 2).float()
     task = Segmentation()
-    assert task.figures(task.totals(right, target), "val")["miou"] == 100
-    assert task.figures(task.totals(right.roll(1, 1), target), "val")["miou"] == 0
+    assert task.metrics(task.totals(right, target), "val")["miou"] == 100
+    assert task.metrics(task.totals(right.roll(1, 1), target), "val")["miou"] == 0
 
 
 def test_a_student_is_validated_by_the_pixels_it_decides_as_its_teacher_does():
@@ -95,8 +95,8 @@ def test_a_student_is_validated_by_the_pixels_it_decides_as_its_teacher_does():
     student = teacher.clone()
     student[0] = student[0].roll(1, 0)
     alike = (student.argmax(1) == teacher.argmax(1)).float().mean().item()
-    figures = task.figures(task.totals(student, teacher), "val")
-    assert figures.keys() == {"loss", "agreement"} and figures["agreement"] == pytest.approx(100 * alike)
+    metrics = task.metrics(task.totals(student, teacher), "val")
+    assert metrics.keys() == {"loss", "agreement"} and metrics["agreement"] == pytest.approx(100 * alike)
     assert task.losses(student, teacher).shape == (4,)
     _, target = batch(5)
-    assert task.figures(task.totals(student, target), "test").keys() == {"loss", "miou", "pixel_accuracy"}
+    assert task.metrics(task.totals(student, target), "test").keys() == {"loss", "miou", "pixel_accuracy"}

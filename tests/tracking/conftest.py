@@ -38,14 +38,14 @@ def write(client: MlflowClient, experiment_name: str) -> Callable[..., str]:
         plan: Plan | None = None,
         margin: float = 0.5,
         parent: str | None = None,
-        **figures: Any,
+        **metrics: Any,
     ) -> str:
         experiment = load_experiment("digits", {"pruning.method": "none", **(keys or {}), "train.seed": seed})
         name = f"{role}-{seed}"
         sweep = {"plan": plan, "margin": margin, "parent": parent}
         log = RunLog.start(client, experiment, name=name, into=into, role=role, **sweep)  # type: ignore[arg-type]
         log.epoch({"epoch": 1, "val_accuracy": 50.0})
-        known = {"train_seconds": 10.0, "passes_saved": 0.0, "progress": 1.0} | figures
+        known = {"train_seconds": 10.0, "passes_saved": 0.0, "progress": 1.0} | metrics
         seconds = known["train_seconds"]
         cost = {"train_flops": 1e8 * seconds, "reference_steps": seconds, "reference_batch": 8.0}
         log.finish({"baseline_key": "k", "hardware": "a desk", "setup": "batch 64", **cost, **known})

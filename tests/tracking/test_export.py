@@ -111,7 +111,7 @@ def test_the_evidence_says_how_it_was_found(
     plan = plan_for(0.5, max_seeds=6, pairing="paired")
     for seed in range(4):
         write("baseline", seed, accuracy=97.0 + seed, train_seconds=10.0 + seed / 10)
-        cost = {"train_seconds": 5.0, "reference_steps": 4.0, "train_flops": 6e8, "core_share": 0.5}
+        cost = {"train_seconds": 5.0, "reference_steps": 4.0, "train_flops": 6e8, "core_fraction": 0.5}
         run = write("winner", seed, keys=KEYS, plan=plan, accuracy=97.1 + seed, **cost)
     export(run, tmp_path / "s.yaml", client.tracking_uri)
     found = load_schedule(tmp_path / "s.yaml").evidence

@@ -167,7 +167,7 @@ def test_a_disturbed_row_says_so_and_a_hopeless_time_is_not_told(
     client: MlflowClient, experiment_name: str, write: Callable[..., str]
 ) -> None:
     write("baseline", 0, accuracy=97.0)
-    write("run", 0, keys=INFOBATCH, accuracy=97.0, train_seconds=20.0, reference_steps=7.0, core_share=0.4)
+    write("run", 0, keys=INFOBATCH, accuracy=97.0, train_seconds=20.0, reference_steps=7.0, core_fraction=0.4)
     write("run", 0, keys=RANDOM, accuracy=97.0, train_seconds=8.0, reference_spread=4.0, train_flops=7e8)
     screen = Console(file=io.StringIO(), width=160)
     rows = rows_of(client, experiment_name)

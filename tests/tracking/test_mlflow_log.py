@@ -14,7 +14,7 @@ WORDS = {"baseline_key": "k", "train_key": "t", "hardware": "a desk", "metric": 
 
 
 def test_a_run_of_a_sweep_is_read_back_as_it_was(client: MlflowClient, experiment_name: str) -> None:
-    """Every figure to the last bit: a resumed search must learn from the very numbers."""
+    """Every metric to the last bit: a resumed search must learn from the very numbers."""
     into = store.experiment_id(client, experiment_name)
     parent, other = (client.create_run(into).info.run_id for _ in range(2))
     experiment = load_experiment("digits", {"pruning.method": "infobatch", "train.seed": 7})
@@ -27,7 +27,7 @@ def test_a_run_of_a_sweep_is_read_back_as_it_was(client: MlflowClient, experimen
     (run,) = store.records(client, experiment_name, parent=parent)
     assert (run.role, run.state, run.seed, run.method) == ("trial", "finished", 7, "infobatch")
     assert (run.parent, run.margin, run.folder, run.params) == (parent, 0.2, "trial-01-a", PARAMS)
-    assert run.figures == {**FINAL, **WORDS} and "prune_ratio=0.3" in run.settings
+    assert run.metrics == {**FINAL, **WORDS} and "prune_ratio=0.3" in run.settings
     assert client.get_run(run.run_id).data.metrics["epoch/val_accuracy"] == 50.0
 
 

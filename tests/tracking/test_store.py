@@ -69,7 +69,7 @@ def test_first_commands_killed_and_at_once_make_one_database(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", [None, b"no database at all" * 100])
-def test_what_is_no_database_is_told_at_once(content: bytes | None, tmp_path: Path) -> None:
+def test_what_is_no_database_is_reported_at_once(content: bytes | None, tmp_path: Path) -> None:
     place = tmp_path / "mlflow.db"
     if content is None:
         place.mkdir()

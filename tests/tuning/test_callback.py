@@ -35,7 +35,7 @@ class Sitting:
             client, into=into, heartbeat=self.heartbeat, margin=0.2, reopen={}, listener=self.listen
         )
 
-    def listen(self, name: str, state: str, figures: Any, reason: str = "", settings: str = "") -> None:
+    def listen(self, name: str, state: str, metrics: Any, reason: str = "", settings: str = "") -> None:
         self.told.append((name, state, reason, settings))
 
     def state(self) -> dict[str, str]:
@@ -59,7 +59,7 @@ def test_a_run_is_shown_with_its_settings_and_written_with_its_sweep(sitting: Si
     assert [state for _, state, *_ in sitting.told] == ["running", "running", "finished"]
     (run,) = store.records(sitting.client, sitting.name)
     assert (run.parent, run.margin, run.folder) == (sitting.heartbeat.parent, 0.2, "trial-01-a")
-    assert run.finished and run.figures["accuracy"] == 90.0
+    assert run.finished and run.metrics["accuracy"] == 90.0
 
 
 def test_every_way_to_end(sitting: Sitting) -> None:

@@ -85,6 +85,6 @@ def test_the_setting_of_one_run_against_no_method(tmp_path: Path, uri: str) -> N
     assert [found.role for found in result.rows].count("baseline") == 1
 
 
-def test_mistakes_are_told(tmp_path: Path, uri: str) -> None:
+def test_mistakes_are_reported(tmp_path: Path, uri: str) -> None:
     with pytest.raises(UserError, match="no such run"):
         go("nothing-of-the-kind", uri, tmp_path)

@@ -18,7 +18,7 @@ name: tiny-dfkd
 experiment: digits-dfkd
 overrides:
   data.image_size: 8
-  data.val_share: 0.84
+  data.val_fraction: 0.84
   teacher.model.name: resnet8
   teacher.train.epochs: 1
   model.name: resnet8
@@ -56,7 +56,7 @@ def test_a_sweep_without_data(ray_session: None, tmp_path: Path):
     for name in ("loss", "bn", "oh", "adv"):
         logged = client.get_metric_history(rows["winner"].run_id, f"epoch/synthesis_{name}")
         assert [metric.step for metric in logged] == [1, 2]
-    assert result.picture is not None and result.picture.is_file()
+    assert result.plot is not None and result.plot.is_file()
     assert result.schedule is None, "there is no schedule of pruning and curriculum to take away"
     with pytest.raises(UserError, match="trained without data; expected a run whose pruning and curriculum"):
         export(rows["winner"].run_id, tmp_path / "schedule.yaml", tracking_uri=uri)

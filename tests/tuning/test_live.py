@@ -25,7 +25,7 @@ def test_the_live_table_shows_a_run_with_its_settings() -> None:
         assert "prune_ratio=0.5 r=2" in rows["trial-01"] and "prune_ratio=0.7" in rows["trial-02"]
         assert "91.23" in rows["trial-01"] and "7.0" in rows["trial-01"]
         heading = next(line for line in shown(table).splitlines() if "search" in line)
-        assert "1 of 5 runs" in heading, "an earlier sitting's are counted"
+        assert "1 of 5 runs" in heading, "an earlier run of the sweep's are counted"
         table("trial-01", "finished", {"val_accuracy": 95.0, "passes_saved": 0.25})
         table("trial-02", "failed", {}, "CUDA out of memory")
         assert "trial" not in shown(table), "what has ended is a line above"

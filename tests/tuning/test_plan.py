@@ -34,7 +34,7 @@ def loaded(folder: Path, **changes: Any) -> Sweep:
     return load_sweep(file)
 
 
-def figures(name: str) -> dict[str, Any]:
+def metrics(name: str) -> dict[str, Any]:
     """The second trial is the only one that reaches the baseline. On the test split it is as good."""
     good = 98.0 if name.startswith("trial-02") or not name.startswith("trial") else 90.0
     noise = 0.1 * (int(name.rpartition("seed")[2]) % 3) if "seed" in name else 0.0
@@ -50,7 +50,7 @@ def run_through(plan: SweepPlan, *, limit: int | None = None) -> list[str]:
         if not isinstance(config, dict):
             break
         names.append(config["run_name"])
-        plan.on_trial_complete(f"t{len(names) - 1}", figures(names[-1]))
+        plan.on_trial_complete(f"t{len(names) - 1}", metrics(names[-1]))
     return names
 
 
@@ -60,7 +60,7 @@ def records(plan: SweepPlan, names: Sequence[str]) -> list[Record]:
     return [
         Record(
             run_id=name, name=name, role=plan.finished[name].role, group=plan.finished[name].group,
-            experiment="s", figures=plan.finished[name].figures, params=plan.finished[name].params, **known,
+            experiment="s", metrics=plan.finished[name].metrics, params=plan.finished[name].params, **known,
         )
         for name in names
     ]  # fmt: skip
@@ -99,8 +99,8 @@ def test_it_goes_on_until_a_verdict_and_says_what_it_finds(tmp_path: Path) -> No
     seeds = len([name for name in names if name.startswith("trial-02-seed")])
     assert 3 < seeds < 9 and plan.done and len(names) < plan.total
     assert len([name for name in names if name.startswith("random")]) == 3, "controls have their own seeds"
-    # What it found is what the plan finds in these figures, and it stopped at the first verdict.
-    values = {seed: figures(f"trial-02-seed{seed}")["accuracy"] for seed in range(seeds)}
+    # What it found is what the plan finds in these metrics, and it stopped at the first verdict.
+    values = {seed: metrics(f"trial-02-seed{seed}")["accuracy"] for seed in range(seeds)}
     look = plan.confirmation.plan.look(values, values)
     assert look.status == "lossless" and plan.confirmation.looks["trial-02"] == look
     fewer = {seed: value for seed, value in values.items() if seed < seeds - 1}
@@ -123,7 +123,7 @@ def test_runs_carry_the_plan_that_the_file_asks_for(tmp_path: Path) -> None:
 
 
 def test_winners_are_judged_together_and_those_without_a_chance_are_given_up(tmp_path: Path) -> None:
-    """Two winners on 359 test images: one is as good, but equal figures are no certainty, so it takes a fourth
+    """Two winners on 359 test images: one is as good, but equal metrics are no certainty, so it takes a fourth
     seed; the other lies at the margin, where no number of seeds would tell, and leaves it the error."""
     confirm = {"winners": 2, "max_seeds": 6, "pairing": "paired"}
     sweep = loaded(tmp_path, margin=0.3, controls={}, confirm=confirm)
@@ -139,8 +139,8 @@ def test_winners_are_judged_together_and_those_without_a_chance_are_given_up(tmp
             name, _, seed = run.name.partition("-seed")
             assert run.name not in finished
             values[name][int(seed)] = 97.0 - below[name][int(seed)]
-            figures = {"accuracy": values[name][int(seed)], "val_accuracy": 90.0, "test_samples": 359}
-            finished[run.name] = Outcome(run.name, run.role, name, {}, figures)
+            metrics = {"accuracy": values[name][int(seed)], "val_accuracy": 90.0, "test_samples": 359}
+            finished[run.name] = Outcome(run.name, run.role, name, {}, metrics)
     assert {name: len(seeds) for name, seeds in values.items()} == {"baseline": 4, "a": 4, "b": 3}
     assert {name: look.status for name, look in confirmation.looks.items()} == {
         "a": "lossless",
@@ -171,9 +171,9 @@ def test_runs_under_way_are_waited_for_where_they_decide_the_winner(tmp_path: Pa
     assert list(begun) == [SEARCH[0], "trial-01", SEARCH[3], "trial-02"]
     for name in ("trial-01", "trial-02", SEARCH[0]):
         assert plan.suggest("e") is None
-        plan.on_trial_complete(begun[name], figures(name))
+        plan.on_trial_complete(begun[name], metrics(name))
     assert plan.suggest("e") is None, "the baseline's level is not known"
-    plan.on_trial_complete(begun[SEARCH[3]], figures(SEARCH[3]))
+    plan.on_trial_complete(begun[SEARCH[3]], metrics(SEARCH[3]))
     assert plan.suggest("e")["run_name"] == "baseline-seed0"
 
 
@@ -194,12 +194,12 @@ def test_a_baseline_that_fails_late_costs_a_seed_and_not_the_sweep(tmp_path: Pat
     assert plan.done
 
 
-def test_a_baseline_without_the_figure_that_is_searched_for_ends_the_sweep(tmp_path: Path) -> None:
+def test_a_baseline_without_the_metric_that_is_searched_for_ends_the_sweep(tmp_path: Path) -> None:
     plan = SweepPlan(loaded(tmp_path))
     plan.suggest("first")
     plan.on_trial_complete("first", {"train_flops": 1.0, "baseline_key": "k"})
     assert plan.failure is not None and plan.failure.startswith(
-        "it has no figure 'val_accuracy'; expected data"
+        "it has no metric 'val_accuracy'; expected data"
     )
     assert plan.suggest("second") == SweepPlan.FINISHED
 
@@ -226,7 +226,7 @@ def test_more_seeds_are_for_the_winner_there_was(tmp_path: Path) -> None:
 
 def worse(run: Record) -> Record:
     """A baseline that all trials reach."""
-    return replace(run, figures={**run.figures, "val_accuracy": 0.0}) if run.role == "baseline" else run
+    return replace(run, metrics={**run.metrics, "val_accuracy": 0.0}) if run.role == "baseline" else run
 
 
 def test_the_baselines_of_the_search_alone_say_who_wins(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def asked(folder: Path, search: dict[str, Any] = TWO_KEYS, **changes: Any) -> Sw
     return loaded(folder, **{"search": search, "confirm": 0, "seeds": [0], "controls": {}} | changes)
 
 
-def figures(params: dict[str, Any]) -> dict[str, Any]:
+def metrics(params: dict[str, Any]) -> dict[str, Any]:
     """As good as the ratio is near 0.3, as dear as it is small."""
     ratio = params.get(RATIO, 0.0)
     good = 90 - 10 * abs(ratio - 0.3) - params.get(LR, 0.0)
@@ -62,8 +62,8 @@ def run(plan: SweepPlan, *, limit: int | None = None, infeasible: float = 1.0) -
             plan.on_trial_complete(slot, {"error": "CUDA out of memory", "done": True})
             done.append(Record("r", name, role, "failed", params=params, **known))
         else:
-            plan.on_trial_complete(slot, figures(params))
-            done.append(Record("r", name, role, "finished", params=params, figures=figures(params), **known))
+            plan.on_trial_complete(slot, metrics(params))
+            done.append(Record("r", name, role, "finished", params=params, metrics=metrics(params), **known))
     return done
 
 
@@ -88,15 +88,15 @@ def test_refused_settings_are_learnt_too_and_take_part_in_the_count(tmp_path: Pa
     assert sum(bool(trial.constraints) for trial in told) == len(plan.refused) > 0
 
 
-def test_what_optuna_is_told(tmp_path: Path) -> None:
+def test_what_optuna_is_reported(tmp_path: Path) -> None:
     """Only a spent budget is complete; only what could not be run is infeasible."""
     search = Search(asked(tmp_path))
     endings = [
-        ("finished", figures({RATIO: 0.5})),
+        ("finished", metrics({RATIO: 0.5})),
         ("stopped", {"val_accuracy": 99.0, "train_flops": 1.0}),
-        ("stopped", figures({RATIO: 0.5})),
+        ("stopped", metrics({RATIO: 0.5})),
         ("failed", {}),
-        ("finished", figures({RATIO: 0.5}) | {"val_accuracy": float("nan")}),
+        ("finished", metrics({RATIO: 0.5}) | {"val_accuracy": float("nan")}),
     ]
     for state, final in endings:
         search.tell(search.suggest(), state, final)
@@ -112,7 +112,7 @@ def test_the_plan_says_how_a_trial_came_back(tmp_path: Path) -> None:
     plan = SweepPlan(asked(tmp_path, trials=4))
     begun = {slot: plan.suggest(slot) for slot in "012345"}
     done, stopped, failed, lost = (slot for slot, config in begun.items() if config["role"] == "trial")
-    plan.on_trial_complete(done, figures({}))
+    plan.on_trial_complete(done, metrics({}))
     plan.on_trial_complete(stopped, {"val_accuracy": 99.0, "progress": 0.25})
     plan.on_trial_complete(failed, {"error": "CUDA out of memory"})
     plan.on_trial_complete(lost, error=True)

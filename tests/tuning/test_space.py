@@ -58,25 +58,27 @@ def test_a_sweep_keeps_something_back_to_tune_by(tmp_path: Path) -> None:
     """Recipes of published results train on all of the training data; every run of a sweep on as much."""
     published = {"experiment": "cifar10-resnet18", "controls": {"fewer": {"train.epochs": 100}}}
     sweep = load_sweep(written(tmp_path, **published))
-    assert load_experiment("cifar10-resnet18").data.val_share == 0
+    assert load_experiment("cifar10-resnet18").data.val_fraction == 0
     runs = [
         sweep.base,
         sweep.trial({"pruning.prune_ratio": 0.3}, seed=5),
         *(sweep.experiment(keys, 0) for keys in (sweep.settings.baseline, sweep.settings.controls["fewer"])),
     ]
-    assert [run.data.val_share for run in runs] == [0.1] * 4
-    smaller = load_sweep(written(tmp_path, **published, val_share=0.02))
-    assert smaller.base.data.val_share == 0.02
-    assert load_sweep(written(tmp_path, **published), {"data.val_share": 0.3}).base.data.val_share == 0.3
-    assert load_sweep(written(tmp_path)).base.data.val_share == 0.2  # as the recipe digits says
-    with pytest.raises(UserError, match=r"val_share: 0 is not allowed; expected greater than 0"):
-        load_sweep(written(tmp_path, val_share=0))
+    assert [run.data.val_fraction for run in runs] == [0.1] * 4
+    smaller = load_sweep(written(tmp_path, **published, val_fraction=0.02))
+    assert smaller.base.data.val_fraction == 0.02
+    assert (
+        load_sweep(written(tmp_path, **published), {"data.val_fraction": 0.3}).base.data.val_fraction == 0.3
+    )
+    assert load_sweep(written(tmp_path)).base.data.val_fraction == 0.2  # as the recipe digits says
+    with pytest.raises(UserError, match=r"val_fraction: 0 is not allowed; expected greater than 0"):
+        load_sweep(written(tmp_path, val_fraction=0))
 
 
 def test_a_student_without_data_keeps_none_back(tmp_path: Path) -> None:
     search = {"distillation.lr_g": {"type": "float", "low": 0.001, "high": 0.01}}
     without = written(tmp_path, experiment="cifar10-wrn40_2-wrn16_1", trial={}, search=search)
-    assert load_sweep(without).base.data.val_share == 0
+    assert load_sweep(without).base.data.val_fraction == 0
 
 
 def test_an_experiment_beside_the_file(tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_what_is_asked_decides_what_is_resumed(tmp_path: Path) -> None:
     assert set(other) == {name.partition(".")[0] for name in MAY_DIFFER_ON_RESUME}
     assert load_sweep(written(tmp_path, **other)).key == key, "more of it is the same question"
     question = {
-        "name": "t", "trial": {}, "seed": 1, "margin": 9.0, "val_share": 0.3, "sampler": "random",
+        "name": "t", "trial": {}, "seed": 1, "margin": 9.0, "val_fraction": 0.3, "sampler": "random",
         "objectives": {"val_loss": "min"},
         "search": {"pruning.prune_ratio": {"type": "float", "low": 0.1, "high": 0.2}},
         "scheduler": {"method": "asha"}, "baseline": {}, "controls": {"x": {"pruning.method": "random"}},
@@ -144,9 +146,9 @@ def entry(**fields: object) -> dict[str, object]:
         ({"objectives": {"val_accuracy": "up"}}, "objectives"),
         (
             {"objectives": {"val_miou": "max"}},
-            "objectives: no run has a figure 'val_miou' to be tuned by; expected",
+            "objectives: no run has a metric 'val_miou' to be tuned by; expected",
         ),
-        ({"objectives": {"accuracy": "max"}}, "objectives: no run has a figure 'accuracy' to be tuned by"),
+        ({"objectives": {"accuracy": "max"}}, "objectives: no run has a metric 'accuracy' to be tuned by"),
         ({"seeds": [0, 1, 1]}, "seeds: [0, 1, 1] is not allowed; expected every seed once"),
     ],
 )

@@ -34,7 +34,7 @@ def test_then_the_most_accurate() -> None:
     assert picked(trials, 4) == ["fine", "nearly", "less", "poor"]
 
 
-def test_a_figure_that_is_to_be_small_is_reached_from_above() -> None:
+def test_a_metric_that_is_to_be_small_is_reached_from_above() -> None:
     trials = [
         Outcome(name, "trial", name, {}, {"val_loss": loss, "train_flops": flops})
         for name, loss, flops in (("worse", 1.2, 1.0), ("better", 0.9, 4.0), ("equal", 1.0, 3.0))
@@ -99,8 +99,8 @@ def confirmed(steep: float, start: float, above: float) -> tuple[float, float, f
         loss = steep * np.maximum(0, saving - start) ** 2 + random.normal(0, 0.05, TRIALS)
         seen = 90 - loss + random.normal(0, SD, TRIALS)
         trials = [
-            trial(str(i), figure, 1 - saved)
-            for i, (figure, saved) in enumerate(zip(seen, saving, strict=True))
+            trial(str(i), metric, 1 - saved)
+            for i, (metric, saved) in enumerate(zip(seen, saving, strict=True))
         ]
         baselines = [{"val_accuracy": 90 + above + luck} for luck in random.normal(0, SD, 2)]
         winners = pick_winners(trials, baselines, count=WINNERS, objectives=OBJECTIVES)

@@ -30,7 +30,7 @@ def tiny(config: dict[str, Any]) -> None:
         90 + (seed % 3 / 10 if seed < SEARCH_SEED else 0.1) - (20 * (ratio - 0.5) if ratio > 0.5 else 0)
     )
 
-    def figures(epoch: int) -> dict[str, Any]:
+    def metrics(epoch: int) -> dict[str, Any]:
         return {
             "epoch": epoch,
             "progress": epoch / EPOCHS,
@@ -48,7 +48,7 @@ def tiny(config: dict[str, Any]) -> None:
         FAULTS.get(ratio, lambda *_: None)(config, epoch)
         folder = reporter.new_folder()
         (folder / "epoch").write_text(str(epoch))
-        reporter.report(figures(epoch), folder)
+        reporter.report(metrics(epoch), folder)
     final = {
         **({"accuracy": accuracy} if config["test"] else {}),
         "val_accuracy": float("nan") if ratio == 0.9 else accuracy,
@@ -63,7 +63,7 @@ def tiny(config: dict[str, Any]) -> None:
         "resumed_after": done,
         "done": True,
     }
-    reporter.report({**figures(EPOCHS), **final})
+    reporter.report({**metrics(EPOCHS), **final})
 
 
 def _raise(config: dict[str, Any], epoch: int) -> None:

@@ -1,6 +1,6 @@
 """What a curriculum is: for every point of the training, how much of each sample is shown.
 
-A curriculum is a list of stages over progress, where progress in [0, 1] is the share of the compute budget
+A curriculum is a list of stages over progress, where progress in [0, 1] is the fraction of the compute budget
 that is spent. The loader, the augmentation and the model follow the stage of each step.
 """
 
@@ -23,7 +23,7 @@ class Stage:
 
     Attributes:
         ends_at: the progress in (0, 1] at which the stage ends; the last one ends at 1.
-        size: side of the input in pixels, the bandwidth B of the paper; None leaves the data as they are.
+        size: of the input in pixels, the bandwidth B of the paper; None leaves the data as they are.
         magnitude: RandAugment magnitude; 0 is the identity, None leaves it to the recipe (data.randaugment).
         cost: compute of one sample relative to one at full size, (B/N)^2 unless it was measured.
         batch_factor: multiple of the base batch size.
@@ -41,7 +41,7 @@ class Stage:
 Kernel = Literal["fourier", "aligned", "resize"]
 
 CostOf = Callable[[int], float]
-"""Compute of one sample of side B pixels, in any unit."""
+"""Compute of one sample of size B pixels, in any unit."""
 
 FULL = Stage(ends_at=1.0)
 
@@ -57,7 +57,7 @@ class CurriculumSettings(Settings):
     )
     cost: Literal["area", "flops"] = Field(
         "area",
-        description="What a sample of side B costs relative to one of side N: `area` is (B/N)^2, `flops` is "
+        description="What a sample of size B costs relative to one of size N: `area` is (B/N)^2, `flops` is "
         "measured on the model before the run.",
     )
     lr_rule: Literal["constant", "sqrt", "linear"] = Field(
@@ -68,13 +68,13 @@ class CurriculumSettings(Settings):
     def stages(
         self, image_size: int, *, stride: int = 4, model: str = "", cost_of: CostOf | None = None
     ) -> Sequence[Stage]:
-        """The stages for images of side `image_size`, in order; the last one shows them in full.
+        """The stages for images of size `image_size`, in order; the last one shows them in full.
 
         Args:
-            image_size: N, the side of the model's full input in pixels.
+            image_size: N, the image size of the model's full input in pixels.
             stride: sizes are rounded up to a multiple of it: what the model's patches or windows divide.
             model: name of the model, for settings that depend on its family.
-            cost_of: compute of one sample of side B, in any unit; its area where it is not given.
+            cost_of: compute of one sample of size B, in any unit; its area where it is not given.
 
         Raises:
             UserError: if the stages cannot be laid out for this size.
@@ -82,8 +82,8 @@ class CurriculumSettings(Settings):
         raise NotImplementedError
 
 
-def side(ratio: float, image_size: int, stride: int) -> int:
-    """The side in pixels of a bandwidth given as a share of the image: a multiple of `stride`, at most N.
+def input_size(ratio: float, image_size: int, stride: int) -> int:
+    """The image size in pixels of a bandwidth given as a fraction of the image: a multiple of `stride`, at most N.
 
     Rounded up, unless the multiple below is missed by less than a quarter of a stride; so .43, .71 and .86
     mean what the papers use at 224 (96, 160, 192), and 16/24/28 at 32 pixels, 28/48/56 at 64.
@@ -92,15 +92,15 @@ def side(ratio: float, image_size: int, stride: int) -> int:
 
 
 def relative_cost(size: int, image_size: int, cost_of: CostOf | None) -> float:
-    """Compute of a sample of side `size` as a share of one of side `image_size`."""
+    """Compute of a sample of size `size` as a fraction of one of size `image_size`."""
     if cost_of is None:
         return (size / image_size) ** 2
     return cost_of(size) / cost_of(image_size)
 
 
-def lay_out(stages: Sequence[Stage], shares: Sequence[float]) -> tuple[Stage, ...]:
-    """Give each stage its share of the compute (in any unit); neighbours that do not differ become one."""
-    ends = [end / sum(shares) for end in accumulate(shares)]
+def lay_out(stages: Sequence[Stage], fractions: Sequence[float]) -> tuple[Stage, ...]:
+    """Give each stage its fraction of the compute (in any unit); neighbours that do not differ become one."""
+    ends = [end / sum(fractions) for end in accumulate(fractions)]
     ends[-1] = 1.0
     placed = [replace(stage, ends_at=end) for stage, end in zip(stages, ends, strict=True)]
     following = [*placed[1:], None]

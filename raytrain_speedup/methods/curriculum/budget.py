@@ -1,7 +1,7 @@
 """From epochs of compute to epochs of samples: where in the budget each step of a run lies, in closed form.
 
-Progress in [0, 1] is the share spent of a budget of `epochs` passes over the data at full size. While a
-sample costs only a share of that, the budget lasts for more passes. Within a stage every sample costs the
+Progress in [0, 1] is the fraction spent of a budget of `epochs` passes over the data at full size. While a
+sample costs only a fraction of that, the budget lasts for more passes. Within a stage every sample costs the
 same, so progress is piecewise linear in the passes made, and its value at any step takes one interpolation:
 nothing is accumulated step by step, and the last step ends at exactly 1.
 """
@@ -34,7 +34,7 @@ class Budget:
 
     Attributes:
         num_epochs: passes the budget buys; the last one is cut short where this is no whole number.
-        last_epoch_share: share in (0, 1] of the last pass that is still paid for.
+        last_epoch_fraction: fraction in (0, 1] of the last pass that is still paid for.
     """
 
     def __init__(self, epochs: float, num_samples: int, stages: Sequence[Stage]) -> None:
@@ -49,16 +49,16 @@ class Budget:
         self.num_epochs = float(self._passes[-1])
         whole = np.arange(1, math.ceil(self.num_epochs) + 1)
         self._epoch_ends: list[float] = np.interp(whole, self._passes, self._ends).tolist()
-        self.last_epoch_share = self.num_epochs - (math.ceil(self.num_epochs) - 1)
+        self.last_epoch_fraction = self.num_epochs - (math.ceil(self.num_epochs) - 1)
 
     @overload
-    def progress(self, epoch: int, share: float) -> float: ...
+    def progress(self, epoch: int, fraction: float) -> float: ...
     @overload
-    def progress(self, epoch: int, share: FloatArray) -> FloatArray: ...
-    def progress(self, epoch: int, share: float | FloatArray) -> float | FloatArray:
-        """Share of the budget that is spent `share` of a full pass into `epoch`; 1 from its end on."""
-        at = np.interp(epoch + np.asarray(share), self._passes, self._ends)
-        return at if isinstance(share, np.ndarray) else float(at)
+    def progress(self, epoch: int, fraction: FloatArray) -> FloatArray: ...
+    def progress(self, epoch: int, fraction: float | FloatArray) -> float | FloatArray:
+        """Fraction of the budget that is spent `fraction` of a full pass into `epoch`; 1 from its end on."""
+        at = np.interp(epoch + np.asarray(fraction), self._passes, self._ends)
+        return at if isinstance(fraction, np.ndarray) else float(at)
 
     def epoch_ends(self) -> list[float]:
         """The progress at the end of each epoch; the last one is 1."""

@@ -85,7 +85,7 @@ def crop_batch(
         size: B for a square, or (B_h, B_w).
         mean: of each channel, for pixels in [0, 1].
         std: of each channel, for pixels in [0, 1].
-        flip: (b,) bool, the images to mirror left to right; None for none of them.
+        flip: (b,) bool, the images to flip left to right; None for none of them.
         kernel: `fourier`, `aligned` or `resize`; see the module.
 
     Raises:
@@ -140,10 +140,10 @@ def _crop(
 
 def _folded_rows_product(x_MCHW: Tensor, rows: _Axis) -> Tensor:
     """`rows.full @ x` with half the multiplications, by the even and odd parts of the image."""
-    mirrored = x_MCHW.index_select(-2, rows.mirror)
-    top = x_MCHW[..., : len(rows.mirror), :]
-    even = rows.even @ (top + mirrored)
-    odd = rows.odd @ (top - mirrored)
+    flipped = x_MCHW.index_select(-2, rows.reflected)
+    top = x_MCHW[..., : len(rows.reflected), :]
+    even = rows.even @ (top + flipped)
+    odd = rows.odd @ (top - flipped)
     half = even.shape[-2]
     parts = [even + odd[..., :half, :], (even - odd[..., :half, :]).index_select(-2, rows.unfold)]
     if rows.nyquist is not None:
@@ -171,13 +171,13 @@ class _Axis:
 
     Attributes:
         full: (B, N), with v of the module's formula as one more row where there is a Nyquist term.
-        right: (2, N, B), the transpose for an image as it is, and for a mirrored one.
-        nyquist: (2, N), v for an image as it is, and for a mirrored one; None without a Nyquist term.
+        right: (2, N, B), the transpose for an image as it is, and for a flipped one.
+        nyquist: (2, N), v for an image as it is, and for a flipped one; None without a Nyquist term.
         alternating: (B,), u of the module's formula.
         even: (g, h), acts on the sum of an image's first h rows and their mirror images.
         odd: (g, h) or (g + 1, h), acts on their difference.
-        mirror: (h,) int64, the row that each of the first h is mirrored to.
-        unfold: (B - g,) int64, the row among the first g that each of the others mirrors.
+        reflected: (h,) int64, the row that each of the first h is reflected to.
+        unfold: (B - g,) int64, the row among the first g that each of the others flips.
     """
 
     full: Tensor
@@ -186,7 +186,7 @@ class _Axis:
     alternating: Tensor
     even: Tensor
     odd: Tensor
-    mirror: Tensor
+    reflected: Tensor
     unfold: Tensor
 
     @property
@@ -205,10 +205,12 @@ def _axis(N: int, B: int, kernel: Kernel, device: torch.device, dtype: torch.dty
 
     # A reflection about pixel 0 for the corner-aligned kernel, about the centre for the others.
     corner = kernel == "fourier"
-    mirror = (-np.arange(N) - (not corner)) % N
+    reflected = (-np.arange(N) - (not corner)) % N
     h, g = (N // 2 + 1, B // 2 + 1) if corner else ((N + 1) // 2, (B + 1) // 2)
-    kept, folded = full[:, :h], full[:, mirror[:h]]
-    once = np.where(mirror[:h] == np.arange(h), 0.25, 0.5)  # a row that mirrors itself is counted twice
+    kept, folded = full[:, :h], full[:, reflected[:h]]
+    once = np.where(
+        reflected[:h] == np.arange(h), 0.25, 0.5
+    )  # a row that is its own reflection is counted twice
     odd = ((kept - folded) * once)[np.r_[:g, B : len(full)]]
 
     def tensor(array: NDArray[np.float64]) -> Tensor:
@@ -222,7 +224,7 @@ def _axis(N: int, B: int, kernel: Kernel, device: torch.device, dtype: torch.dty
             alternating=tensor((-1.0) ** np.arange(B) / N),
             even=tensor(((kept + folded) * once)[:g]),
             odd=tensor(odd),
-            mirror=torch.from_numpy(mirror[:h]).to(device),
+            reflected=torch.from_numpy(reflected[:h]).to(device),
             unfold=torch.from_numpy(((-np.arange(B) - (not corner)) % B)[g:]).to(device),
         )
 

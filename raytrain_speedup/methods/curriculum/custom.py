@@ -12,24 +12,24 @@ from raytrain_speedup.methods.curriculum.base import (
     CostOf,
     CurriculumSettings,
     Stage,
+    input_size,
     lay_out,
     relative_cost,
-    side,
 )
 from raytrain_speedup.settings import Settings
 
-SHARE_TOLERANCE = 1e-3  # thirds may be written as .333
+FRACTION_TOLERANCE = 1e-3  # thirds may be written as .333
 
 
 class CustomStage(Settings):
     """One stretch of a custom curriculum."""
 
-    share: float = Field(gt=0, le=1, description="Share of the compute budget spent in this stage.")
+    fraction: float = Field(gt=0, le=1, description="Fraction of the compute budget spent in this stage.")
     ratio: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="Bandwidth as a share of the image's side, put on the model's stride.",
+        description="Bandwidth as a fraction of the image size, put on the model's stride.",
     )
     magnitude: float | None = Field(
         None,
@@ -47,19 +47,19 @@ class CustomStage(Settings):
 
 
 class CustomCurriculum(CurriculumSettings):
-    """Stages by their share of the compute; the last one must show the images in full."""
+    """Stages by their fraction of the compute; the last one must show the images in full."""
 
     method: Literal["custom"] = "custom"
     schedule: tuple[CustomStage, ...] = Field(
-        description="The stages in order; their shares sum to 1 and the last one has ratio 1."
+        description="The stages in order; their fractions sum to 1 and the last one has ratio 1."
     )
 
     @field_validator("schedule")
     @classmethod
     def _is_whole(cls, schedule: tuple[CustomStage, ...]) -> tuple[CustomStage, ...]:
-        total = math.fsum(stage.share for stage in schedule)
-        if abs(total - 1) > SHARE_TOLERANCE:
-            raise ValueError(f"the shares of the {len(schedule)} stages sum to {total:.4g}; expected 1")
+        total = math.fsum(stage.fraction for stage in schedule)
+        if abs(total - 1) > FRACTION_TOLERANCE:
+            raise ValueError(f"the fractions of the {len(schedule)} stages sum to {total:.4g}; expected 1")
         if schedule[-1].ratio != 1:
             raise ValueError(
                 f"the last stage has ratio {schedule[-1].ratio:g}; expected 1, or the model never sees the "
@@ -71,7 +71,7 @@ class CustomCurriculum(CurriculumSettings):
         self, image_size: int, *, stride: int = 4, model: str = "", cost_of: CostOf | None = None
     ) -> Sequence[Stage]:
         """The stages of the schedule, in pixels; neighbours that come out the same are one."""
-        sizes = [side(stage.ratio, image_size, stride) for stage in self.schedule]
+        sizes = [input_size(stage.ratio, image_size, stride) for stage in self.schedule]
         stages = [
             Stage(
                 ends_at=1.0,
@@ -83,4 +83,4 @@ class CustomCurriculum(CurriculumSettings):
             )
             for size, stage in zip(sizes, self.schedule, strict=True)
         ]
-        return lay_out(stages, [stage.share for stage in self.schedule])
+        return lay_out(stages, [stage.fraction for stage in self.schedule])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from raytrain_speedup.methods.curriculum.base import CostOf, Stage, lay_out, side
+from raytrain_speedup.methods.curriculum.base import CostOf, Stage, input_size, lay_out
 from raytrain_speedup.methods.curriculum.shrinking import ShrinkingInput
 
 RATIOS = (160 / 224, 160 / 224, 160 / 224, 192 / 224, 1.0)
@@ -24,10 +24,10 @@ class EfficientTrain(ShrinkingInput):
     def stages(
         self, image_size: int, *, stride: int = 4, model: str = "", cost_of: CostOf | None = None
     ) -> Sequence[Stage]:
-        """Five stages that show equally many samples: each one's share of the compute is its cost."""
-        sides = [side(ratio, image_size, stride) for ratio in RATIOS]
+        """Five stages that show equally many samples: each one's fraction of the compute is its cost."""
+        sizes = [input_size(ratio, image_size, stride) for ratio in RATIOS]
         stages = [
-            self._stage(size, image_size, magnitude, cost_of, smallest=sides[0])
-            for size, magnitude in zip(sides, MAGNITUDES, strict=True)
+            self._stage(size, image_size, magnitude, cost_of, smallest=sizes[0])
+            for size, magnitude in zip(sizes, MAGNITUDES, strict=True)
         ]
         return lay_out(stages, [stage.cost for stage in stages])

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raytrain_speedup.methods.curriculum.base import CostOf, Kernel, Stage, lay_out, side
+from raytrain_speedup.methods.curriculum.base import CostOf, Kernel, Stage, input_size, lay_out
 from raytrain_speedup.methods.curriculum.shrinking import ShrinkingInput
 
 Family = Literal["auto", "swin", "cswin", "resnet", "deit", "convnext"]
@@ -45,10 +45,10 @@ class EqualComputeStages(ShrinkingInput):
         cost_of: CostOf | None,
     ) -> tuple[Stage, ...]:
         family = family_of(model) if self.family == "auto" else self.family
-        sides = [side(pixels / 224, image_size, stride) for pixels in BANDWIDTHS[family]]
+        sizes = [input_size(pixels / 224, image_size, stride) for pixels in BANDWIDTHS[family]]
         stages = [
-            self._stage(size, image_size, magnitude, cost_of, smallest=sides[0])
-            for size, magnitude in zip(sides, magnitudes, strict=True)
+            self._stage(size, image_size, magnitude, cost_of, smallest=sizes[0])
+            for size, magnitude in zip(sizes, magnitudes, strict=True)
         ]
         return lay_out(stages, [1] * len(stages))
 

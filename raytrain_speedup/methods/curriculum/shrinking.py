@@ -49,8 +49,8 @@ class ShrinkingInput(CurriculumSettings):
 
 
 def times_smaller(size: int, image_size: int) -> int:
-    """How many samples of side `size` take the memory of one of side `image_size`, with 5 % to spare.
+    """How many samples of size `size` take the memory of one of size `image_size`, with 5 % to spare.
 
-    The slack makes two samples of side 160 fit the place of one of side 224, which they exceed by 2 %.
+    The slack makes two samples of size 160 fit the place of one of size 224, which they exceed by 2 %.
     """
     return int(1.05 * (image_size / size) ** 2)

@@ -26,12 +26,12 @@ class Augment(Settings):
     crop: int = Field(
         4, ge=0, description="zero padding in pixels around an image before a random crop back to size"
     )
-    flip: bool = Field(True, description="mirror each image with probability 1/2")
+    flip: bool = Field(True, description="flip each image with probability 1/2")
     zoom: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="smallest share of the area that a random resized crop keeps; 1 turns it off",
+        description="smallest fraction of the area that a random resized crop keeps; 1 turns it off",
     )
 
     @model_validator(mode="after")
@@ -59,9 +59,9 @@ def augment(images: Tensor, how: Augment, rng: torch.Generator) -> Tensor:
     else:
         top, left = ((uniform() * (2 * how.crop + 1)).floor() - how.crop for _ in range(2))
     if how.flip:
-        mirrored = uniform() < 0.5
-        left = torch.where(mirrored, left + width * scale_x, left)
-        scale_x = torch.where(mirrored, -scale_x, scale_x)
+        flipped = uniform() < 0.5
+        left = torch.where(flipped, left + width * scale_x, left)
+        scale_x = torch.where(flipped, -scale_x, scale_x)
     rows_BHH = _resampling(top, scale_y, height, clamp=how.zoom < 1)
     cols_BWW = _resampling(left, scale_x, width, clamp=how.zoom < 1)
     return rows_BHH.to(images.dtype).unsqueeze(1) @ images @ cols_BWW.to(images.dtype).mT.unsqueeze(1)

@@ -179,7 +179,7 @@ class SynthesisSettings(Settings):
         wrappers expect a backward pass after each forward pass. Wrap them for the student's steps only.
 
         Args:
-            image_size: the side of the images, or (height, width).
+            image_size: of the images, or (height, width).
             normalise: mean and standard deviation of each channel, for images in [0, 1].
             real: the training images; needed by the control `real` alone.
 

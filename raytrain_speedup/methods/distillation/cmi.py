@@ -45,7 +45,7 @@ class CMISettings(SynthesisSettings):
     cr_temperature: float = Field(0.2, gt=0, description="temperature of the contrastive loss")
     bank: int = Field(4096, ge=1, description="earlier images that each worker contrasts with")
     embedding: int = Field(128, ge=1, description="dimensions of the embedding")
-    zoom: float = Field(0.25, gt=0, le=1, description="smallest share of the area in the second view")
+    zoom: float = Field(0.25, gt=0, le=1, description="smallest fraction of the area in the second view")
     keep: Keep = Field("best", description="store the best batch rendered after a step, or the last")
     generator: Architecture = Field(
         "small", description="small: CIFAR, 8 to 64 pixels; deep: ImageNet, latent maps"
@@ -135,7 +135,7 @@ class CMI(Synthesizer):
         return Score(terms, view)
 
     def _describe(self, view: View) -> Tensor:
-        """(B, channels): each image's channel means, in units of the teacher's learnt deviations."""
+        """(B, channels): each image's channel means, in units of the teacher's learnt standard deviations."""
         probe = self.problem.probe
         return (view.teacher.instances - probe.running_mean) * (probe.running_var + 1e-5).rsqrt()
 

@@ -26,7 +26,7 @@ class DeepInversionSettings(SynthesisSettings):
     method: Literal["deepinversion"] = "deepinversion"
     steps: int = Field(2000, ge=1, description="steps per batch")
     lr: float = Field(
-        0.05, gt=0, description="learning rate of the pixels (Adam), in units of their deviation"
+        0.05, gt=0, description="learning rate of the pixels (Adam), in units of their standard deviation"
     )
     bn: float = Field(10.0, ge=0, description="weight of the batch-norm statistics loss")
     oh: float = Field(1.0, ge=0, description="weight of the class loss; there is none in segmentation")

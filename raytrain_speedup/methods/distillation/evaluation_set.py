@@ -27,7 +27,7 @@ IMAGES, DENSE_IMAGES, BATCHES = 384, 48, 3
 """How many there are, how many where every pixel is a decision, and in how many batches they are made."""
 
 STEPS, RATE = 20, 0.1
-"""Steps of Adam on the pixels of a batch, and its rate in units of their deviation."""
+"""Steps of Adam on the pixels of a batch, and its rate in units of their standard deviation."""
 
 STATISTICS, SMOOTHNESS = 3.0, 0.05
 """Weights of the batch statistics and of the total variation beside the class loss."""
@@ -46,7 +46,7 @@ def evaluation_images(problem: Problem) -> Tensor:
 
 
 def natural_noise(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Gaussian noise (N, C, H, W) of deviation 1 whose amplitude falls with the frequency, as in photographs."""
+    """Gaussian noise (N, C, H, W) of std 1 whose amplitude falls with the frequency, as in photographs."""
     height, width = shape[-2:]
     frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
     frequency[0, 0] = 1 / max(height, width)

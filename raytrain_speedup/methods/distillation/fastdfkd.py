@@ -40,7 +40,7 @@ class FastDFKDSettings(SynthesisSettings):
     oh: float = Field(0.5, ge=0, description="weight of the class loss; there is none in segmentation")
     adv: float = Field(1.1, ge=0, description="weight of the decision-adversarial loss, after the warm-up")
     bn_momentum: float = Field(
-        0.9, ge=0, lt=1, description="share of earlier calls in the bn loss's statistics; 0 for short runs"
+        0.9, ge=0, lt=1, description="fraction of earlier calls in the bn loss's statistics; 0 for short runs"
     )
     meta: Meta = Field("fomaml", description="meta-gradient: reptile, or the sum or last of the inner ones")
     reuse: Literal["none", "sequential", "common"] = Field(
@@ -206,8 +206,8 @@ class FastDFKD(Synthesizer):
     def _smoothed(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         if self._memory is None:
             return mean, var
-        share = self.settings.bn_momentum
-        return share * self._memory[0] + (1 - share) * mean, share * self._memory[1] + (1 - share) * var
+        kept = self.settings.bn_momentum
+        return kept * self._memory[0] + (1 - kept) * mean, kept * self._memory[1] + (1 - kept) * var
 
     def _remember(self, mean: Tensor, var: Tensor) -> None:
         self._memory = self._smoothed(mean, var)

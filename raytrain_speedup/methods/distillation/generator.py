@@ -95,7 +95,7 @@ def build_generator(
     """A generator on the device of `rng`, with weights drawn from `rng` alone.
 
     Raises:
-        UserError: if the image's sides are no multiple of what the architecture doubles.
+        UserError: if the image size is no multiple of what the architecture doubles.
     """
     kind = SmallGenerator if architecture == "small" else DeepGenerator
     with torch.device("meta"):  # no memory and, above all, no draw from the global generator

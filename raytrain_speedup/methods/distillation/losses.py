@@ -41,9 +41,9 @@ def confidence_loss(logits: Tensor) -> Tensor:
 
 
 def balance_loss(logits: Tensor) -> Tensor:
-    """The negative entropy of the mean prediction: lowest for a batch of equal shares (DAFL, eq. 5)."""
-    share = logits.softmax(1).transpose(0, 1).flatten(1).mean(1)
-    return torch.special.xlogy(share, share).sum()
+    """The negative entropy of the mean prediction: lowest for a batch of equal fractions (DAFL, eq. 5)."""
+    fraction = logits.softmax(1).transpose(0, 1).flatten(1).mean(1)
+    return torch.special.xlogy(fraction, fraction).sum()
 
 
 def activation_loss(features: Tensor) -> Tensor:

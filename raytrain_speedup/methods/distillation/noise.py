@@ -1,4 +1,4 @@
-"""The control: Gaussian noise with the data's mean and deviation. What does a teacher teach on that?"""
+"""The control: Gaussian noise with the data's mean and std. What does a teacher teach on that?"""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class EpochPlan:
         weights: (M,) float32 on the CPU; they sum to `num_samples` (exactly, before rounding to float32), unless
             the loop is a shorter run dealt out (`FewerEpochs`), where all are 1.
         num_samples: N, the size of the data set.
-        stats: figures for the log, such as `threshold`, `eligible` and `nonfinite` (counts are ints).
+        stats: metrics for the log, such as `threshold`, `eligible` and `nonfinite` (counts are ints).
     """
 
     indices: Tensor
@@ -52,7 +52,7 @@ class EpochPlan:
         return len(self.indices)
 
     @property
-    def kept_share(self) -> float:
+    def kept_fraction(self) -> float:
         """M / N."""
         return self.kept / self.num_samples
 
@@ -161,7 +161,7 @@ class PrunerSettings(Settings):
         *,
         seed: int,
         device: torch.device | str | None = None,
-        last_epoch_share: float = 1.0,
+        last_epoch_fraction: float = 1.0,
     ) -> Pruner:
         """The pruner itself, for a run whose budget is `budget_factor` of what it would be without pruning.
 
@@ -169,8 +169,8 @@ class PrunerSettings(Settings):
             num_samples, epoch_ends, seed: as of `Pruner`.
             device: where scores are kept: where `observe` is called with tensors, so that observing never
                 waits for the device. None is the device of the first losses.
-            last_epoch_share: the share of the last epoch's plan that is shown before progress reaches 1; below
-                1 where a curriculum's steps do not divide the budget. Only a promised saving looks at it.
+            last_epoch_fraction: of the last epoch's plan, what is shown before progress reaches 1; below 1
+                where a curriculum's steps do not divide the budget. Only a promised saving looks at it.
 
         Raises:
             UserError: if the settings can't be met on these epochs (a saving out of reach, say).

@@ -34,7 +34,7 @@ class NoPruningSettings(PrunerSettings):
         *,
         seed: int,
         device: torch.device | str | None = None,
-        last_epoch_share: float = 1.0,
+        last_epoch_fraction: float = 1.0,
     ) -> FullData:
         """See `PrunerSettings.build`."""
         return FullData(num_samples, epoch_ends, seed=seed)
@@ -44,10 +44,12 @@ class FewerEpochsSettings(NoPruningSettings):
     """Control: full data, but fewer epochs at the same compute."""
 
     method: Literal["epochs"] = Field("epochs", description="Fewer epochs.")  # type: ignore[assignment]
-    saving: float = Field(0.3, ge=0, lt=1, description="Share of epochs, and so of sample passes, to save.")
+    saving: float = Field(
+        0.3, ge=0, lt=1, description="Fraction of epochs, and so of sample passes, to save."
+    )
 
     def budget_factor(self) -> float:
-        """1 - saving: the share of the budgeted epochs that is run."""
+        """1 - saving: the fraction of the budgeted epochs that is run."""
         return 1.0 - self.saving
 
     def build_for_loop(
@@ -72,7 +74,7 @@ class FewerEpochs(Pruner):
 
     Args:
         num_samples, epochs, seed: see `Pruner`.
-        saving: share of the sample passes of the loop that is not shown.
+        saving: fraction of the sample passes of the loop that is not shown.
     """
 
     def __init__(self, num_samples: int, epochs: int, *, seed: int = 0, saving: float) -> None:

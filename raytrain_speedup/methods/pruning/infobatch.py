@@ -1,7 +1,7 @@
 """InfoBatch: show fewer of the samples the model has learned well, and let the ones shown count for the rest.
 
 Qin et al., ICLR 2024, https://arxiv.org/abs/2303.04947. The score of a sample is its last observed training
-loss. At the start of an epoch every sample whose score lies strictly below the mean is eligible; a share r of
+loss. At the start of an epoch every sample whose score lies strictly below the mean is eligible; a fraction r of
 the eligible ones is dropped at random and the survivors' losses are multiplied by eligible / kept, so the
 epoch's weighted sum of losses is an unbiased estimate of the sum over all data. The quantile form, for large
 noisy sets, drops the more the lower the loss: .75 below the 20th percentile, .5 between the 20th and 85th.
@@ -54,7 +54,7 @@ class InfoBatchSettings(ScheduledSettings):
         (0.2, 0.85), min_length=1, description="For threshold: quantile: upper ends of the bands, rising."
     )
     keep: tuple[float, ...] = Field(
-        (0.25, 0.5), min_length=1, description="For threshold: quantile: share of each band that is kept."
+        (0.25, 0.5), min_length=1, description="For threshold: quantile: fraction of each band that is kept."
     )
 
     @classmethod
@@ -76,9 +76,9 @@ class InfoBatchSettings(ScheduledSettings):
             raise ValueError(f"quantiles {self.quantiles} and keep {self.keep} differ in length")
         if not all(a < b for a, b in zip((0.0, *self.quantiles), (*self.quantiles, 1.0), strict=True)):
             raise ValueError(f"quantiles {self.quantiles} must rise, between 0 and 1")
-        if not all(1 / MAX_WEIGHT <= share <= 1 for share in self.keep):
+        if not all(1 / MAX_WEIGHT <= fraction <= 1 for fraction in self.keep):
             raise ValueError(
-                f"keep {self.keep} must be shares from {1 / MAX_WEIGHT:g}, where a survivor weighs "
+                f"keep {self.keep} must be fractions from {1 / MAX_WEIGHT:g}, where a survivor weighs "
                 f"{MAX_WEIGHT:g}, to 1"
             )
         return self
@@ -90,7 +90,7 @@ class InfoBatchSettings(ScheduledSettings):
         return timetable.reachable_saving(self.bands_dropped())
 
     def bands_dropped(self) -> float:
-        """The share of all samples that the bands of the quantile form drop."""
+        """The fraction of all samples that the bands of the quantile form drop."""
         widths = np.diff((0.0, *self.quantiles))
         return float(widths @ (1 - np.array(self.keep)))
 

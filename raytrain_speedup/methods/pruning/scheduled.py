@@ -2,12 +2,12 @@
 
 An epoch is pruned if it lies between `prune_from` and `anneal_from` of the progress, but the first one never is;
 the rest of the run shows all data at weight 1 (the annealing of the paper). How much is dropped is said either
-by `prune_ratio`, a share of the samples that *may* be dropped, or by `saving`, the share of all sample passes of
+by `prune_ratio`, a fraction of the samples that *may* be dropped, or by `saving`, that of all sample passes of
 the run that is to be saved. Only the second is what a user pays for: a nominal ratio of .7 saves about 28 %
 under InfoBatch, since only samples below the mean loss may be dropped.
 
 A saving that is out of reach is refused before the run. One that gets out of reach because losses are missing
-(nobody called `observe`, or they are NaN) is told in the log as soon as that is known.
+(nobody called `observe`, or they are NaN) is reported in the log as soon as that is known.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class ScheduledSettings(PrunerSettings):
         0.5,
         ge=0,
         lt=1,
-        description="Share of the eligible samples that a pruned epoch drops (the paper's r), at most .9.",
+        description="Fraction of the eligible samples that a pruned epoch drops (the paper's r), at most .9.",
     )
     saving: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="Instead of prune_ratio: share of all sample passes of the run to save, warm-up and "
+        description="Instead of prune_ratio: fraction of all sample passes of the run to save, warm-up and "
         "annealing included. Refused before the run if it is out of reach.",
     )
     anneal_from: float = Field(
@@ -112,7 +112,7 @@ class ScheduledSettings(PrunerSettings):
         return self
 
     def promised_saving(self, timetable: Timetable) -> float | None:
-        """The share of the run's sample passes that these settings save, if they say so at all."""
+        """The fraction of the run's sample passes that these settings save, if they say so at all."""
         return self.saving
 
     def build(
@@ -122,7 +122,7 @@ class ScheduledSettings(PrunerSettings):
         *,
         seed: int,
         device: torch.device | str | None = None,
-        last_epoch_share: float = 1.0,
+        last_epoch_fraction: float = 1.0,
     ) -> ScheduledPruner:
         """See `PrunerSettings.build`."""
         return self._pruner()(
@@ -130,7 +130,7 @@ class ScheduledSettings(PrunerSettings):
             epoch_ends,
             seed=seed,
             device=device,
-            last_epoch_share=last_epoch_share,
+            last_epoch_fraction=last_epoch_fraction,
             **self.model_dump(),
         )
 
@@ -146,7 +146,7 @@ class ScheduledPruner(Pruner):
         num_samples: N, the size of the data set.
         epochs: how many epochs of equal length the run has, or the progress at which each one ends.
         seed: see `Pruner`.
-        device, last_epoch_share: see `PrunerSettings.build`.
+        device, last_epoch_fraction: see `PrunerSettings.build`.
         settings: fields of the method's settings class, such as `prune_ratio=0.5`.
 
     Raises:
@@ -162,14 +162,14 @@ class ScheduledPruner(Pruner):
         *,
         seed: int = 0,
         device: torch.device | str | None = None,
-        last_epoch_share: float = 1.0,
+        last_epoch_fraction: float = 1.0,
         **settings: Any,
     ) -> None:
         super().__init__(num_samples, epochs, seed=seed)
         self.settings = self._read(settings)
         self.device = None if device is None else torch.device(device)
         self.timetable = Timetable.of(
-            self.epoch_ends, self.settings.prune_from, self.settings.anneal_from, last_epoch_share
+            self.epoch_ends, self.settings.prune_from, self.settings.anneal_from, last_epoch_fraction
         )
         self._dropped = torch.zeros(len(self.epoch_ends), dtype=torch.int64)  # samples, by epoch
         self._epoch: int | None = None  # the one that `_selection` is of
@@ -205,12 +205,12 @@ class ScheduledPruner(Pruner):
 
     def _drop_for_saving(self, epoch: int, saving: float) -> int:
         """How many samples `epoch` must drop to stay on course for `saving`."""
-        return round(self.timetable.drop_share(saving, self._shares_dropped(epoch)) * self.num_samples)
+        return round(self.timetable.drop_fraction(saving, self._fractions_dropped(epoch)) * self.num_samples)
 
-    def _shares_dropped(self, epochs: int) -> list[float]:
-        """The share of all samples that each of the first epochs dropped."""
-        shares: list[float] = (self._dropped[:epochs] / self.num_samples).tolist()
-        return shares
+    def _fractions_dropped(self, epochs: int) -> list[float]:
+        """The fraction of all samples that each of the first epochs dropped."""
+        fractions: list[float] = (self._dropped[:epochs] / self.num_samples).tolist()
+        return fractions
 
     def _refuse_if_out_of_reach(self) -> None:
         saving = self.settings.saving
@@ -232,7 +232,7 @@ class ScheduledPruner(Pruner):
         last = not any(self.timetable.pruned[epoch + 1 :])
         if (self._told and not last) or not _speaks():
             return
-        dropped = self._shares_dropped(epoch + 1)
+        dropped = self._fractions_dropped(epoch + 1)
         likely, best = (
             self.timetable.reachable_saving(most / self.num_samples, dropped)
             for most in (self._selection.droppable, self._most_droppable())

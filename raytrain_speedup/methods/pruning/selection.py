@@ -22,7 +22,7 @@ class Selection:
     Attributes:
         codes: (N,) uint8 as in `draw.lay_out`; None for all samples at weight 1.
         weights: the weight of each code.
-        stats: figures for the log.
+        stats: metrics for the log.
         droppable: how many samples it could have dropped at most, with the losses as they are.
     """
 

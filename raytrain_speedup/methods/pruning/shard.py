@@ -1,7 +1,7 @@
 """Which part of each step a worker takes: the same number of steps for all, every sample exactly once.
 
 A global step is a stretch of consecutive entries of the plan; every worker takes a contiguous part of it. So
-the plan and its steps do not depend on the number of workers, and a worker's share of an epoch is two int64
+the plan and its steps do not depend on the number of workers, and a worker's fraction of an epoch is two int64
 numbers per step, not a list of samples.
 """
 

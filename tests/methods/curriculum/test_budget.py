@@ -1,4 +1,4 @@
-"""The budget: published figures, and properties against a step-by-step account."""
+"""The budget: published metrics, and properties against a step-by-step account."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from raytrain_speedup.methods.curriculum.efficienttrainpp import EfficientTrainP
 @st.composite
 def budgets(draw: st.DrawFn) -> Budget:
     count = draw(st.integers(1, 8))
-    shares = draw(st.lists(st.floats(0.01, 1), min_size=count, max_size=count))
+    fractions = draw(st.lists(st.floats(0.01, 1), min_size=count, max_size=count))
     stages = [
         Stage(1.0, cost=draw(st.floats(0.05, 1)), magnitude=k, replay=draw(st.integers(1, 4)))
         for k in range(count - 1)
     ]
-    return Budget(draw(st.floats(0.3, 40)), 1000, lay_out([*stages, FULL], shares))
+    return Budget(draw(st.floats(0.3, 40)), 1000, lay_out([*stages, FULL], fractions))
 
 
 def test_a_budget_of_200_epochs_shows_the_published_454() -> None:
@@ -48,7 +48,7 @@ def test_whole_epochs_stay_whole(name: str, epochs: int) -> None:
     budget = Budget(epochs * mean_cost, 50_000, stages)
     assert budget.num_epochs == epochs
     assert len(budget.epoch_ends()) == epochs
-    assert budget.last_epoch_share == 1.0
+    assert budget.last_epoch_fraction == 1.0
 
 
 def test_without_a_curriculum_an_epoch_is_an_epoch() -> None:
@@ -59,7 +59,7 @@ def test_without_a_curriculum_an_epoch_is_an_epoch() -> None:
 
 def test_half_an_epoch_is_a_budget_too() -> None:
     budget = Budget(0.5, 10, [FULL])
-    assert (budget.epoch_ends(), budget.last_epoch_share) == ([1.0], 0.5)
+    assert (budget.epoch_ends(), budget.last_epoch_fraction) == ([1.0], 0.5)
     assert budget.progress(0, 0.25) == 0.5
     assert budget.progress(0, 0.8) == 1.0
 
@@ -78,15 +78,15 @@ def test_epochs_end_in_order_and_the_last_at_one(budget: Budget) -> None:
     assert len(ends) == math.ceil(budget.num_epochs)
     assert all(before < after for before, after in pairwise([0.0, *ends]))
     assert ends[-1] == 1.0
-    assert 0 < budget.last_epoch_share <= 1
-    assert budget.progress(len(ends) - 1, budget.last_epoch_share) == pytest.approx(1.0, abs=1e-9)
+    assert 0 < budget.last_epoch_fraction <= 1
+    assert budget.progress(len(ends) - 1, budget.last_epoch_fraction) == pytest.approx(1.0, abs=1e-9)
     assert [budget.progress(epoch, 1.0) for epoch in range(len(ends))] == ends
 
 
 @settings(deadline=None)
 @given(budgets(), st.integers(0, 60), st.floats(0, 1))
-def test_progress_advances_by_the_cost_of_its_stage(budget: Budget, epoch: int, share: float) -> None:
-    before, after = budget.progress(epoch, share), budget.progress(epoch, share + 1e-6)
+def test_progress_advances_by_the_cost_of_its_stage(budget: Budget, epoch: int, fraction: float) -> None:
+    before, after = budget.progress(epoch, fraction), budget.progress(epoch, fraction + 1e-6)
     stage = budget.stage_at(before)
     if stage == budget.stage_at(after) and after < 1:
         assert (after - before) * budget.epochs == pytest.approx(1e-6 * stage.cost * stage.replay, rel=1e-3)
@@ -95,10 +95,10 @@ def test_progress_advances_by_the_cost_of_its_stage(budget: Budget, epoch: int, 
 @settings(deadline=None)
 @given(budgets(), st.integers(0, 60), st.integers(0, 2**31))
 def test_progress_is_monotone_and_the_same_for_arrays(budget: Budget, epoch: int, seed: int) -> None:
-    shares = np.sort(np.random.default_rng(seed).random(50))
-    progress = budget.progress(epoch, shares)
+    fractions = np.sort(np.random.default_rng(seed).random(50))
+    progress = budget.progress(epoch, fractions)
     assert (np.diff(progress) >= 0).all()
-    assert progress.tolist() == [budget.progress(epoch, float(share)) for share in shares]
+    assert progress.tolist() == [budget.progress(epoch, float(fraction)) for fraction in fractions]
     assert progress.max() <= 1
 
 

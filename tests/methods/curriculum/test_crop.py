@@ -77,7 +77,7 @@ def test_constants_are_kept(rows: tuple[int, int], columns: tuple[int, int], ker
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_commutes_with_normalisation(kernel: str) -> None:
     x = images(2, 3, 32, 32)
-    mean, std = (torch.tensor(figures).view(-1, 1, 1) for figures in (MEAN, STD))
+    mean, std = (torch.tensor(metrics).view(-1, 1, 1) for metrics in (MEAN, STD))
     before = low_frequency_crop((x - mean) / std, 20, kernel)
     torch.testing.assert_close(before, (low_frequency_crop(x, 20, kernel) - mean) / std, atol=1e-5, rtol=0)
 
@@ -162,12 +162,12 @@ def test_crop_batch_is_flip_then_crop_then_normalise(kernel: str, size: int | tu
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (5, 3, 32, 40), generator=generator, dtype=torch.uint8)
     flip = torch.tensor([True, False, True, True, False])
-    mean, std = (torch.tensor(figures, dtype=torch.float64).view(-1, 1, 1) for figures in (MEAN, STD))
+    mean, std = (torch.tensor(metrics, dtype=torch.float64).view(-1, 1, 1) for metrics in (MEAN, STD))
     for flags in (flip, None):
-        mirrored = torch.stack(
+        flipped = torch.stack(
             [p.flip(-1) if flags is not None and f else p for p, f in zip(pixels, flip, strict=True)]
         )
-        expected = (low_frequency_crop(mirrored.double() / 255, size, kernel) - mean) / std
+        expected = (low_frequency_crop(flipped.double() / 255, size, kernel) - mean) / std
         got = crop_batch(pixels, size, mean=MEAN, std=STD, flip=flags, kernel=kernel)
         assert got.dtype == torch.float32 and got.is_contiguous()
         torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raytrain_speedup.methods.curriculum import CURRICULA
-from raytrain_speedup.methods.curriculum.base import CurriculumSettings, Stage, side
+from raytrain_speedup.methods.curriculum.base import CurriculumSettings, Stage, input_size
 from raytrain_speedup.methods.curriculum.custom import CustomCurriculum
 from raytrain_speedup.methods.curriculum.efficienttrain import EfficientTrain
 from raytrain_speedup.methods.curriculum.efficienttrainpp import EfficientTrainPlusPlus
@@ -21,9 +21,9 @@ from raytrain_speedup.settings import explain
 
 THREE_STAGES: dict[str, Any] = {
     "schedule": [
-        {"share": 0.25, "ratio": 0.43, "magnitude": 0, "batch_factor": 4, "replay": 2},
-        {"share": 0.25, "ratio": 0.71, "magnitude": 4.5},
-        {"share": 0.5},
+        {"fraction": 0.25, "ratio": 0.43, "magnitude": 0, "batch_factor": 4, "replay": 2},
+        {"fraction": 0.25, "ratio": 0.71, "magnitude": 4.5},
+        {"fraction": 0.5},
     ]
 }
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -138,14 +138,14 @@ def test_cost_follows_the_measure() -> None:
 def test_small_images_have_the_reference_sizes(
     image_size: int, sizes: list[int], ratios: tuple[float, ...]
 ) -> None:
-    assert [side(ratio, image_size, 4) for ratio in ratios] == sizes
+    assert [input_size(ratio, image_size, 4) for ratio in ratios] == sizes
 
 
 @given(st.floats(0.01, 1), st.integers(1, 600), st.integers(1, 64))
 def test_a_side_is_on_the_stride_and_never_above_the_image(
     ratio: float, image_size: int, stride: int
 ) -> None:
-    pixels = side(ratio, image_size, stride)
+    pixels = input_size(ratio, image_size, stride)
     assert 1 <= pixels <= image_size
     assert pixels == image_size or pixels % stride == 0
     assert abs(pixels - ratio * image_size) < stride or pixels == stride
@@ -194,7 +194,7 @@ def test_a_custom_schedule_is_laid_out_and_equal_neighbours_become_one() -> None
         Stage(0.5, size=160, magnitude=4.5, cost=(160 / 224) ** 2),
         Stage(1.0, size=224),
     )
-    twice = [{"share": 0.333, "ratio": 0.5}, {"share": 0.333, "ratio": 0.5}, {"share": 0.333}]
+    twice = [{"fraction": 0.333, "ratio": 0.5}, {"fraction": 0.333, "ratio": 0.5}, {"fraction": 0.333}]
     merged = CustomCurriculum.model_validate({"schedule": twice}).stages(32)
     assert [(s.ends_at, s.size) for s in merged] == [(pytest.approx(2 / 3), 16), (1.0, 32)]
 
@@ -202,18 +202,21 @@ def test_a_custom_schedule_is_laid_out_and_equal_neighbours_become_one() -> None
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ([{"share": 0.5}, {"share": 0.4}], "schedule: the shares of the 2 stages sum to 0.9; expected 1"),
         (
-            [{"share": 0.5}, {"share": 0.5, "ratio": 0.5}],
+            [{"fraction": 0.5}, {"fraction": 0.4}],
+            "schedule: the fractions of the 2 stages sum to 0.9; expected 1",
+        ),
+        (
+            [{"fraction": 0.5}, {"fraction": 0.5, "ratio": 0.5}],
             "schedule: the last stage has ratio 0.5; expected 1",
         ),
-        ([{"share": 1, "ratio": 0}], "schedule.0.ratio: 0 is not allowed; expected greater than 0"),
+        ([{"fraction": 1, "ratio": 0}], "schedule.0.ratio: 0 is not allowed; expected greater than 0"),
         (
-            [{"share": 1, "ratio": 1.5}],
+            [{"fraction": 1, "ratio": 1.5}],
             "schedule.0.ratio: 1.5 is not allowed; expected less than or equal to 1",
         ),
-        ([{"share": 1, "magnitud": 3}], "schedule.0.magnitud: unknown key; did you mean 'magnitude'?"),
-        ([], "schedule: the shares of the 0 stages sum to 0; expected 1"),
+        ([{"fraction": 1, "magnitud": 3}], "schedule.0.magnitud: unknown key; did you mean 'magnitude'?"),
+        ([], "schedule: the fractions of the 0 stages sum to 0; expected 1"),
     ],
 )
 def test_a_wrong_schedule_is_explained(schedule: list[dict[str, float]], message: str) -> None:

@@ -1,4 +1,4 @@
-"""The curriculum that a search varies: every choice of its numbers is a valid one, and shares are uniform."""
+"""The curriculum that a search varies: every choice of its numbers is a valid one, and fractions are uniform."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ def test_shares_are_uniform_on_the_simplex() -> None:
     """The moments of Dirichlet(1, 1, 1): mean 1/3, variance 1/18, covariance -1/36."""
     drawn = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drawn = drawn.clamp(1e-12, 1 - 1e-12)
-    shares = torch.tensor([SimplexCurriculum(u_1=a, u_2=b, u_3=c).shares() for a, b, c in drawn.tolist()])
-    assert shares.mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.02)
-    covariance = torch.cov(shares.T)
+    fractions = torch.tensor(
+        [SimplexCurriculum(u_1=a, u_2=b, u_3=c).fractions() for a, b, c in drawn.tolist()]
+    )
+    assert fractions.mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.02)
+    covariance = torch.cov(fractions.T)
     expected = torch.full((3, 3), -1 / 36) + torch.eye(3) * (1 / 18 + 1 / 36)
     torch.testing.assert_close(covariance, expected, atol=0.004, rtol=0)
 
 
 def test_as_it_is_the_shares_are_equal() -> None:
-    assert SimplexCurriculum().shares() == pytest.approx([1 / 3] * 3)
+    assert SimplexCurriculum().fractions() == pytest.approx([1 / 3] * 3)
 
 
 @given(
@@ -40,7 +42,7 @@ def test_bandwidths_only_rise_and_the_last_stage_is_full(
     sizes = [stage.size or size for stage in stages]
     assert all(before <= after for before, after in pairwise(sizes))
     assert sizes[-1] == size and stages[-1].ends_at == 1
-    assert sum(settings.shares()) == pytest.approx(1)
+    assert sum(settings.fractions()) == pytest.approx(1)
 
 
 def test_equal_neighbours_become_one_stage() -> None:

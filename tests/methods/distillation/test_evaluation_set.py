@@ -72,7 +72,7 @@ def test_teachers_without_batch_norm_and_of_pixels_have_theirs(teacher: nn.Modul
 
 
 def test_the_noise_has_the_spectrum_of_photographs() -> None:
-    """Amplitude over frequency falls as 1 / f; the deviation is 1."""
+    """Amplitude over frequency falls as 1 / f; the std is 1."""
     noise = natural_noise((64, 2, 32, 32), generator_for("cpu", 0))
     torch.testing.assert_close(noise.std(dim=(1, 2, 3)), torch.ones(64))
     amplitude = torch.fft.rfft2(noise).abs().mean((0, 1))[0]

@@ -73,8 +73,8 @@ def bn_distance(seen: Seen) -> float:
 
 
 def entropy_of_the_mean(logits: np.ndarray) -> float:
-    share = softmax(logits).mean(0)
-    return float(-(share * np.log(share)).sum())
+    fraction = softmax(logits).mean(0)
+    return float(-(fraction * np.log(fraction)).sum())
 
 
 def variation(pixels: np.ndarray) -> float:
@@ -220,7 +220,7 @@ def test_fastdfkd_smooths_the_statistics_in_its_loss_over_calls(teacher: nn.Sequ
 
 
 def test_cmi(teacher: nn.Sequential, student: nn.Sequential) -> None:
-    """Fang et al. 2021, eq. 5 and 6: -log of the share that an image's other view has of all similarities, those of
+    """Fang et al. 2021, eq. 5 and 6: -log of what an image's other view has of all similarities, those of
     the batch's other images and of the bank among them, cosines over the temperature."""
     settings = {"bn": 0.4, "oh": 0.5, "adv": 0.6, "cr": 0.7, "cr_temperature": 0.3, "zoom": 0.5}
     synthesizer = build("cmi", teacher, student, augment=AUGMENT, **settings)

@@ -30,7 +30,7 @@ def assert_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
 
 
 @every_method
-def test_a_call_gives_uint8_images_and_finite_figures_on_the_device(method: str) -> None:
+def test_a_call_gives_uint8_images_and_finite_metrics_on_the_device(method: str) -> None:
     synthesis = build(method).synthesize(0)
     settings = SYNTHESIZERS[method](**SMALL_METHODS[method])
     assert synthesis.images.dtype == torch.uint8

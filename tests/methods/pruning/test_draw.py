@@ -20,9 +20,9 @@ def test_every_sample_is_drawn_equally_often():
     among = np.arange(300) % 3 > 0
     epochs, count = 3000, 50
     times = sum(draw(among, count, generator(1, epoch, SURVIVORS)).astype(int) for epoch in range(epochs))
-    share = count / among.sum()
-    error = (epochs * share * (1 - share)) ** 0.5
-    z = (times[among] - epochs * share) / error
+    fraction = count / among.sum()
+    error = (epochs * fraction * (1 - fraction)) ** 0.5
+    z = (times[among] - epochs * fraction) / error
     assert abs(z).max() < 5
     assert 0.8 < z.std() < 1.2
 

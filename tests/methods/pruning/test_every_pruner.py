@@ -204,7 +204,7 @@ def test_the_state_of_another_method_is_refused(settings):
 
 
 @pytest.mark.parametrize("epoch", [EPOCHS, EPOCHS + 1, -1])
-def test_an_epoch_that_the_run_does_not_have_is_told(settings, epoch):
+def test_an_epoch_that_the_run_does_not_have_is_reported(settings, epoch):
     with pytest.raises(UserError, match=f"^plan: the run has no epoch {epoch}; expected 0 to 15$"):
         build(settings).plan(epoch)
 
@@ -213,7 +213,7 @@ def loops(settings: PrunerSettings, num_samples: int, epochs: int) -> Pruner:
     return settings.build_for_loop(num_samples, epochs, seed=0)
 
 
-def test_no_samples_and_no_epochs_are_told(settings):
+def test_no_samples_and_no_epochs_are_reported(settings):
     for make in (loops, lambda settings, n, epochs: settings.build(n, equal_epochs(epochs), seed=0)):
         with pytest.raises(UserError, match="^num_samples: 0 is not allowed; expected at least 1 sample$"):
             make(settings, 0, 10)

@@ -45,13 +45,13 @@ def test_a_run_of_the_engine_saves_as_many_passes_and_anneals_as_the_long_one_do
         "pruning.method": "epochs",
         "pruning.saving": saving,
         "data.image_size": 8,
-        "data.val_share": 0.84,
+        "data.val_fraction": 0.84,
         "train.epochs": 3,
         "train.batch_size": 64,
         "train.threads": 1,
         "train.checkpoint_every": 0,
     }
-    figures = run(load_experiment("digits", keys), LocalReporter(tmp_path), device=torch.device("cpu"))
-    assert figures["passes_saved"] == pytest.approx(saving, abs=0.001)
-    assert figures["samples_shown"] == pytest.approx((1 - saving) * 3 * 230, abs=1)
-    assert figures["progress"] == 1
+    metrics = run(load_experiment("digits", keys), LocalReporter(tmp_path), device=torch.device("cpu"))
+    assert metrics["passes_saved"] == pytest.approx(saving, abs=0.001)
+    assert metrics["samples_shown"] == pytest.approx((1 - saving) * 3 * 230, abs=1)
+    assert metrics["progress"] == 1

@@ -85,8 +85,8 @@ def test_every_eligible_sample_is_kept_equally_often():
         kept[observed(losses, prune_ratio=0.5, seed=seed).plan(1).indices.numpy()] += 1
     eligible = (losses < losses.mean()).numpy()
     assert (kept[~eligible] == 3000).all()
-    share = 1 - round(0.5 * eligible.sum()) / eligible.sum()
-    assert abs(kept[eligible] - 3000 * share).max() < 5 * (3000 * share * (1 - share)) ** 0.5
+    fraction = 1 - round(0.5 * eligible.sum()) / eligible.sum()
+    assert abs(kept[eligible] - 3000 * fraction).max() < 5 * (3000 * fraction * (1 - fraction)) ** 0.5
 
 
 def test_quantile_bands_are_dropped_and_weighted_each_by_its_realised_ratio():
@@ -312,7 +312,7 @@ def test_fault_11_a_nominal_ratio_is_not_a_saving():
     """Of log-normal losses, as in trained networks, r = .7 saves far less than .7."""
     pruner = observed(exponential(1000).mul(2).exp(), prune_ratio=0.7)
     plans = [pruner.plan(epoch) for epoch in range(10)]
-    saved = 1 - sum(plan.kept_share for plan in plans) / 10
+    saved = 1 - sum(plan.kept_fraction for plan in plans) / 10
     assert saved < 0.5
 
 
@@ -352,7 +352,7 @@ def test_fault_12_planning_takes_as_little_memory_as_the_plan(options):
         ),
         (
             {"keep": (0.05, 0.5)},
-            r"keep \(0.05, 0.5\) must be shares from 0.1, where a survivor weighs 10, to 1",
+            r"keep \(0.05, 0.5\) must be fractions from 0.1, where a survivor weighs 10, to 1",
         ),
         ({"prune_from": 1.5}, "prune_from: 1.5 is not allowed; expected less than or equal to 1"),
         ({"prune_from": 0.9}, r"prune_from: 0.9 is not allowed; expected at most anneal_from \(0.875\)"),
@@ -363,7 +363,7 @@ def test_fault_12_planning_takes_as_little_memory_as_the_plan(options):
         ({"prun_ratio": 0.5}, "did you mean 'prune_ratio'"),
     ],
 )
-def test_a_wrong_setting_is_told_in_one_message(options, message):
+def test_a_wrong_setting_is_reported_in_one_message(options, message):
     with pytest.raises(UserError, match=message):
         InfoBatch(100, epochs=10, **options)
 
@@ -386,7 +386,7 @@ def test_the_warm_up_of_one_epoch_that_older_experiments_name_is_what_is_done_an
         (torch.tensor(3), torch.tensor(1.0), r"losses of shape \(\) for indices of shape \(\)"),
     ],
 )
-def test_what_cannot_be_observed_is_told_in_a_line(index, loss, message):
+def test_what_cannot_be_observed_is_reported_in_a_line(index, loss, message):
     pruner = InfoBatch(10, epochs=4)
     with pytest.raises(UserError, match=message):
         pruner.observe(index, loss)

@@ -45,7 +45,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nan_losses_are_told_in_the_first_pruned_epoch_with_what_is_left(bad, caplog):
+def test_nan_losses_are_reported_in_the_first_pruned_epoch_with_what_is_left(bad, caplog):
     """The case of the issue: .45 asked, .24 got."""
     saved = train(InfoBatch(N, EPOCHS, saving=0.44), some_bad(470, bad))
     first, last = messages(caplog)
@@ -57,7 +57,7 @@ def test_nan_losses_are_told_in_the_first_pruned_epoch_with_what_is_left(bad, ca
     assert saved == pytest.approx(0.236, abs=0.001)
 
 
-def test_what_is_told_first_comes_true_whatever_the_share_of_bad_losses(caplog):
+def test_what_is_reported_first_comes_true_whatever_the_share_of_bad_losses(caplog):
     for count in range(200, 1001, 100):
         caplog.clear()
         saved = train(InfoBatch(N, EPOCHS, saving=0.445), some_bad(count))
@@ -66,7 +66,7 @@ def test_what_is_told_first_comes_true_whatever_the_share_of_bad_losses(caplog):
 
 
 @pytest.mark.parametrize("options", [{"saving": 0.2}, {"threshold": "quantile"}])
-def test_forgetting_to_observe_is_told_in_the_first_pruned_epoch(options, caplog):
+def test_forgetting_to_observe_is_reported_in_the_first_pruned_epoch(options, caplog):
     assert train(InfoBatch(N, EPOCHS, **options), forgotten) == 0
     first, last = messages(caplog)
     assert re.search(
@@ -75,7 +75,7 @@ def test_forgetting_to_observe_is_told_in_the_first_pruned_epoch(options, caplog
     assert "the run reaches 0.000" in last
 
 
-def test_forgetting_to_observe_is_told_for_a_ratio_too_though_it_promises_no_saving(caplog):
+def test_forgetting_to_observe_is_reported_for_a_ratio_too_though_it_promises_no_saving(caplog):
     train(InfoBatch(N, EPOCHS), forgotten)
     assert [message[:58] for message in messages(caplog)] == [
         "pruning: nothing can be dropped in epoch 1: of 1000 sample",
@@ -87,14 +87,14 @@ def test_forgetting_to_observe_is_told_for_a_ratio_too_though_it_promises_no_sav
     assert not messages(caplog)
 
 
-def test_losses_that_turn_bad_are_told_in_the_next_epoch(caplog):
+def test_losses_that_turn_bad_are_reported_in_the_next_epoch(caplog):
     train(InfoBatch(N, EPOCHS, saving=0.3), some_bad(N, first=3))
     first, last = messages(caplog)
     assert "in epoch 4 of 10" in first
     assert "the run reaches" in last
 
 
-def test_losses_that_turn_good_again_in_time_are_told_once(caplog):
+def test_losses_that_turn_good_again_in_time_are_reported_once(caplog):
     saved = train(InfoBatch(N, EPOCHS, saving=0.3), lambda epoch: some_bad(N if epoch < 2 else 0)(epoch))
     assert saved == pytest.approx(0.3, abs=0.01)
     (only,) = messages(caplog)
@@ -102,7 +102,7 @@ def test_losses_that_turn_good_again_in_time_are_told_once(caplog):
 
 
 @pytest.mark.parametrize("keep", [(0.25, 0.5), (0.5, 0.75)])
-def test_bands_of_quantiles_that_equal_losses_leave_empty_are_told(keep, caplog):
+def test_bands_of_quantiles_that_equal_losses_leave_empty_are_reported(keep, caplog):
     """Half of the losses are 0, so no sample lies strictly below the 20th percentile."""
     half_zero = [
         torch.rand(N, generator=torch.Generator().manual_seed(e)).sub(0.5).clamp(min=0) for e in range(10)
@@ -111,7 +111,7 @@ def test_bands_of_quantiles_that_equal_losses_leave_empty_are_told(keep, caplog)
     first, last = messages(caplog)
     found = re.search(r"saving of ([.\d]+) was asked for; in epoch 1 of 10, ([.\d]+) can be reached", first)
     promised = ((1 - keep[0]) * 0.2 + (1 - keep[1]) * 0.65) * 0.7
-    assert [float(figure) for figure in found.groups()] == pytest.approx([promised, saved], abs=0.0011)
+    assert [float(metric) for metric in found.groups()] == pytest.approx([promised, saved], abs=0.0011)
     assert saved < promised - 0.02
     reached = re.fullmatch(rf"pruning: a saving of {found[1]} was asked for, the run reaches ([.\d]+)", last)
     assert float(reached[1]) == pytest.approx(saved, abs=0.0006)

@@ -27,16 +27,16 @@ LOSSES = {
 }
 
 
-def saving_of(pruner, losses, last_epoch_share: float = 1.0) -> float:
-    """Share of the run's sample passes that a loop over `pruner` does not make."""
+def saving_of(pruner, losses, last_epoch_fraction: float = 1.0) -> float:
+    """Fraction of the run's sample passes that a loop over `pruner` does not make."""
     shown = passes = 0.0
     last = len(pruner.epoch_ends) - 1
     for epoch in range(last + 1):
         plan = pruner.plan(epoch)
-        share = last_epoch_share if epoch == last else 1.0
+        fraction = last_epoch_fraction if epoch == last else 1.0
         pruner.observe(plan.indices, losses(epoch)[plan.indices])
-        shown += share * plan.kept
-        passes += share * N
+        shown += fraction * plan.kept
+        passes += fraction * N
     return 1 - shown / passes
 
 
@@ -54,7 +54,7 @@ def test_unequal_epochs_and_a_last_one_cut_short(losses, method):
     ends = [0.02, 0.05, 0.1, 0.16, 0.3, 0.5, 0.8, 1.0]
     saving = saving_of(method(N, ends, saving=0.4), losses)
     assert saving == pytest.approx(0.4, abs=0.01)
-    cut = method(N, ends, saving=0.5, anneal_from=1.0, last_epoch_share=0.25)
+    cut = method(N, ends, saving=0.5, anneal_from=1.0, last_epoch_fraction=0.25)
     assert saving_of(cut, losses, 0.25) == pytest.approx(0.5, abs=0.01)
 
 
@@ -66,14 +66,14 @@ def test_unequal_epochs_and_a_last_one_cut_short(losses, method):
     st.floats(0, 1),
 )
 @settings(max_examples=25, deadline=None)
-def test_any_reachable_saving_is_met(lengths, share, prune_from, anneal_from, part):
+def test_any_reachable_saving_is_met(lengths, fraction, prune_from, anneal_from, part):
     ends = (torch.tensor(lengths).cumsum(0) / sum(lengths)).tolist()
-    timetable = Timetable.of(ends, prune_from, anneal_from, share)
+    timetable = Timetable.of(ends, prune_from, anneal_from, fraction)
     saving = part * timetable.reachable_saving(0.75 * 0.85)
     pruner = InfoBatch(
-        N, ends, saving=saving, prune_from=prune_from, anneal_from=anneal_from, last_epoch_share=share
+        N, ends, saving=saving, prune_from=prune_from, anneal_from=anneal_from, last_epoch_fraction=fraction
     )
-    assert saving_of(pruner, LOSSES["changing shape"], share) == pytest.approx(saving, abs=0.01)
+    assert saving_of(pruner, LOSSES["changing shape"], fraction) == pytest.approx(saving, abs=0.01)
 
 
 def test_a_shortfall_is_made_up_by_later_epochs():

@@ -98,16 +98,16 @@ def test_the_survivors_of_each_band_stand_for_all_of_it(labels, data):
     st.floats(0, 1),
     st.floats(0.05, 1),
 )
-def test_pruned_epochs_lie_between_the_two_points_of_progress(lengths, prune_from, anneal_from, share):
+def test_pruned_epochs_lie_between_the_two_points_of_progress(lengths, prune_from, anneal_from, fraction):
     ends = (np.cumsum(lengths) / sum(lengths)).tolist()
-    table = Timetable.of(ends, prune_from, anneal_from, share)
-    assert len(table.pruned) == len(table.shares) == len(ends)
+    table = Timetable.of(ends, prune_from, anneal_from, fraction)
+    assert len(table.pruned) == len(table.fractions) == len(ends)
     assert not table.pruned[0]
     for epoch in range(1, len(ends)):
         inside = ends[epoch - 1] >= prune_from and ends[epoch] <= anneal_from
         near = min(abs(ends[epoch - 1] - prune_from), abs(ends[epoch] - anneal_from)) < 1e-8
         assert table.pruned[epoch] == inside or near
-    assert table.shares == (*[1.0] * (len(ends) - 1), share)
+    assert table.fractions == (*[1.0] * (len(ends) - 1), fraction)
 
 
 def test_progress_that_epochs_hit_exactly_counts_as_reached():
@@ -118,13 +118,13 @@ def test_progress_that_epochs_hit_exactly_counts_as_reached():
 
 
 @given(st.integers(2, 12), st.floats(0, 0.75), st.floats(0.1, 1), st.data())
-def test_what_is_still_reachable_is_what_dropping_the_most_from_there_on_gives(epochs, most, share, data):
-    table = Timetable.of([(e + 1) / epochs for e in range(epochs)], 0.0, 1.0, share)
+def test_what_is_still_reachable_is_what_dropping_the_most_from_there_on_gives(epochs, most, fraction, data):
+    table = Timetable.of([(e + 1) / epochs for e in range(epochs)], 0.0, 1.0, fraction)
     known = data.draw(st.integers(0, epochs - 1))
     dropped = [0.0, *(data.draw(st.floats(0, most)) for _ in range(known))][:known]
     rest = [most if pruned else 0.0 for pruned in table.pruned[known:]]
-    total = sum(s * d for s, d in zip(table.shares, [*dropped, *rest], strict=True))
-    assert abs(table.reachable_saving(most, dropped) - total / sum(table.shares)) < 1e-12
+    total = sum(s * d for s, d in zip(table.fractions, [*dropped, *rest], strict=True))
+    assert abs(table.reachable_saving(most, dropped) - total / sum(table.fractions)) < 1e-12
     if any(table.pruned[known:]):
-        course = table.drop_share(table.reachable_saving(most, dropped), dropped)
+        course = table.drop_fraction(table.reachable_saving(most, dropped), dropped)
         assert abs(course - most) < 1e-9

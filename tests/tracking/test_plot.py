@@ -1,4 +1,4 @@
-"""The picture, and the front in it."""
+"""The plot, and the front in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raytrain_speedup.engine.compare import Comparison
 from raytrain_speedup.engine.speedup import Speedup
 from raytrain_speedup.engine.verdict import Look
 from raytrain_speedup.tracking.leaderboard import Row
-from raytrain_speedup.tracking.picture import draw, pareto_front
+from raytrain_speedup.tracking.plot import pareto_front, plot_leaderboard
 
 points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12)
 
@@ -53,9 +53,9 @@ ROWS = [
     "rows", [ROWS, ROWS[1:], ROWS[:1], []], ids=["all", "no baseline", "baseline", "none"]
 )
 def test_it_is_drawn_whatever_there_is(rows: list[Row], tmp_path: Path) -> None:
-    picture = imread(draw(rows, tmp_path / "p.png", title="a sweep"))
-    assert picture.shape[0] > 500 and picture.shape[1] > 800
-    assert picture[..., :3].std() > 0
+    plot = imread(plot_leaderboard(rows, tmp_path / "p.png", title="a sweep"))
+    assert plot.shape[0] > 500 and plot.shape[1] > 800
+    assert plot[..., :3].std() > 0
 
 
 def test_both_bars_are_intervals_and_the_front_is_of_confirmed_rows(
@@ -63,7 +63,7 @@ def test_both_bars_are_intervals_and_the_front_is_of_confirmed_rows(
 ) -> None:
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
-    draw(ROWS, tmp_path / "p.png", title="a sweep")
+    plot_leaderboard(ROWS, tmp_path / "p.png", title="a sweep")
     (axes,) = drawn[0].axes
     bars = {container.get_label(): container for container in axes.containers}
     _, _, (across, along) = bars["confirmed (bars: intervals)"]
@@ -71,6 +71,6 @@ def test_both_bars_are_intervals_and_the_front_is_of_confirmed_rows(
     assert along.get_segments()[0][:, 1] == pytest.approx([-0.3, 0.4])
     front = [line for line in axes.get_lines() if line.get_label() == "Pareto front"]
     assert not front, "the control is beaten by the winner, and a trial is never on it"
-    draw([*ROWS, row("winner", 1.9, -0.2)], tmp_path / "p.png", title="a sweep")
+    plot_leaderboard([*ROWS, row("winner", 1.9, -0.2)], tmp_path / "p.png", title="a sweep")
     (front_line,) = [line for line in drawn[1].axes[0].get_lines() if line.get_label() == "Pareto front"]
     assert front_line.get_xdata() == pytest.approx([1.4, 1.9])

@@ -1,4 +1,4 @@
-"""The picture of a sweep: speedup against the difference in accuracy, with what cannot be beaten on both.
+"""The plot of a sweep: speedup against the difference in accuracy, with what cannot be beaten on both.
 
 Differences rather than accuracies, because trials are judged on the validation split and what was confirmed on
 the test split; each against the baseline on the same one. The front is of confirmed rows alone: a trial on it
@@ -18,13 +18,13 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raytrain_speedup.tracking.leaderboard import SEARCHED, Row, metrics
+from raytrain_speedup.tracking.leaderboard import SEARCHED, Row, metric_names
 
 INK, QUIET, BLUE, GREEN, ORANGE = "#1f2937", "#9ca3af", "#2563eb", "#059669", "#d97706"
 MARKERS = ("s", "^", "v", "P", "X", "D")
 
 
-def draw(rows: Sequence[Row], path: str | Path, *, title: str) -> Path:
+def plot_leaderboard(rows: Sequence[Row], path: str | Path, *, title: str) -> Path:
     """Draw a sweep's leaderboard.
 
     Args:
@@ -37,7 +37,7 @@ def draw(rows: Sequence[Row], path: str | Path, *, title: str) -> Path:
     hardware = dict.fromkeys(row.hardware for row in (*shown, *([baseline] if baseline else [])))
     figure = Figure(figsize=(9, 5.6), dpi=160, layout="constrained")
     axes = figure.add_subplot()
-    _frame(axes, title, " · ".join(hardware), metrics(rows))
+    _frame(axes, title, " · ".join(hardware), metric_names(rows))
     if baseline is not None:
         _baseline(axes, baseline)
     controls = [row for row in shown if row.role not in ("run", *SEARCHED)]

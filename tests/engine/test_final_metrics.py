@@ -1,4 +1,4 @@
-"""The last figures of a run are of the split they name: each counted by hand, with the weights that were kept."""
+"""The last metrics of a run are of the split they name: each counted by hand, with the weights that were kept."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def by_hand(model: torch.nn.Module, source: Source, mean: tuple[float, ...], std
 def test_accuracy_is_of_the_test_split(own: bool, loader: str, tmp_path: Path):
     for name, count in (("train", 64), ("val", 11), ("test", 13)):
         write_images(tmp_path / f"{name}.parquet", count)
-    split = {"val": str(tmp_path / "val.parquet")} if own else {"val_share": 0.25}
+    split = {"val": str(tmp_path / "val.parquet")} if own else {"val_fraction": 0.25}
     tried = experiment(tmp_path, loader, **split).with_overrides({"data.num_workers": 0})
     diary = Diary(tmp_path / "run")
-    figures = run(tried, diary, device=CPU)
+    metrics = run(tried, diary, device=CPU)
     splits = open_data(tried.data, seed=0)
     model = build_model(tried.model, num_classes=2, image_size=16).eval()
     model.load_state_dict(weights(diary))
@@ -42,14 +42,14 @@ def test_accuracy_is_of_the_test_split(own: bool, loader: str, tmp_path: Path):
         name: by_hand(model, source, *normalise)
         for name, source in (("accuracy", splits.test), ("val_accuracy", splits.val))
     }
-    assert {name: figures[name] for name in accuracies} == pytest.approx(accuracies)
+    assert {name: metrics[name] for name in accuracies} == pytest.approx(accuracies)
     assert accuracies["accuracy"] != accuracies["val_accuracy"]
-    assert figures["test_samples"] == 13
-    assert figures["val_samples"] == len(splits.val) == (11 if own else 16)
+    assert metrics["test_samples"] == 13
+    assert metrics["val_samples"] == len(splits.val) == (11 if own else 16)
     assert len(splits.train) == (64 if own else 48)
 
 
 def test_a_search_does_not_read_the_test_split(tmp_path: Path) -> None:
-    figures = run(tiny(), Diary(tmp_path), device=CPU, test=False)
-    assert figures["val_accuracy"] > 0 and figures["val_samples"] > figures["test_samples"]
-    assert not figures.keys() & {"accuracy", "test_loss"}
+    metrics = run(tiny(), Diary(tmp_path), device=CPU, test=False)
+    assert metrics["val_accuracy"] > 0 and metrics["val_samples"] > metrics["test_samples"]
+    assert not metrics.keys() & {"accuracy", "test_loss"}

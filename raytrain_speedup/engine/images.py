@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from raytrain_speedup.data import VOID, Loader
+from raytrain_speedup.data import IGNORE_INDEX, Loader
 from raytrain_speedup.engine.evaluate import evaluating
 from raytrain_speedup.tasks import Task
 
@@ -28,13 +28,13 @@ def decisions(model: nn.Module, task: Task, loader: Loader, *, autocast: torch.a
     batches = loader.eval_batches("val", batch_size=DECIDED)
     batch = next(batch for batch in batches if len(batch["inputs"]))
     with evaluating(model), autocast:
-        guess = model(batch["inputs"]).argmax(1)
+        prediction = model(batch["inputs"]).argmax(1)
     mean, std = (
         torch.tensor(values, device=loader.device).view(-1, 1, 1)
         for values in (loader.settings.mean, loader.settings.std)
     )
     images = (255 * (batch["inputs"] * std + mean)).round().clamp(0, 255).to(torch.uint8)
-    return mask_grid(images, task.classes(batch["target"]), guess)
+    return mask_grid(images, task.classes(batch["target"]), prediction)
 
 
 def image_grid(images: Tensor, columns: int) -> bytes:
@@ -55,7 +55,8 @@ def coloured(mask: Tensor) -> Tensor:
     """Classes (N, H, W) as (N, 3, H, W) uint8: hues a golden section apart, so that neighbours differ; void is
     black."""
     colours = [
-        colorsys.hsv_to_rgb(k * _GOLDEN % 1, 0.55 + 0.4 * (k % 2), 0.95 - 0.25 * (k % 3)) for k in range(VOID)
+        colorsys.hsv_to_rgb(k * _GOLDEN % 1, 0.55 + 0.4 * (k % 2), 0.95 - 0.25 * (k % 3))
+        for k in range(IGNORE_INDEX)
     ]
     palette = (torch.tensor([*colours, (0.0, 0.0, 0.0)]) * 255).to(torch.uint8)
     return palette[mask.long()].permute(0, 3, 1, 2)
