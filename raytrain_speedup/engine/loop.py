@@ -38,8 +38,7 @@ from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.reference import Reference
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.steps import epoch_steps
-from raytrain_speedup.methods.curriculum.base import Stage
-from raytrain_speedup.methods.curriculum.batch_scaling import scaled_lr
+from raytrain_speedup.methods.curriculum.base import Stage, scaled_lr
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning.base import EpochPlan, Pruner
 from raytrain_speedup.models.resize import at_size
