@@ -23,7 +23,7 @@ from raytrain_speedup.methods.distillation.base import RealImages
 from raytrain_speedup.methods.pruning import FullData
 from raytrain_speedup.models import build_model, check_sizes, stride_of, without_weights
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tasks import TASKS, SupervisedTask
+from raytrain_speedup.tasks import TASKS, SupervisedTask, Task
 from raytrain_speedup.tasks.distillation import Distillation
 
 
@@ -60,6 +60,8 @@ def _with_data(
     train = experiment.train
     num_samples, task = len(splits.train), experiment.task.build()
     model = _student(experiment, splits, latest)
+    if task.logits is None:
+        _check_step(experiment, model, task, input_shape(splits, None))
     stages = curriculum_stages(experiment, model, splits)
     factor = experiment.pruning.budget_factor()
     budget = Budget(train.epochs * factor, num_samples, stages)
@@ -163,7 +165,7 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
         num_classes=splits.num_classes,
         in_channels=splits.channels,
         image_size=splits.image_size,
-        dense=splits.dense,
+        dense=_dense(task),
     )
     return stages
 
@@ -179,8 +181,35 @@ def _student(experiment: Experiment, splits: Splits, latest: Path | None) -> nn.
         num_classes=splits.num_classes,
         in_channels=splits.channels,
         image_size=splits.image_size,
-        dense=splits.dense,
+        dense=_dense(experiment.task.build()),
     )
+
+
+def _dense(task: Task) -> bool | None:
+    """Whether a network gives logits for every pixel, or for an image; None where it gives neither."""
+    return None if task.logits is None else task.logits == "pixel"
+
+
+def _check_step(experiment: Experiment, model: nn.Module, task: Task, shape: tuple[int, ...]) -> None:
+    """The task finds what it wants of the network, in a step of shapes alone.
+
+    Raises:
+        UserError: naming both, and the reason.
+    """
+    try:
+        training_flops(model, task, shape)
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"model.name: {experiment.model.name} is no network for task.kind {experiment.task.kind!r}: {reason}"
+        ) from error
 
 
 def _placed(model: nn.Module, experiment: Experiment, device: torch.device) -> nn.Module:

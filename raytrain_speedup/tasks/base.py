@@ -62,6 +62,9 @@ class Task(ABC):
     """What the data must say of each of them ("classes" or "masks"); None where the task has no use for it."""
     mixes: frozenset[str] = frozenset()
     """Which of `mixup` and `cutmix` it can train with: they mix inputs, and name another target to mix in."""
+    logits: Literal["image", "pixel"] | None = None
+    """What a network has to give a logit a class for, asked with images alone; None where it is asked in another
+    way, and is found to fit or not by the `losses` of an `example`."""
     shown: int = 0
     """How many samples of the validation split `images` wants to show."""
 

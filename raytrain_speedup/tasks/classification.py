@@ -30,6 +30,7 @@ class Classification(SupervisedTask):
     """
 
     targets = "classes"
+    logits = "image"
     mixes = frozenset({"mixup", "cutmix"})
     metric = decisions = "accuracy"
 

@@ -29,7 +29,8 @@ class Distillation(SupervisedTask):
         self.temperature, self.num_classes = temperature, num_classes
         self.metric, self.decisions, self.direction = task.metric, task.decisions, task.direction
         self.others = task.others
-        self.targets, self.mixes, self.shown = task.targets, task.mixes, task.shown
+        self.targets, self.logits = task.targets, task.logits
+        self.mixes, self.shown = task.mixes, task.shown
 
     def per_sample(self, output: Tensor, target: Tensor) -> Tensor:
         return distillation_loss(target.float(), output.float(), self.temperature)

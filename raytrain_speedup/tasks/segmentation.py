@@ -40,6 +40,7 @@ class Segmentation(SupervisedTask):
     """
 
     targets = "masks"
+    logits = "pixel"
     mixes = frozenset({"mixup"})  # masks would not be cut with the images
     shown = 8
     metric = "miou"
