@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from raytrain_speedup.engine.measure import training_flops
 from raytrain_speedup.models import ModelSettings, build_model
+from raytrain_speedup.tasks.classification import Classification
 from tests.benchmarks.gpu.rows import Kit, Row, Rows, table
 
 SIZES = {
@@ -59,7 +60,7 @@ def measure(rows: Rows, kit: Kit) -> str:
 def _throughput(kit: Kit, name: str, size: int, full: int, *, compiled: bool = False) -> Row:
     small = name not in BATCH or full == 32
     model = build_model(ModelSettings(name=name), num_classes=10 if small else 1000, image_size=size)
-    flops = training_flops(model, (3, size, size))
+    flops = training_flops(model, Classification(), (3, size, size))
     model = model.to(kit.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     batch = BATCH.get(name, 16)
     images = torch.randn(batch, 3, size, size, device=kit.device).to(memory_format=torch.channels_last)
