@@ -16,7 +16,7 @@ import runpy, sys
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("ray", "mlflow", "optuna", "sklearn", "matplotlib"):
+        if name.partition(".")[0] in ("ray", "mlflow", "optuna"):
             raise ImportError(f"{name} is refused")
 
 sys.meta_path.insert(0, Refuse())
