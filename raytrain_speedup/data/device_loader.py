@@ -20,12 +20,10 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from raytrain_speedup.data import augment
 from raytrain_speedup.data.base import IGNORE_INDEX, CorruptSample, DataSettings, Source, Splits
 from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.data.decode import read, shown_box
 from raytrain_speedup.data.loader import Loader
-from raytrain_speedup.methods.curriculum.base import Stage
 
 _CHUNK = 256
 
@@ -47,8 +45,10 @@ class DeviceLoader(Loader):
             fresh = {"index": index_E[start:end], "weight": weight_E[start:end]}
             shown = self.replayed(self.buffer, fresh, step, epoch)
             index, view = shown["index"], self.views(shown["index"], step)
-            x, target = self._augmented(data, index, view, step.stage, epoch)
-            yield shown | {"inputs": self.finish(x, view, step.stage, epoch), "target": target.long()}
+            inputs, target = self.appearance.show(
+                data.images, data.targets, index, view, step.stage, epoch, cropped=False
+            )
+            yield shown | {"inputs": inputs, "target": target}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         held = {name: tensor.to(self.device) for name, tensor in state["replay"].items()}
@@ -59,7 +59,7 @@ class DeviceLoader(Loader):
         for positions in self.positions_of_rank(split, batch_size):
             index = positions[data.readable[positions]].to(self.device)
             yield {
-                "inputs": self.plain(data.images[index]),
+                "inputs": self.appearance.plain(data.images[index]),
                 "target": data.targets[index].long(),
                 "index": index,
                 "weight": torch.ones(len(index), device=self.device),
@@ -69,26 +69,6 @@ class DeviceLoader(Loader):
         data = self._load("train")
         index = positions[data.readable[positions]].to(self.device)
         return data.images[index].permute(0, 3, 1, 2)
-
-    def _augmented(
-        self, data: Resident, index: Tensor, view: Tensor, stage: Stage, epoch: int
-    ) -> tuple[Tensor, Tensor]:
-        """(b, C, H, W) normalised, and their targets, of which masks move with the images.
-
-        Shifted images come at the size of the stage, crops at full size.
-        """
-        if self.settings.augment != "random-resized-crop":
-            taken, target = self.shifted(data.images, data.targets, index, view, epoch)
-            return self.normalised(taken, stage.size), target
-        key: dict[str, Any] = {"seed": self.seed, "epoch": epoch}
-        side = torch.full_like(index, self.size)
-        boxes = augment.random_boxes(view, side, side, **key, min_scale=self.settings.min_scale)
-        x = augment.crop_and_resize(self.normalised(data.images[index]), boxes)
-        flip, target = augment.coins(view, **key), data.targets[index]
-        if self.splits.dense:
-            masks = augment.crop_and_resize(target[:, None].float(), boxes, mode="nearest")
-            target = augment.flip(masks, flip)[:, 0]
-        return augment.flip(x, flip), target
 
     def _epoch(self, steps: Sequence[Step], data: Resident) -> tuple[Tensor, Tensor, list[int]]:
         """Indices and weights of all steps in one transfer, and where each step begins and ends in them."""

@@ -1,4 +1,7 @@
-"""What every loader does: one batch for one step, each sample of an evaluation split once over all ranks."""
+"""What every loader of files does: one batch for one step, each sample of an evaluation split once over all ranks.
+
+It fulfils `BatchSource`; what a sample looks like is `appearance.py`'s business.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from raytrain_speedup.data import augment, noise
+from raytrain_speedup.data import noise
+from raytrain_speedup.data.appearance import Appearance
 from raytrain_speedup.data.base import DataSettings, Source, Splits
 from raytrain_speedup.data.batch import WARM_UP, Batch, Step
 from raytrain_speedup.data.skipped import Skipped, log
-from raytrain_speedup.methods.curriculum.base import Kernel, Stage
-from raytrain_speedup.methods.curriculum.crop import crop_batch, low_frequency_crop
+from raytrain_speedup.methods.curriculum.base import Kernel
 from raytrain_speedup.methods.curriculum.replay import ReplayBuffer
 
 
@@ -35,6 +38,7 @@ class Loader(ABC):
 
     Attributes:
         name: what brings the batches, for people; runs are compared only where this is equal.
+        appearance: what a stage shows of a sample.
     """
 
     name: str
@@ -52,11 +56,16 @@ class Loader(ABC):
         kernel: Kernel = "fourier",
     ) -> None:
         self.splits, self.settings, self.seed = splits, settings, seed
-        self.rank, self.world, self.kernel = rank, world, kernel
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self.rank, self.world = rank, world
         self.device = torch.device(device)
         self.size = splits.image_size
-        self.padding = self.size // 8 if settings.padding is None else settings.padding
+        self.appearance = Appearance(
+            splits,
+            settings,
+            seed=seed,
+            kernel=kernel,
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        )
         self._skipped = {
             name: Skipped(name, len(self.source(name)), settings.max_corrupt_fraction)
             for name in ("train", "val", "test")
@@ -101,12 +110,11 @@ class Loader(ABC):
         return 0
 
     def prepare(self, epoch: int) -> Iterator[None]:
-        """Do what has to be done before an epoch's batches, in parts between which the run may stop and be resumed;
-        nothing, for most loaders."""
+        """Nothing has to be done before an epoch."""
         return iter(())
 
     def spent_flops(self) -> float:
-        """FLOPs that making batches took, over all ranks, since this was last asked; reading data takes none."""
+        """Reading data takes no FLOPs."""
         return 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,6 +165,10 @@ class Loader(ABC):
         """What is worth looking at after an evaluation: PNG files by name."""
         return {}
 
+    def unnormalised(self, x: Tensor) -> Tensor:
+        """Inputs (b, C, H, W) as uint8 images again."""
+        return self.appearance.unnormalised(x)
+
     def close(self) -> None:  # noqa: B027 - only worker processes need ending
         """End worker processes. The loader cannot be used afterwards."""
 
@@ -174,70 +186,8 @@ class Loader(ABC):
         positions = torch.arange(self.rank, len(self.source(split)), self.world)
         return positions.split(batch_size) if len(positions) else ()
 
-    def magnitude(self, stage: Stage) -> float:
-        """Of RandAugment: the stage's, or that of the settings where the curriculum leaves it open."""
-        return self.settings.randaugment if stage.magnitude is None else stage.magnitude
-
     def warn_of_magnitude(self, steps: Sequence[Step], where: str) -> None:
         """Say once that magnitudes do nothing, and where."""
-        if not self._warned and any(self.magnitude(step.stage) for step in steps):
+        if not self._warned and any(self.appearance.magnitude(step.stage) for step in steps):
             self._warned = True
             log.warning("RandAugment magnitudes have no effect %s", where)
-
-    def shifted(
-        self, images: Tensor, targets: Tensor, position: Tensor, view: Tensor, epoch: int
-    ) -> tuple[Tensor, Tensor]:
-        """(b, H, W, C) uint8 as `crop` and `crop-flip` vary them, and the targets; masks move alike.
-
-        Args:
-            images: (N, H, W, C) uint8; `targets` likewise.
-            position: (b,) int64, which of them to take.
-        """
-        kind = self.settings.augment
-        if kind == "none":
-            return images[position], targets[position]
-
-        def move(planes: Tensor) -> Tensor:
-            return augment.shift_and_flip(
-                planes,
-                position,
-                view,
-                seed=self.seed,
-                epoch=epoch,
-                padding=self.padding,
-                flip=kind == "crop-flip",
-            )
-
-        return move(images), move(targets[..., None])[..., 0] if self.splits.dense else targets[position]
-
-    def finish(self, x: Tensor, index: Tensor, stage: Stage, epoch: int) -> Tensor:
-        """The last part of the augmentation, on normalised (b, C, H, W): bandwidth, cutout, erasing, layout."""
-        settings = self.settings
-        if stage.size is not None:
-            x = low_frequency_crop(x, stage.size, self.kernel)
-        if settings.cutout:
-            size = max(1, round(settings.cutout * x.shape[-1] / self.size))
-            x = augment.cutout(x, index, seed=self.seed, epoch=epoch, size=size)
-        if settings.erasing:
-            x = augment.erase(x, index, seed=self.seed, epoch=epoch, probability=settings.erasing)
-        return x.contiguous(memory_format=self._format)
-
-    def plain(self, images: Tensor) -> Tensor:
-        """(b, H, W, C) uint8 on the device to what the network sees of it in evaluation."""
-        return self.normalised(images).contiguous(memory_format=self._format)
-
-    def unnormalised(self, x: Tensor) -> Tensor:
-        """Inputs (b, C, H, W) as uint8 images again."""
-        mean, std = (
-            torch.tensor(values, device=x.device).view(-1, 1, 1)
-            for values in (self.settings.mean, self.settings.std)
-        )
-        return (255 * (x * std + mean)).round().clamp(0, 255).to(torch.uint8)
-
-    def normalised(self, images: Tensor, size: int | None = None, flip: Tensor | None = None) -> Tensor:
-        """(b, H, W, C) uint8 on the device to normalised (b, C, size, size) float32, in any layout; those that
-        `flip` (b,) names are flipped before their bandwidth is lowered."""
-        planes = images.permute(0, 3, 1, 2)
-        size = size or planes.shape[-1]
-        mean, std = self.settings.mean, self.settings.std
-        return crop_batch(planes, size, mean=mean, std=std, flip=flip, kernel=self.kernel)

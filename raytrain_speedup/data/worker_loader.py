@@ -25,13 +25,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from raytrain_speedup.data import augment
 from raytrain_speedup.data.base import DataSettings, Splits
 from raytrain_speedup.data.batch import WARM_UP, Batch, Step
 from raytrain_speedup.data.kept import KeptFiles, usual_bytes
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.requests import BatchDataset, Decoded, Drawn, Request
-from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.settings import UserError
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
@@ -70,8 +68,11 @@ class WorkerLoader(Loader):
                 self.files.add(decoded.files, self.buffer.max_bytes - self.buffer.nbytes)
             batch = self._batch("train", asked.popleft(), _whole(decoded, step))
             view = batch.pop("view")
-            x, target = self._augmented(batch["inputs"], batch["target"], view, step.stage, epoch)
-            yield batch | {"inputs": self.finish(x, view, step.stage, epoch), "target": target.long()}
+            each = torch.arange(len(view), device=self.device)
+            inputs, target = self.appearance.show(
+                batch["inputs"], batch["target"], each, view, step.stage, epoch, cropped=True
+            )
+            yield batch | {"inputs": inputs, "target": target}
 
     def _requests(self, steps: Sequence[Step], epoch: int, asked: deque[Batch]) -> Iterator[Request]:
         """What to decode for each step; `asked` gets the index, weight and view of all that it shows.
@@ -84,14 +85,14 @@ class WorkerLoader(Loader):
             shown = self.replayed(ahead, {"index": step.index, "weight": step.weight}, step, epoch)
             view, fresh = self.views(shown["index"], step), len(step.index)
             asked.append(shown | {"view": view})
-            size = self._decoded_size(step.stage)
+            size, magnitude = self.appearance.decoding(step.stage)
             yield Request(
                 shown["index"].numpy(),
                 size,
                 "bicubic" if size == self.size else "lanczos",
                 files=self.files.among(shown["index"][fresh:].tolist()),
                 wanted=fresh if step.stage.replay > 1 else 0,
-                drawn=Drawn(view.numpy(), epoch, self._magnitude(step.stage)),
+                drawn=Drawn(view.numpy(), epoch, magnitude),
             )
 
     def bytes_to_replay(self) -> int:
@@ -106,22 +107,11 @@ class WorkerLoader(Loader):
         requests = (Request(index.numpy(), self.size) for index in batches_of_rank)
         for index, decoded in zip(batches_of_rank, self._decoded(split, requests), strict=True):
             batch = self._batch(split, {"index": index, "weight": torch.ones(len(index))}, decoded)
-            yield batch | {"inputs": self.plain(batch["inputs"]), "target": batch["target"].long()}
-
-    def _magnitude(self, stage: Stage) -> float:
-        """Of RandAugment, which would turn images and leave their masks."""
-        return 0.0 if self.splits.dense else self.magnitude(stage)
+            yield batch | {"inputs": self.appearance.plain(batch["inputs"]), "target": batch["target"].long()}
 
     def train_images(self, positions: Tensor) -> Tensor:
         (decoded,) = self._decoded("train", iter([Request(positions.numpy(), self.size)]))
         return decoded.images.to(self.device).permute(0, 3, 1, 2)
-
-    def _decoded_size(self, stage: Stage) -> int:
-        """The image size asked of workers: that of the stage where a resize is all that leads to it; masks
-        are always full-size, and so are their images."""
-        crops = self.settings.augment == "random-resized-crop"
-        straight = crops and self.kernel == "resize" and not self.splits.dense
-        return stage.size if straight and stage.size else self.size
 
     def _batch(self, split: str, asked: Batch, decoded: Decoded) -> Batch:
         """What could be read of what was asked for, on the device; `inputs` are still uint8 (k, H, W, C), and
@@ -136,18 +126,6 @@ class WorkerLoader(Loader):
         for group in self._groups.values():
             group.close()
         self._groups.clear()
-
-    def _augmented(
-        self, images: Tensor, targets: Tensor, view: Tensor, stage: Stage, epoch: int
-    ) -> tuple[Tensor, Tensor]:
-        """What is left for the device to do, up to normalised (b, C, H, W); masks move with the images."""
-        if self.settings.augment != "random-resized-crop":
-            position = torch.arange(len(view), device=self.device)
-            images, targets = self.shifted(images, targets, position, view, epoch)
-            return self.normalised(images, stage.size), targets
-        flip = augment.coins(view, seed=self.seed, epoch=epoch)
-        x = self.normalised(images, stage.size, flip)
-        return x, augment.flip(targets, flip) if self.splits.dense else targets
 
     def _decoded(self, split: str, requests: Iterator[Request]) -> Iterator[Decoded]:
         """The answers to the requests, in order, with what was skipped noted."""

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data import Loader
 from raytrain_speedup.data.batch import WARM_UP, Batch, Step, draw_keys
+from raytrain_speedup.data.batch_source import BatchSource
 from raytrain_speedup.engine.alarm import LossAlarm, NonFinite
 from raytrain_speedup.engine.checkpoint import (
     CheckpointFailed,
@@ -35,7 +35,7 @@ from raytrain_speedup.engine.identity import check_same, identity
 from raytrain_speedup.engine.learner import Learner
 from raytrain_speedup.engine.learning_rate import learning_rate
 from raytrain_speedup.engine.measure import Stopwatch
-from raytrain_speedup.engine.reference import Reference
+from raytrain_speedup.engine.reference import NoReference, Reference
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.steps import epoch_steps
 from raytrain_speedup.methods.curriculum.base import Stage, scaled_lr
@@ -68,6 +68,7 @@ class Loop:
         flops: training FLOPs of one sample by input size.
         watch: counts the seconds.
         frozen_models: networks that take part without being trained, kept in the checkpoint by name.
+        timed: whether its cost is counted in reference steps.
     """
 
     def __init__(
@@ -76,13 +77,14 @@ class Loop:
         *,
         model: nn.Module,
         task: Task,
-        loader: Loader,
+        loader: BatchSource,
         pruner: Pruner,
         budget: Budget,
         flops: Mapping[int | None, float],
         reporter: Reporter,
         watch: Stopwatch,
         frozen_models: Mapping[str, nn.Module] | None = None,
+        timed: bool = True,
     ) -> None:
         train = experiment.train
         self.experiment, self.train = experiment, train
@@ -101,16 +103,7 @@ class Loop:
             full_steps=train.epochs * budget.num_samples / train.batch_size,
         )
         self.alarm = LossAlarm(self.device)
-        self.reference = Reference(
-            model,
-            task,
-            (loader.splits.channels, self.full_size, self.full_size),
-            batch_size=train.batch_size // reporter.world // train.accumulate,
-            budget_samples=train.epochs * budget.num_samples / reporter.world,
-            watch=watch,
-            autocast=self.learner.autocast,
-            channels_last=train.channels_last,
-        )
+        self.reference: Reference | NoReference = self._yardstick() if timed else NoReference()
         self.epoch = 0
         self.next_step = 0  # of the epoch in progress
         self.steps_taken = 0
@@ -121,6 +114,19 @@ class Loop:
         self.has_val = loader.has_val
         self.identity = identity(experiment, loader.splits.fingerprint)
         self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # weighted losses, weights
+
+    def _yardstick(self) -> Reference:
+        train, world = self.train, self.reporter.world
+        return Reference(
+            self.model,
+            self.task,
+            (self.loader.splits.channels, self.full_size, self.full_size),
+            batch_size=train.batch_size // world // train.accumulate,
+            budget_samples=train.epochs * self.budget.num_samples / world,
+            watch=self.watch,
+            autocast=self.learner.autocast,
+            channels_last=train.channels_last,
+        )
 
     # --- the run ---------------------------------------------------------------------------------------
 

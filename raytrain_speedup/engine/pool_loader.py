@@ -32,8 +32,8 @@ SHOWN_IMAGES = 64
 """Images in the grid that is kept of every evaluation."""
 
 
-class PoolLoader(Loader):
-    """Synthesises before an epoch's steps and serves them from the pool.
+class PoolLoader:
+    """A `BatchSource` that synthesises before an epoch's steps and serves them from the pool.
 
     Args:
         real: the loader of the data set; its test split judges the student at the end.
@@ -66,10 +66,8 @@ class PoolLoader(Loader):
         self.autocast = torch.autocast(
             self.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False
         )
-        self.rank, self.world = real.rank, real.world
-        self._format = real._format
+        self.rank, self.world, self.splits = real.rank, real.world, real.splits
         self._shape = shape = (real.splits.channels, real.size, real.size)
-        self.splits, self.settings = real.splits, real.settings
         self.pool = Pool(settings.pool_capacity, shape, device=self.device)
         self.evaluation: Tensor | None = None  # (N, C, H, W) uint8, made before the first call
         mean, std = (
@@ -110,8 +108,8 @@ class PoolLoader(Loader):
             inputs = (images.float() / 255 - self._mean) / self._std
             yield self._batch(inputs, torch.arange(len(images)), torch.ones(len(images)))
 
-    def train_images(self, positions: Tensor) -> Tensor:
-        return self.real.train_images(positions)
+    def unnormalised(self, x: Tensor) -> Tensor:
+        return self.real.unnormalised(x)
 
     def spent_flops(self) -> float:
         spent, self._spent_flops = self._spent_flops, 0.0
@@ -175,7 +173,7 @@ class PoolLoader(Loader):
         return made
 
     def _batch(self, inputs: Tensor, index: Tensor, weight: Tensor) -> Batch:
-        inputs = inputs.contiguous(memory_format=self._format)
+        inputs = inputs.contiguous(memory_format=self.real.appearance.memory_format)
         with self.autocast:
             target = teacher_logits(self.teacher, inputs)
         return {"inputs": inputs, "target": target, "index": index, "weight": weight.to(self.device)}

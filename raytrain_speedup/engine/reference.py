@@ -1,10 +1,10 @@
 """What a run costs in reference steps: its own plain step, timed throughout the run.
 
 A speedup compares runs that ran at different moments, on a machine that warms up and that others use. So every
-run carries its own yardstick: a forward and a backward pass of the same network, at full size, on a fixed batch,
-without any method, in the same process and on the same device. It is timed at the start, at the end and at
-least once in 5 % of the progress; what the run worked between two of these is counted in steps of their mean.
-Programs that slow a run slow its yardstick alike.
+run carries its own yardstick: a forward and a backward pass of the same network by the same task, at full size, on
+a fixed batch, without any method, in the same process and on the same device. It is timed at the start, at the end
+and at least once in 5 % of the progress; what the run worked between two of these is counted in steps of their
+mean. Programs that slow a run slow its yardstick alike.
 
 Measured with digits under loads that came and went (true ratio 1.43): wall seconds said 4.87 and 2.13, CPU
 seconds 1.52 and 1.49, CPU seconds in reference steps 1.45 and 1.37.
@@ -95,8 +95,8 @@ class Reference:
         self._step()
 
     def due(self, progress: float) -> bool:
-        """Whether another twentieth of the run is over."""
-        return int(progress / EVERY + 1e-9) > int(self._progress / EVERY + 1e-9)
+        """Whether another twentieth of the run is over. Its end is measured when the last epoch is."""
+        return progress < 1 - 1e-9 and int(progress / EVERY + 1e-9) > int(self._progress / EVERY + 1e-9)
 
     def measure(self, progress: float | None = None) -> None:
         """Time the reference step, and close the segment since the last time.
@@ -175,6 +175,25 @@ class Reference:
         self._cost, self.seconds = state["cost"], list(state["seconds"])
         self._progress, self._switched = state["progress"], state["switched"]
         self._mark = None
+
+
+class NoReference:
+    """In the place of a `Reference` where nobody asks what a training cost, such as a teacher's."""
+
+    def warm_up(self) -> None: ...
+
+    def due(self, progress: float) -> bool:
+        return False
+
+    def measure(self, progress: float | None = None) -> None: ...
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 def _spread(seconds: list[float]) -> float:

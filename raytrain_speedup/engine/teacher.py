@@ -130,6 +130,7 @@ def _train(network: nn.Module, experiment: Experiment, splits: Splits, reporter:
         flops={None: training_flops(network, task, (splits.channels, splits.image_size, splits.image_size))},
         reporter=_Apprenticeship(reporter),
         watch=Stopwatch(device),
+        timed=False,
     )
     with contextlib.closing(loader):
         try:

@@ -19,6 +19,7 @@ from raytrain_speedup.engine.checkpoint import read_own, read_shared
 from raytrain_speedup.engine.loop import Loop, Stopped
 from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.pool_loader import PoolLoader
+from raytrain_speedup.engine.reference import Reference
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.methods.distillation import SYNTHESIZERS, evaluation_set
 from raytrain_speedup.methods.distillation.augment import Augment
@@ -414,3 +415,17 @@ def test_teacher_and_student_of_a_recipe_fit_its_synthesis(name: str):
     assert synthesizer.generator(z).shape == (2, channels, side, side)
     if experiment.teacher.model.weights is not None:
         assert published_classes(experiment.teacher.model) == classes
+
+
+def test_nobody_times_what_a_teacher_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference steps of a run are its student's: those of one yardstick."""
+    timed: list[Reference] = []
+    measure = Reference.measure
+
+    def noting(self: Reference, progress: float | None = None) -> None:
+        timed.append(self)
+        measure(self, progress)
+
+    monkeypatch.setattr(Reference, "measure", noting)
+    metrics, _, _ = trained(distilled(), tmp_path)
+    assert metrics["reference_steps"] > 0 and len({id(each) for each in timed}) == 1
