@@ -297,12 +297,12 @@ def _run_command() -> int:
 
 
 def _run_folder(storage: str | None, name: str, resume: str | None) -> str:
-    from raytrain_speedup.scaling.storage import exists, inside, may_hold_checkpoint
+    from raytrain_speedup.scaling.storage import exists, folder_name, inside, may_hold_checkpoint
     from raytrain_speedup.settings import UserError
 
     if resume is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        return inside(storage or "runs", f"{name}-{stamp}-{uuid.uuid4().hex[:4]}")
+        return inside(storage or "runs", f"{folder_name(name)}-{stamp}-{uuid.uuid4().hex[:4]}")
     if not exists(resume):
         raise UserError(f"--resume: {resume} is not a folder; expected the folder of an earlier run")
     if not may_hold_checkpoint(resume):

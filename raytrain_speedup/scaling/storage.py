@@ -1,36 +1,19 @@
-"""Where checkpoints are: in a folder that all nodes see, or behind an uri such as s3://bucket/runs.
+"""Where runs are: in a folder that all nodes see, or behind a URI such as s3://bucket/runs.
 
-Ray Train writes to either; an uri is read through pyarrow, so it may say more than a path
-(`s3://bucket/runs?endpoint_override=minio:9000`).
+A URI is read through pyarrow, so it may say more than a path (`s3://bucket/runs?endpoint_override=minio:9000`).
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Protocol
 
 from pyarrow import ArrowException
-from pyarrow.fs import FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileSystem, FileType
 
 from raytrain_speedup.settings import UserError
 
 PathOrUri = str | Path
-
-
-class RayCheckpoint(Protocol):
-    """What is needed of a `ray.train.Checkpoint`."""
-
-    path: str
-    filesystem: FileSystem
-
-    def to_directory(self) -> str: ...
-
-
-def folder_of(checkpoint: RayCheckpoint) -> Path:
-    """The checkpoint's own folder where this node sees it, else a copy of it."""
-    if isinstance(checkpoint.filesystem, LocalFileSystem):
-        return Path(checkpoint.path)  # `to_directory` would copy it to a temporary folder for every reader
-    return Path(checkpoint.to_directory())
 
 
 def is_uri(target: PathOrUri) -> bool:
@@ -44,6 +27,11 @@ def inside(target: PathOrUri, name: str) -> str:
         return str(Path(target) / name)
     uri, mark, options = str(target).partition("?")
     return f"{uri.rstrip('/')}/{name}{mark}{options}"
+
+
+def folder_name(name: str) -> str:
+    """A run's name as the name of one folder: a run called `../../x` stays inside its storage."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "run"
 
 
 def parent_and_name(target: PathOrUri) -> tuple[str, str]:
@@ -76,5 +64,5 @@ def exists(target: PathOrUri) -> bool:
 
 
 def may_hold_checkpoint(target: PathOrUri) -> bool:
-    """Whether there is a checkpoint in a folder, this package's or Ray Train's; an uri is not looked into."""
-    return is_uri(target) or any(Path(target).glob("checkpoint[-_][0-9]*"))
+    """Whether there is a checkpoint in a folder; a URI is not looked into."""
+    return is_uri(target) or any(Path(target).glob("checkpoint-[0-9]*"))

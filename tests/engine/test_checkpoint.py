@@ -120,11 +120,37 @@ def test_a_damaged_checkpoint_is_a_message(tmp_path: Path):
     whole = file.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"run.pt: not a whole checkpoint"):
+        with pytest.raises(
+            UserError, match=rf"not one whole .*: run.pt has {len(damaged)} of {len(whole)} b"
+        ):
             run(tiny(), Diary(tmp_path), device=CPU)
-    file.unlink()
+    file.write_bytes(bytes(len(whole)))
     with pytest.raises(UserError, match=r"run.pt: not a whole checkpoint"):
         run(tiny(), Diary(tmp_path), device=CPU)
+    file.unlink()
+    with pytest.raises(UserError, match=r"run.pt has 0 of"):
+        run(tiny(), Diary(tmp_path), device=CPU)
+
+
+@pytest.mark.parametrize("lost", ["run.pt", "rank-0.pt", "manifest.json"])
+def test_the_newest_whole_checkpoint_is_taken_and_said(
+    lost: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Two are kept, and the last one is cut off: the run goes on from the one before, to the same end."""
+    _, expected, _ = trained(tiny(), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(tiny(), Diary(tmp_path / "cut", stop_after=10), device=CPU)  # of 12
+    before, last = sorted((tmp_path / "cut").iterdir())
+    cut = last / lost
+    cut.write_bytes(cut.read_bytes()[:-1])
+    metrics, resumed, diary = trained(tiny(), tmp_path / "cut")
+    assert same(resumed, expected)
+    assert diary.steps == 4  # the last epoch, whose two first steps were in the lost one
+    assert metrics["samples_shown"] == 3 * 230
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert last.name in said and said.endswith(f"taking {before.name}")
+    names = [path.name for path in sorted((tmp_path / "cut").iterdir())]
+    assert last.name not in names and len(names) == 2
 
 
 def test_the_last_two_checkpoints_are_kept(tmp_path: Path):

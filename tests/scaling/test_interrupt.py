@@ -95,4 +95,4 @@ def test_two_workers_stop_and_name_where_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in written
     (folder,) = tmp_path.glob("digits-*")
     assert f"--resume {folder}" in written
-    assert list(folder.glob("checkpoint_*/run.pt"))
+    assert list(folder.glob("checkpoint-*/run.pt"))
