@@ -132,11 +132,15 @@ class CheckpointStore(ABC):
             raise CheckpointFailed(
                 f"{self.path_of(name)}: checkpoint not written ({reason_of(error)})"
             ) from error
-        whole = [other for other in sorted(self._names()) if self._problem(other) is None]
-        for old in set(self._names()) - set(whole[-KEPT:]):
-            with contextlib.suppress(OSError):  # one too many is no harm; the next commit tries again
-                self._remove(old)
+        with contextlib.suppress(OSError):  # one too many is no harm; the next commit tries again
+            self._remove_old()
         return name
+
+    def _remove_old(self) -> None:
+        names = sorted(self._names())
+        whole = [name for name in names if self._problem(name) is None]
+        for old in set(names) - set(whole[-KEPT:]):
+            self._remove(old)
 
     # --- what a kind of storage knows ------------------------------------------------------------------
 

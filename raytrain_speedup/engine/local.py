@@ -35,12 +35,13 @@ class LocalReporter(Reporter):
         self._store = FolderStore(folder)
         self._store.create()
         self._store.clear()
+        self._number = self._store.next_number()
         self._last: str | None = None
 
     def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
         if checkpoint is not None:
-            name = self._store.commit(self._store.next_number(), self.world)
-            self._last = self._store.path_of(name)
+            name = self._store.commit(self._number, self.world)
+            self._last, self._number = self._store.path_of(name), self._number + 1
         if self._listener is not None:
             self._listener("report", metrics)
 
@@ -75,8 +76,7 @@ class LocalReporter(Reporter):
         return self._last
 
     def new_folder(self) -> Path:
-        self._store.clear()
-        return self._store.begin(self._store.next_number())
+        return self._store.begin(self._number)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from raytrain_speedup.engine.run import run
 from raytrain_speedup.scaling.board import new_board
 from raytrain_speedup.scaling.cluster import connect, on_cluster
 from raytrain_speedup.scaling.group import fit, worker_group
-from raytrain_speedup.scaling.storage import PathOrUri, is_uri, may_hold_checkpoint
+from raytrain_speedup.scaling.storage import RUN_ID, PathOrUri, is_uri, may_hold_checkpoint
 from raytrain_speedup.scaling.uri_store import store_of
 
 log = logging.getLogger("raytrain_speedup")
@@ -63,7 +63,9 @@ def launch(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dic
     finally:
         with contextlib.suppress(OSError):
             store_of(folder).clear()  # what a worker that ended in the middle of a checkpoint left
-            Path(folder).rmdir()  # only where it is empty: nothing came of the run
+            if not may_hold_checkpoint(folder):  # nothing came of the run
+                (Path(folder) / RUN_ID).unlink(missing_ok=True)
+                Path(folder).rmdir()  # only where it is empty
 
 
 def _launch_here(experiment: Experiment, folder: Path, listener: Listener) -> dict[str, Any]:
@@ -134,6 +136,16 @@ def _listening(board: Any, listener: Listener) -> Iterator[_Heard]:
         done.set()
         thread.join()
         heard.pass_on()
+
+
+@contextlib.contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """A SIGTERM (of a batch system, a spot node, a container's end) takes the path of a Ctrl-C: checkpoint, end."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

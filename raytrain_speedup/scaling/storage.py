@@ -9,11 +9,14 @@ import re
 from pathlib import Path
 
 from pyarrow import ArrowException
-from pyarrow.fs import FileSystem, FileType
+from pyarrow.fs import FileSystem, FileType, LocalFileSystem
 
 from raytrain_speedup.settings import UserError
 
 PathOrUri = str | Path
+
+RUN_ID = "run-id"
+"""In a run's folder: what the tracker calls it."""
 
 
 def is_uri(target: PathOrUri) -> bool:
@@ -66,3 +69,38 @@ def exists(target: PathOrUri) -> bool:
 def may_hold_checkpoint(target: PathOrUri) -> bool:
     """Whether there is a checkpoint in a folder; a URI is not looked into."""
     return is_uri(target) or any(Path(target).glob("checkpoint-[0-9]*"))
+
+
+def keep_run_id(folder: PathOrUri, run_id: str) -> None:
+    """Keep the tracker's id of a run with its checkpoints, so that a run that is resumed is the same one there.
+
+    Raises:
+        UserError: if nothing can be written there.
+    """
+    try:
+        files, path = _opened(folder)
+        files.create_dir(path)
+        with files.open_output_stream(f"{path}/{RUN_ID}") as file:
+            file.write(run_id.encode())
+    except (ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{folder}: cannot be written ({reason}); expected a folder or a URI such as s3://bucket/runs "
+            "(scaling.storage)"
+        ) from error
+
+
+def kept_run_id(folder: PathOrUri) -> str | None:
+    """The tracker's id of the run that was begun in a folder, if any."""
+    try:
+        files, path = _opened(folder)
+        with files.open_input_stream(f"{path}/{RUN_ID}") as file:
+            return file.read().decode()
+    except (ArrowException, OSError):
+        return None
+
+
+def _opened(folder: PathOrUri) -> tuple[FileSystem, str]:
+    if not is_uri(folder):
+        return LocalFileSystem(), str(Path(folder).absolute())
+    return FileSystem.from_uri(str(folder))

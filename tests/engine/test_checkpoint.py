@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import CPU, Diary, same, tiny, trained
+from engine_runs import CPU, Diary, same, tiny, trained, weights
 
 from raytrain_speedup.engine.checkpoint import CheckpointFailed, read_own, read_shared, write_checkpoint
 from raytrain_speedup.engine.loop import Stopped
@@ -167,3 +168,41 @@ def test_a_stop_checkpoints_and_names_it_and_the_step(tmp_path: Path):
     )
     assert error.value.exit_code == 130
     assert (tmp_path / "checkpoint-000000" / "run.pt").is_file()
+
+
+class Away(Diary):
+    """Its storage goes away after the first epoch, and comes back after `seconds`, if at all."""
+
+    def __init__(self, folder: Path, *, seconds: float | None) -> None:
+        super().__init__(folder)
+        self.seconds = seconds
+
+    def report(self, metrics: Any, checkpoint: Path | None = None) -> None:
+        super().report(metrics, checkpoint)
+        mount = self.folder.parent
+        if len(self.reports) == 1:
+            away = mount.rename(mount.with_name("away"))
+            if self.seconds is not None:
+                threading.Timer(self.seconds, lambda: away.rename(mount)).start()
+
+
+def test_a_storage_that_is_away_for_a_moment_costs_time_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    _, expected, _ = trained(tiny(), tmp_path / "whole")
+    away = Away(tmp_path / "mount" / "run", seconds=1.5)
+    run(tiny(), away, device=CPU)
+    assert same(weights(away), expected)
+    said = [record.getMessage() for record in caplog.records]
+    assert "does not answer (No such file or directory); trying for 120 s" in said[0]
+    assert said[-1].endswith("answers again")
+
+
+def test_a_storage_that_stays_away_is_told_by_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("raytrain_speedup.engine.outage.PATIENCE_SECONDS", 0.5)
+    folder = tmp_path / "mount" / "run"
+    with pytest.raises(CheckpointFailed) as error:
+        run(tiny(), Away(folder, seconds=None), device=CPU)
+    assert "checkpoint not written (No such file or directory)" in str(error.value)
+    assert f"the last good checkpoint is {folder / 'checkpoint-000000'}" in str(error.value)
+    assert not (tmp_path / "mount").exists(), "nothing was written beside the storage that was away"
