@@ -22,6 +22,7 @@ TINY = {
     "data.augment": "none",
     "data.val_fraction": 0.84,
     "train.epochs": 8,
+    "pruning.method": "none",
     "scaling.workers": 2,
     "scaling.start_timeout": 300,
 }
