@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 import ray.train
+from pyarrow import ArrowException
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
@@ -61,7 +62,7 @@ def launch(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dic
         )
         raise Stopped(f"{stop}; {way_on}") from None
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ArrowException):
             store_of(folder).clear()  # what a worker that ended in the middle of a checkpoint left
             if not may_hold_checkpoint(folder):  # nothing came of the run
                 (Path(folder) / RUN_ID).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import pytest
 
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.scaling.cluster import connect
+from raytrain_speedup.scaling.launch import launch
 from raytrain_speedup.scaling.storage import exists, folder_name, inside, parent_and_name
 from raytrain_speedup.scaling.uri_store import UriStore, store_of
 from raytrain_speedup.settings import UserError
@@ -70,6 +71,12 @@ def test_storage_that_cannot_be_written_is_a_line(uri: bool, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"file/run: cannot be written \(.*\); expected a folder") as error:
         store_of((file / "run").as_uri() if uri else file / "run").create()
     assert "\n" not in str(error.value)
+
+
+def test_a_uri_that_leads_nowhere_is_a_line_where_a_run_is_launched() -> None:
+    experiment = load_experiment("digits", {"scaling.storage": "s4://bucket/runs"})
+    with pytest.raises(UserError, match=r"s4://bucket/runs: no storage that can be reached"):
+        launch(experiment, "s4://bucket/runs/one", lambda kind, metrics: None)
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "..", "s3://x"])
