@@ -69,14 +69,17 @@ def train(
     speedup train mine.yaml scaling.workers=2
     """
     from raytrain_speedup.config import load_experiment
-    from raytrain_speedup.scaling.launch import launch
+    from raytrain_speedup.scaling.launch import launch, termination_as_interrupt
+    from raytrain_speedup.scaling.storage import keep_run_id, kept_run_id
     from raytrain_speedup.terminal import TrainProgress, summary
     from raytrain_speedup.tracking.mlflow_log import log_run
 
     loaded = load_experiment(experiment, overrides or ())
     folder = _run_folder(loaded.scaling.storage, loaded.name, resume)
     console.print(f"[bold]{loaded.name}[/bold] in {folder}")
-    with log_run(loaded, tracking_uri=tracking_uri) as log, TrainProgress(console, loaded.name) as progress:
+    logged = log_run(loaded, tracking_uri=tracking_uri, run_id=kept_run_id(folder))
+    with termination_as_interrupt(), logged as log, TrainProgress(console, loaded.name) as progress:
+        keep_run_id(folder, log.run_id)
 
         def listen(kind: str, metrics: Any) -> None:
             progress(kind, metrics)
@@ -272,6 +275,10 @@ def main() -> None:
     """Entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if (
+        "RAY_ADDRESS" not in os.environ
+    ):  # a cluster of one's own asks for a token; another says itself what it does
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         code = _run_command()
     except KeyboardInterrupt:  # during the first imports
@@ -297,12 +304,12 @@ def _run_command() -> int:
 
 
 def _run_folder(storage: str | None, name: str, resume: str | None) -> str:
-    from raytrain_speedup.scaling.storage import exists, inside, may_hold_checkpoint
+    from raytrain_speedup.scaling.storage import exists, folder_name, inside, may_hold_checkpoint
     from raytrain_speedup.settings import UserError
 
     if resume is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        return inside(storage or "runs", f"{name}-{stamp}-{uuid.uuid4().hex[:4]}")
+        return inside(storage or "runs", f"{folder_name(name)}-{stamp}-{uuid.uuid4().hex[:4]}")
     if not exists(resume):
         raise UserError(f"--resume: {resume} is not a folder; expected the folder of an earlier run")
     if not may_hold_checkpoint(resume):

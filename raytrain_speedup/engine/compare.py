@@ -133,6 +133,8 @@ def _check(runs: Sequence[Run], baselines: Sequence[Run], key: str, *, same_budg
             raise NotComparable(f"a run ended at {run.get('progress', 0.0):.0%} of its budget")
         if key not in run:
             raise NotComparable(f"a run has no metric {key!r}")
+        if run.get("workers_min") != run.get("workers_max"):
+            raise NotComparable(f"a run went on with another number of workers: {run.get('hardware')}")
     for same, meaning in (SAME | ({"epochs": "budget, in epochs"} if same_budget else {})).items():
         found = {str(run.get(same)) for run in (*runs, *baselines)}
         if len(found) > 1:

@@ -11,8 +11,9 @@ import copy
 import platform
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -178,13 +179,18 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def hardware(device: torch.device, *, world: int, precision: str) -> str:
-    """What ran: runs are compared only where this is equal."""
+def hardware(device: torch.device, *, workers: Sequence[int], precision: str) -> str:
+    """What ran: runs are compared only where this is equal.
+
+    Args:
+        workers: how many, one number after another: a run may go on with more or fewer.
+    """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{_processor()}, {torch.get_num_threads()} threads"
-    return f"{world} x {name}, {precision}"
+    counts = " then ".join(str(count) for count, _ in groupby(workers))
+    return f"{counts} x {name}, {precision}"
 
 
 def _processor() -> str:

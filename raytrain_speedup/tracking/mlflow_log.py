@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.config import Experiment
@@ -176,21 +177,28 @@ def log_outcome(client: MlflowClient, run_id: str, row: Row) -> None:
 
 
 @contextmanager
-def log_run(experiment: Experiment, *, tracking_uri: str | None = None) -> Iterator[RunLog]:
+def log_run(
+    experiment: Experiment, *, tracking_uri: str | None = None, run_id: str | None = None
+) -> Iterator[RunLog]:
     """The MLflow run of one `speedup train`: call `epoch` with each report and `finish` with the metrics.
 
+    A run that is resumed goes on in its own, `run_id`, where this server has it.
     It ends as failed after an exception, as interrupted after Ctrl-C, and as interrupted too if nobody
     called `finish`. A user's mistake that is found before the first epoch is no run: it is taken back.
     """
     client = store.connect(tracking_uri or experiment.tracking.uri)
     into = store.experiment_id(client, experiment.tracking.experiment or experiment.name)
     role = "baseline" if method_of(experiment) == "none" else "run"
-    log = RunLog.start(client, experiment, name=experiment.name, into=into, role=role)
+    again = run_id is not None and _is_there(client, run_id)
+    if again:
+        log = RunLog.reopen(client, str(run_id))
+    else:
+        log = RunLog.start(client, experiment, name=experiment.name, into=into, role=role)
     try:
         yield log
     except UserError as error:
         log.end("interrupted" if isinstance(error, Stopped) else "failed", str(error))
-        if type(error) is UserError and not log.last_epoch:
+        if type(error) is UserError and not log.last_epoch and not again:
             client.delete_run(log.run_id)
         raise
     except Exception as error:
@@ -199,6 +207,13 @@ def log_run(experiment: Experiment, *, tracking_uri: str | None = None) -> Itera
     finally:
         if client.get_run(log.run_id).info.status == "RUNNING":
             log.end("interrupted")
+
+
+def _is_there(client: MlflowClient, run_id: str) -> bool:
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException:  # of another server
+        return False
 
 
 def method_of(experiment: Experiment) -> str:
