@@ -112,4 +112,8 @@ def by_seed(runs: Sequence[Run], key: str) -> dict[int, float]:
     values: dict[int, list[float]] = {}
     for run in runs:
         values.setdefault(int(run["seed"]), []).append(run[key])
-    return {seed: fmean(values[seed]) for seed in sorted(values)}
+    return {seed: _mean(values[seed]) for seed in sorted(values)}
+
+
+def _mean(values: list[float]) -> float:
+    return float(values[0]) if len(values) == 1 else fmean(values)

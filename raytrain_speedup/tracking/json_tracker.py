@@ -12,6 +12,7 @@ ends, with the line break: what follows a torn one is whole.
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -66,6 +67,11 @@ class JsonTracker(Tracker):
     @property
     def lost(self) -> TrackingLost | None:
         return self._patience.lost
+
+    def impatient(self) -> JsonTracker:
+        other = copy.copy(self)
+        other._patience = Patience(self.uri, lambda error: False)
+        return other
 
     def how_to_look(self) -> str:
         return str(self.folder)
@@ -152,10 +158,9 @@ class JsonTracker(Tracker):
             raise NotTracked(f"run {run_id[:8]}: its {path} cannot be read ({error.strerror})") from None
 
     def publish(self, name: str, run_id: str) -> Version:
-        made = Version(name, len(self.versions(name)) + 1, run_id, int(time.time() * 1000))
-        line = {"version": made.version, "run_id": run_id, "created": made.created}
+        line = {"run_id": run_id, "created": int(time.time() * 1000)}
         self._patience(_append, self._schedules(name), line)
-        return made
+        return next(one for one in reversed(self.versions(name)) if one.run_id == run_id)
 
     def versions(self, name: str | None = None) -> list[Version]:
         files = sorted((self.folder / SCHEDULES).glob("*.jsonl")) if name is None else [self._schedules(name)]
@@ -230,17 +235,17 @@ def _versions(path: Path) -> list[Version]:
     if not path.is_file():
         return []
     lines = list(_lines(path))
+    published = [line for line in lines if "run_id" in line]  # the first one is version 1
     aliases = {line["alias"]: line["of"] for line in lines if "alias" in line}
     return [
         Version(
             unquote(path.stem),
-            line["version"],
+            number,
             line["run_id"],
             line["created"],
-            tuple(sorted(alias for alias, number in aliases.items() if number == line["version"])),
+            tuple(sorted(alias for alias, version in aliases.items() if version == number)),
         )
-        for line in lines
-        if "version" in line
+        for number, line in enumerate(published, start=1)
     ]
 
 

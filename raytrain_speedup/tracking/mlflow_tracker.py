@@ -37,6 +37,7 @@ from raytrain_speedup.tracking.tracker import (
     NotTracked,
     State,
     Tracker,
+    TrackingLost,
     Version,
 )
 
@@ -86,7 +87,7 @@ class MlflowTracker(Tracker):
         self._ids: dict[str, str] = {}
 
     @property
-    def lost(self) -> Any:
+    def lost(self) -> TrackingLost | None:
         return self.patience.lost
 
     def impatient(self) -> MlflowTracker:

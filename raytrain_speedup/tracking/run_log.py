@@ -50,12 +50,12 @@ class RunLog:
     """
 
     def __init__(
-        self, tracker: Tracker, run_id: str, *, last_epoch: int = 0, data: Mapping[str, str] | None = None
+        self, tracker: Tracker, run_id: str, *, data: Mapping[str, str], last_epoch: int = 0
     ) -> None:
         self.tracker = tracker
         self.run_id = run_id
         self.last_epoch = last_epoch
-        self.data = data or {}
+        self.data = data
         self.ended = False
 
     @classmethod

@@ -20,7 +20,7 @@ from raytrain_speedup.tracking.store import SHORTEST_ID, short_ids
 WIDE = 124
 """Columns of a terminal that takes the whole table."""
 
-MOST_TRIALS = 50
+MOST_TRIALS = 20
 """Of an experiment that are shown unasked."""
 
 INTERVALS = ("interval", "speedup_interval")
