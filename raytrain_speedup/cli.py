@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,8 @@ app = typer.Typer(
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
+WATCH_SECONDS = 5.0
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -38,7 +41,9 @@ Overrides = Annotated[
 ]
 TrackingUri = Annotated[
     str | None,
-    typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI, else SQLite in this folder"),
+    typer.Option(
+        help="MLflow server or database, or json:FOLDER; MLFLOW_TRACKING_URI, else SQLite in this folder"
+    ),
 ]
 
 
@@ -72,7 +77,7 @@ def train(
     from raytrain_speedup.scaling.launch import launch, termination_as_interrupt
     from raytrain_speedup.scaling.storage import keep_run_id, kept_run_id
     from raytrain_speedup.terminal import TrainProgress, summary
-    from raytrain_speedup.tracking.mlflow_log import log_run
+    from raytrain_speedup.tracking.run_log import log_run
 
     loaded = load_experiment(experiment, overrides or ())
     folder = _run_folder(loaded.scaling.storage, loaded.name, resume)
@@ -228,23 +233,66 @@ def confirm(
 
 @app.command()
 def leaderboard(
-    experiment: Annotated[str | None, typer.Option(help="MLflow experiment; all of them by default")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable rows")] = False,
+    experiment: Annotated[
+        str | None, typer.Option(help="the tracker's experiment; all of them by default")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="rows to show; also !=, >= and <=, and patterns such as info*"
+        ),
+    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="as --where")] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="KEY", help="largest first; -KEY: smallest first")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable rows, every key")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="the same as CSV")] = False,
+    every: Annotated[bool, typer.Option("--all", help="every trial, however many there are")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="show it again whenever it changes")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """What is faster, by how much, at what accuracy, and how sure that is.
 
     speedup leaderboard --experiment quickstart
-    speedup leaderboard --json
+    speedup leaderboard --where data=digits verdict=lossless --sort speedup
+    speedup leaderboard --csv > runs.csv
     """
     from raytrain_speedup.tracking.leaderboard import leaderboard as rows_of
-    from raytrain_speedup.tracking.leaderboard import show
+    from raytrain_speedup.tracking.query import sort as sorted_by
+    from raytrain_speedup.tracking.query import where as chosen
+    from raytrain_speedup.tracking.table import csv_table, show
 
-    rows = rows_of(experiment, tracking_uri=tracking_uri)
-    if as_json:
-        print(json.dumps([row.to_dict() for row in rows], indent=2))
-    else:
-        show(rows, console)
+    def draw() -> str:
+        rows = chosen(rows_of(experiment, tracking_uri=tracking_uri), [*(where or ()), *(more or ())])
+        rows = rows if sort is None else sorted_by(rows, sort)
+        if as_json:
+            return json.dumps([row.to_dict() for row in rows], indent=2) + "\n"
+        if as_csv:
+            return csv_table(rows)
+        with console.capture() as drawn:
+            show(rows, console, every=every)
+        return drawn.get()
+
+    _show_again(draw, watch=watch)
+
+
+def _show_again(draw: Callable[[], str], *, watch: bool) -> None:
+    """Print what is drawn; if it is watched, again whenever it is another, until Ctrl-C."""
+    before, text = None, draw()
+    while True:
+        if text != before:
+            if watch and console.is_terminal:
+                console.clear()
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        if not watch:
+            return
+        try:
+            time.sleep(WATCH_SECONDS)
+        except KeyboardInterrupt:  # how one stops watching
+            return
+        before, text = text, draw()
 
 
 @app.command()
@@ -269,6 +317,65 @@ def export(
     if not schedule.proven:
         console.print("[bold]not proven[/bold] lossless:", schedule.headline(), highlight=False)
     console.print(f"wrote {out}: {schedule.headline()}", highlight=False, soft_wrap=True)
+
+
+schedules = typer.Typer(no_args_is_help=False, rich_markup_mode="rich")
+app.add_typer(schedules, name="schedules")
+
+
+@schedules.callback(invoke_without_command=True)
+def list_schedules(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Option(help="of this name only")] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """List the exported schedules by name; compare two; let an alias point at one.
+
+    speedup schedules
+    speedup schedules compare quickstart-schedule/1 quickstart-schedule@proven
+    speedup schedules promote quickstart-schedule/2 production
+    """
+    from raytrain_speedup.tracking import open_tracker
+    from raytrain_speedup.tracking.schedules import list_table
+
+    if context.invoked_subcommand is None:
+        console.print(list_table(open_tracker(tracking_uri), name))
+
+
+@schedules.command("compare")
+def compare_schedules(
+    one: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME/VERSION, or NAME for its newest")],
+    other: Annotated[str, typer.Argument(help="likewise")],
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Show every key in which two schedules differ, evidence included.
+
+    speedup schedules compare quickstart-schedule/1 quickstart-schedule@proven
+    """
+    from raytrain_speedup.tracking import open_tracker
+    from raytrain_speedup.tracking.schedules import compare_table
+
+    console.print(compare_table(open_tracker(tracking_uri), (one, other)))
+
+
+@schedules.command("promote")
+def promote_schedule(
+    name: Annotated[str, typer.Argument(help="NAME/VERSION, NAME@ALIAS, or NAME for its newest")],
+    alias: Annotated[str, typer.Argument(help="such as production")],
+    unproven: Annotated[
+        bool, typer.Option("--unproven", help="also where no verdict says that it is lossless")
+    ] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Let an alias point at a version: load_schedule("models:/NAME@ALIAS") finds it from now on.
+
+    speedup schedules promote quickstart-schedule/2 production
+    """
+    from raytrain_speedup.tracking import open_tracker
+    from raytrain_speedup.tracking.schedules import promote
+
+    version = promote(open_tracker(tracking_uri), name, alias, unproven=unproven)
+    console.print(f"{version.name}@{alias} is version {version.version} now", highlight=False)
 
 
 def main() -> None:

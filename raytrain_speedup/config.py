@@ -142,9 +142,11 @@ class ScalingSettings(Settings):
 class TrackingSettings(Settings):
     """Where the metrics go."""
 
-    experiment: str | None = Field(None, description="MLflow experiment; the experiment's name by default")
+    experiment: str | None = Field(
+        None, description="the tracker's experiment; this experiment's name by default"
+    )
     uri: str | None = Field(
-        None, description="MLflow server; MLFLOW_TRACKING_URI, else SQLite beside the runs"
+        None, description="MLflow server or database, or json:FOLDER; MLFLOW_TRACKING_URI, else ./mlflow.db"
     )
 
 

@@ -96,7 +96,7 @@ class CheckpointStore(ABC):
                 f"{self.location}: cannot be read ({reason_of(error)}); expected a folder or URI that all workers "
                 "see (scaling.storage)"
             ) from error
-        problems = []
+        problems: list[str] = []
         for name in sorted(names, reverse=True):
             if (problem := self._problem(name)) is None:
                 self._tell(problems, name)

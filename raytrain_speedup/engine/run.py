@@ -120,6 +120,7 @@ def _final_metrics(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
         "seed": experiment.train.seed,
         "epochs": experiment.train.epochs,
         "setup": setup_of(experiment.train, loop.loader.name),
+        "data_fingerprint": loop.identity["data"],
         **comparison_keys(loop.identity, reporter.world),
         "workers_min": min(workers),
         "workers_max": max(workers),
