@@ -320,6 +320,29 @@ def test_pruning_and_curriculum_together_are_the_engines(tmp_path: Path):
     assert same.budget.epoch_ends() == loader.budget.epoch_ends()
 
 
+def test_larger_batches_have_larger_rates():
+    sampler = PrunedBatchSampler(
+        N,
+        InfoBatchSettings(),
+        curriculum=CustomCurriculum(**CURRICULUM),
+        epochs=4,
+        batch_size=BATCH,
+        image_size=16,
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = ProgressLR(optimizer, sampler, "constant", warmup=0.0)
+    rates = {2 * BATCH: set(), BATCH: set()}
+    for epoch in range(sampler.epochs):
+        sampler.set_epoch(epoch)
+        for index in sampler:
+            if len(index) in rates:
+                rates[len(index)].add(optimizer.param_groups[0]["lr"])
+            sampler.loss(torch.ones(len(index)))
+            optimizer.step()
+            scheduler.step()
+    assert rates == {2 * BATCH: {0.2}, BATCH: {0.1}}
+
+
 def test_a_sampler_says_the_size_of_its_next_batch():
     sampler = PrunedBatchSampler(
         N,
