@@ -94,7 +94,9 @@ class PrunedEpochs:
                 "curriculum: the schedule has its own; expected schedule.pruning beside another one"
             )
         self.batch_size, self.accumulate, self.seed, self.group = batch_size, accumulate, seed, group
-        self.curriculum = curriculum or getattr(pruning, "curriculum", NoCurriculum())
+        if isinstance(pruning, Schedule):
+            curriculum = pruning.curriculum
+        self.curriculum: CurriculumSettings = curriculum or NoCurriculum()
         if image_size is None and not isinstance(self.curriculum, NoCurriculum):
             raise UserError(
                 f"image_size: missing, and the curriculum is {self.curriculum.method}; expected the size of the "

@@ -38,7 +38,7 @@ except ImportError as error:
 
 from raytrain_speedup.adapters.epochs import Pruning
 from raytrain_speedup.adapters.loader import OWN, PrunedLoader
-from raytrain_speedup.adapters.progress_lr import Factor, ProgressLR
+from raytrain_speedup.adapters.progress_lr import ProgressLR
 from raytrain_speedup.settings import UserError
 
 CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
@@ -118,12 +118,14 @@ class PrunedTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
         """The schedule of `args.lr_scheduler_type`, read at progress x steps."""
-        super().create_scheduler(num_training_steps, optimizer)
-        if self._created_lr_scheduler and isinstance(self.lr_scheduler, LambdaLR):
-            factor: Factor = self.lr_scheduler.lr_lambdas[0]
-            optimizer = self.lr_scheduler.optimizer
-            self.lr_scheduler = ProgressLR(optimizer, self.loader, lambda at: factor(at * num_training_steps))
-        return self.lr_scheduler
+        scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
+        if self._created_lr_scheduler and isinstance(scheduler, LambdaLR):
+            factor: Any = scheduler.lr_lambdas[0]  # of a step, which may lie between two
+            scheduler = ProgressLR(
+                scheduler.optimizer, self.loader, lambda at: factor(at * num_training_steps)
+            )
+            self.lr_scheduler = scheduler
+        return scheduler
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any

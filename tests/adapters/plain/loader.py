@@ -17,4 +17,3 @@ for _ in range(8):
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
-state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
