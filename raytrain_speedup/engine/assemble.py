@@ -147,7 +147,12 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
     measured = experiment.curriculum.cost == "flops"
     stages = experiment.curriculum.stages(
         splits.image_size,
-        stride=stride_of(experiment.model, image_size=splits.image_size),
+        stride=stride_of(
+            experiment.model,
+            image_size=splits.image_size,
+            num_classes=splits.num_classes,
+            in_channels=splits.channels,
+        ),
         model=experiment.model.name.rpartition("/")[2],
         cost_of=(lambda size: training_flops(model, input_shape(splits, size))) if measured else None,
     )

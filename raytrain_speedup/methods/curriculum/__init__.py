@@ -27,12 +27,18 @@ from raytrain_speedup.methods.curriculum.efficienttrainpp import EfficientTrainP
 from raytrain_speedup.methods.curriculum.none import NoCurriculum
 from raytrain_speedup.methods.curriculum.resize import ProgressiveResize
 from raytrain_speedup.methods.curriculum.simplex import SimplexCurriculum
+from raytrain_speedup.registry import Registry
 
-CURRICULA: dict[str, type[CurriculumSettings]] = {
-    "none": NoCurriculum,
-    "resize": ProgressiveResize,
-    "efficienttrain": EfficientTrain,
-    "efficienttrain++": EfficientTrainPlusPlus,
-    "custom": CustomCurriculum,
-    "simplex": SimplexCurriculum,
-}
+CURRICULA = Registry(
+    CurriculumSettings,
+    tag="method",
+    group="raytrain_speedup.curriculum",
+    entries={
+        "none": NoCurriculum,
+        "resize": ProgressiveResize,
+        "efficienttrain": EfficientTrain,
+        "efficienttrain++": EfficientTrainPlusPlus,
+        "custom": CustomCurriculum,
+        "simplex": SimplexCurriculum,
+    },
+)
