@@ -218,14 +218,15 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
-    def _pixels_keep_their_classes(self) -> Experiment:
+    def _targets_can_be_mixed(self) -> Experiment:
         taught = self.teacher.train if self.teacher is not None else None
         for section, train in (("train", self.train), ("teacher.train", taught)):
-            if self.task.dense and train is not None and train.cutmix:
-                raise ValueError(
-                    f"{section}.cutmix: {train.cutmix:g} is not allowed; expected 0 in {self.task.kind}, whose "
-                    "masks would not be cut with the images (mixup is)"
-                )
+            for key in ("mixup", "cutmix"):
+                if train is not None and getattr(train, key) and key not in self.task.build().mixes:
+                    raise ValueError(
+                        f"{section}.{key}: {getattr(train, key):g} is not allowed; expected 0 in "
+                        f"{self.task.kind}, whose targets cannot be mixed so"
+                    )
         return self
 
     @model_validator(mode="after")

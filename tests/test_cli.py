@@ -145,7 +145,6 @@ def test_the_program_has_no_traceback_for_a_mistake(tmp_path: Path):
 
 
 def test_a_nan_loss_ends_the_program_with_1_and_the_step(tmp_path: Path):
-    pytest.importorskip("raytrain_speedup.tracking.mlflow_log")
     overrides = ["train.epochs=2", "train.lr=1e30", "train.start_div=1", *QUICK]
     process = program("train", "digits", *overrides, folder=tmp_path)
     _, err = process.communicate(timeout=240)
@@ -156,7 +155,6 @@ def test_a_nan_loss_ends_the_program_with_1_and_the_step(tmp_path: Path):
 
 
 def test_ctrl_c_leaves_a_checkpoint_exits_with_130_and_the_run_can_be_resumed(tmp_path: Path):
-    pytest.importorskip("raytrain_speedup.tracking.mlflow_log")
     process = program("train", "digits", "train.epochs=300", *QUICK, folder=tmp_path)
     deadline = time.monotonic() + 240
     while not list(tmp_path.glob("runs/*/checkpoint-0*")) and time.monotonic() < deadline:

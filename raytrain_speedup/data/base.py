@@ -166,6 +166,11 @@ class Splits:
         """Whether every pixel has a class, rather than every image."""
         return self.train.dense
 
+    @property
+    def targets(self) -> str:
+        """What every image has: "classes" or "masks"."""
+        return "masks" if self.dense else "classes"
+
 
 class DataSettings(Settings):
     """Common part of every `data` section; `source` names the kind of data."""

@@ -226,6 +226,14 @@ class Loader(ABC):
         """(b, H, W, C) uint8 on the device to what the network sees of it in evaluation."""
         return self.normalised(images).contiguous(memory_format=self._format)
 
+    def unnormalised(self, x: Tensor) -> Tensor:
+        """Inputs (b, C, H, W) as uint8 images again."""
+        mean, std = (
+            torch.tensor(values, device=x.device).view(-1, 1, 1)
+            for values in (self.settings.mean, self.settings.std)
+        )
+        return (255 * (x * std + mean)).round().clamp(0, 255).to(torch.uint8)
+
     def normalised(self, images: Tensor, size: int | None = None, flip: Tensor | None = None) -> Tensor:
         """(b, H, W, C) uint8 on the device to normalised (b, C, size, size) float32, in any layout; those that
         `flip` (b,) names are flipped before their bandwidth is lowered."""

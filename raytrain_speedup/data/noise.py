@@ -52,13 +52,18 @@ def _keys(seed: int, epoch: int, streams: tuple[int, ...], device: torch.device)
     return torch.tensor([key(seed, epoch, stream) for stream in streams], dtype=torch.int64, device=device)
 
 
-def bits(index: Tensor, *, seed: int, epoch: int, streams: Sequence[int]) -> Tensor:
-    """32 random bits for every sample and stream: (len(streams), *index.shape) int64 in [0, 2^32)."""
+def words(index: Tensor, *, seed: int, epoch: int, streams: Sequence[int]) -> Tensor:
+    """64 random bits for every sample and stream, (len(streams), *index.shape) int64: keys for more of them."""
     keys_S = _keys(seed, epoch, tuple(streams), index.device)
     x = keys_S.view(-1, *[1] * index.dim()) + index * _signed(_GAMMA)
     x = (x ^ _shifted(x, 30)) * _signed(_MIX1)
     x = (x ^ _shifted(x, 27)) * _signed(_MIX2)
-    return _shifted(x ^ _shifted(x, 31), 64 - BITS)
+    return x ^ _shifted(x, 31)
+
+
+def bits(index: Tensor, *, seed: int, epoch: int, streams: Sequence[int]) -> Tensor:
+    """32 random bits for every sample and stream: (len(streams), *index.shape) int64 in [0, 2^32)."""
+    return _shifted(words(index, seed=seed, epoch=epoch, streams=streams), 64 - BITS)
 
 
 def bits_of_one(index: int, *, seed: int, epoch: int, streams: Sequence[int]) -> list[int]:

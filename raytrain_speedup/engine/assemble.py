@@ -12,7 +12,7 @@ from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Loader, Splits, build_loader, check_readable
 from raytrain_speedup.engine.learner import DTYPES
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.measure import Stopwatch, forward_flops, training_flops
+from raytrain_speedup.engine.measure import Stopwatch, asked, forward_flops, training_flops
 from raytrain_speedup.engine.pool_loader import PoolLoader
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.teacher import prepare_teacher
@@ -23,7 +23,9 @@ from raytrain_speedup.methods.distillation.base import RealImages
 from raytrain_speedup.methods.pruning import FullData
 from raytrain_speedup.models import build_model, check_sizes, stride_of, without_weights
 from raytrain_speedup.settings import UserError
+from raytrain_speedup.tasks import TASKS, Losses, SupervisedTask, Task
 from raytrain_speedup.tasks.distillation import Distillation
+from raytrain_speedup.user_code import is_import_path, what_happened
 
 
 def assemble(
@@ -57,8 +59,11 @@ def _with_data(
     experiment: Experiment, splits: Splits, reporter: Reporter, watch: Stopwatch, latest: Path | None
 ) -> tuple[Loop, float]:
     train = experiment.train
-    num_samples = len(splits.train)
+    num_samples, task = len(splits.train), experiment.task.build()
     model = _student(experiment, splits, latest)
+    if task.logits is None:
+        _check_step(experiment, model, task, input_shape(splits, None))
+    _check_own_task(experiment, task, model, input_shape(splits, None))
     stages = curriculum_stages(experiment, model, splits)
     factor = experiment.pruning.budget_factor()
     budget = Budget(train.epochs * factor, num_samples, stages)
@@ -70,12 +75,13 @@ def _with_data(
         device=watch.device,
     )
     flops = {
-        stage.size: training_flops(model, input_shape(splits, stage.size)) for stage in _distinct(stages)
+        stage.size: training_flops(model, task, input_shape(splits, stage.size))
+        for stage in _distinct(stages)
     }
     loop = Loop(
         experiment,
         model=_placed(model, experiment, watch.device),
-        task=experiment.task.build(),
+        task=task,
         loader=_real_loader(experiment, splits, reporter, watch.device),
         pruner=pruner,
         budget=budget,
@@ -123,14 +129,17 @@ def _without_data(
     num_samples = settings.student_steps * train.batch_size
     budget = Budget(train.epochs, num_samples, [FULL])
     shape = input_shape(splits, None)
+    taught = experiment.task.build()
+    assert isinstance(taught, SupervisedTask), "checked before"
+    task = Distillation(taught, settings.temperature, splits.num_classes)
     loop = Loop(
         experiment,
         model=model,
-        task=Distillation(experiment.task.build(), settings.temperature),
+        task=task,
         loader=loader,
         pruner=FullData(num_samples, budget.epoch_ends(), seed=train.seed),
         budget=budget,
-        flops={None: training_flops(model, shape) + forward_flops(teacher, shape)},
+        flops={None: training_flops(model, task, shape) + forward_flops(teacher, task, shape)},
         reporter=reporter,
         watch=watch,
         frozen_models={"teacher": teacher},
@@ -144,7 +153,7 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
     Raises:
         UserError: if the stages cannot be laid out, or the model does not take one of their sizes.
     """
-    measured = experiment.curriculum.cost == "flops"
+    measured, task = experiment.curriculum.cost == "flops", experiment.task.build()
     stages = experiment.curriculum.stages(
         splits.image_size,
         stride=stride_of(
@@ -154,7 +163,7 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
             in_channels=splits.channels,
         ),
         model=experiment.model.name.rpartition("/")[2],
-        cost_of=(lambda size: training_flops(model, input_shape(splits, size))) if measured else None,
+        cost_of=(lambda size: training_flops(model, task, input_shape(splits, size))) if measured else None,
     )
     sizes = {stage.size for stage in stages} - {None, splits.image_size}
     check_sizes(
@@ -163,7 +172,7 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
         num_classes=splits.num_classes,
         in_channels=splits.channels,
         image_size=splits.image_size,
-        dense=splits.dense,
+        dense=_dense(task),
     )
     return stages
 
@@ -179,8 +188,35 @@ def _student(experiment: Experiment, splits: Splits, latest: Path | None) -> nn.
         num_classes=splits.num_classes,
         in_channels=splits.channels,
         image_size=splits.image_size,
-        dense=splits.dense,
+        dense=_dense(experiment.task.build()),
     )
+
+
+def _dense(task: Task) -> bool | None:
+    """Whether a network gives logits for every pixel, or for an image; None where it gives neither."""
+    return None if task.logits is None else task.logits == "pixel"
+
+
+def _check_step(experiment: Experiment, model: nn.Module, task: Task, shape: tuple[int, ...]) -> None:
+    """The task finds what it wants of the network, in a step of shapes alone.
+
+    Raises:
+        UserError: naming both, and the reason.
+    """
+    try:
+        training_flops(model, task, shape)
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"model.name: {experiment.model.name} is no network for task.kind {experiment.task.kind!r}: {reason}"
+        ) from error
 
 
 def _placed(model: nn.Module, experiment: Experiment, device: torch.device) -> nn.Module:
@@ -207,13 +243,40 @@ def _distinct(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _check_task(experiment: Experiment, splits: Splits) -> None:
-    """The data have what the task asks about: a class for every image, or for every pixel."""
-    if experiment.task.dense != splits.dense:
-        found, kind = ("pixel", "segmentation") if splits.dense else ("image", "classification")
+    """The data have what the task asks about; and what a student learns of its teacher can be right or wrong."""
+    task = experiment.task.build()
+    if task.targets not in (None, splits.targets):
+        fitting = [
+            kind for kind, settings in TASKS.items() if settings(kind=kind).build().targets == splits.targets
+        ]
         raise UserError(
-            f"task.kind: {experiment.task.kind!r} is not for data with a class for every {found} "
-            f"(data.source: {experiment.data.source}); expected {kind!r}, or other data"
+            f"task.kind: {experiment.task.kind!r} needs {task.inputs} with {task.targets}, and data.source "
+            f"{experiment.data.source!r} has {splits.targets}; expected {' or '.join(map(repr, fitting))}, or "
+            "other data"
         )
+    if experiment.distillation is not None and not isinstance(task, SupervisedTask):
+        raise UserError(
+            f"distillation: a teacher of the task {experiment.task.kind!r} has no answers that a student could "
+            "learn; expected classification or segmentation"
+        )
+
+
+def _check_own_task(experiment: Experiment, task: Task, model: nn.Module, shape: tuple[int, ...]) -> None:
+    """A task of the user's own is tried on shapes alone: what the engine relies on is found out before a step."""
+    if not is_import_path(experiment.task.kind):
+        return
+    where = f"task.kind: {experiment.task.kind}"
+    try:
+        found = asked(model, task, shape)
+    except Exception as error:
+        raise UserError(f"{where}: its losses cannot be taken: {what_happened(error)}") from error
+    if not isinstance(found, Losses):
+        kind = type(found).__name__
+        raise UserError(f"{where}: its losses are a {kind}; expected Losses, one loss and score per sample")
+    for name, values in (("losses", found.losses), ("scores", found.scores)):
+        if tuple(values.shape) != (2,):
+            shown = f"of shape {tuple(values.shape)} for 2 samples"
+            raise UserError(f"{where}: its {name} are {shown}; expected one for each (reduction='none')")
 
 
 def _check_sizes(splits: Splits, world: int) -> None:

@@ -1,17 +1,19 @@
-"""Evaluation on one split, over all workers."""
+"""Evaluation on one split, over all workers, and a look at some of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from raytrain_speedup.data import Loader
+from raytrain_speedup.data.batch import Batch, evaluation_keys
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tasks import Split, Task
+from raytrain_speedup.tasks import Model, Split, Task
 
 
 @contextmanager
@@ -22,6 +24,33 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
         yield model.eval()
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def answering(model: nn.Module, autocast: torch.autocast) -> Iterator[Model]:
+    """The model as a task judges it: in evaluation mode and in the run's arithmetic."""
+
+    def answer(*inputs: Tensor) -> Any:
+        with autocast:
+            return network(*inputs)
+
+    with evaluating(model) as network:
+        yield answer
+
+
+def as_judged(batch: Batch) -> Batch:
+    """With the keys of what the task draws in an evaluation."""
+    return batch | {"draws": evaluation_keys(batch["index"]).to(batch["inputs"].device)}
+
+
+@torch.inference_mode()
+def show(model: nn.Module, task: Task, loader: Loader, *, autocast: torch.autocast) -> dict[str, bytes]:
+    """What the task has to show of the first samples of the validation split, of which one at least can be read:
+    PNG files by name."""
+    batches = loader.eval_batches("val", batch_size=task.shown)
+    batch = next(batch for batch in batches if len(batch["inputs"]))
+    with answering(model, autocast) as answers:
+        return dict(task.images(answers, as_judged(batch), loader.unnormalised(batch["inputs"])))
 
 
 @torch.inference_mode()
@@ -39,13 +68,11 @@ def evaluate(
     The model is left in the mode it was in.
     """
     totals = None
-    with evaluating(model):
+    with answering(model, autocast) as answers:
         for batch in loader.eval_batches(split, batch_size=batch_size):
             if not len(batch["inputs"]):  # not one of its samples could be read
                 continue
-            with autocast:
-                output = model(batch["inputs"])
-            part = task.totals(output, batch["target"])
+            part = task.totals(answers, as_judged(batch))
             totals = part if totals is None else totals + part
     if totals is None:
         raise UserError(f"data.{split}: not one of the samples can be read")

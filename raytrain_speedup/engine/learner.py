@@ -29,14 +29,14 @@ from raytrain_speedup.tasks import Task
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Losses(NamedTuple):
+class StepLosses(NamedTuple):
     """What a step found, on the device."""
 
     weighted_sum: Tensor
     """() of this rank's part, by the samples' weights."""
 
     scores: Tensor
-    """(b,) unweighted losses, one per sample of the batch."""
+    """(b,) of the samples of the batch, unweighted."""
 
 
 class Learner:
@@ -74,7 +74,8 @@ class Learner:
         self.autocast = torch.autocast(
             device.type, DTYPES[train.precision], enabled=train.precision != "fp32"
         )
-        self._warm: set[torch.Size] = set()  # input shapes that the warm-up has met
+        self._warm: set[tuple[torch.Size, ...]] = set()  # shapes of arguments that the warm-up has met
+        self._warming = False
         self._wrap()
         if rank:  # rank 0 goes on as a single worker does
             torch.manual_seed(int(np.random.SeedSequence((train.seed, rank)).generate_state(1, np.uint64)[0]))
@@ -82,7 +83,7 @@ class Learner:
     def _wrap(self) -> None:
         """Put the model behind DDP and compile it; again whenever its parameters change their shapes."""
         self.parallel = None
-        self.eager: Callable[[Tensor], Tensor] = self.model
+        self.eager: Callable[..., Any] = self.model
         if self.world > 1:
             on_gpu = self.device.type == "cuda"
             self.parallel = DistributedDataParallel(self.model, device_ids=[self.device] if on_gpu else None)
@@ -90,11 +91,15 @@ class Learner:
         # A static graph per stage. Left to itself, torch would make sizes symbolic at the second stage.
         self.compiled = torch.compile(self.eager, dynamic=False) if self.train.compile else None
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The model on a batch: compiled for the shapes of the warm-up. The remainder of an epoch, which
-        pruning makes another one every time, is not worth a compilation."""
-        use = self.compiled if self.compiled is not None and inputs.shape in self._warm else self.eager
-        return use(inputs)
+    def forward(self, *inputs: Tensor) -> Any:
+        """The model as a task calls it, in the run's arithmetic, compiled for the shapes of the warm-up. The
+        remainder of an epoch, which pruning makes another one every time, is not worth a compilation."""
+        shapes = tuple(tensor.shape for tensor in inputs)
+        if self._warming:
+            self._warm.add(shapes)
+        use = self.compiled if self.compiled is not None and shapes in self._warm else self.eager
+        with self.autocast:
+            return use(*inputs)
 
     @property
     def averaged(self) -> nn.Module | None:
@@ -123,7 +128,9 @@ class Learner:
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         random = random_state()
         self.model.train()
+        self._warming = True
         yield
+        self._warming = False
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])
         restore_random_state(random)
@@ -137,61 +144,42 @@ class Learner:
         if self.parallel is not None and size_of(self.model) not in (None, size):
             return
         with at_size(self.model, size), within_memory(len(batch["inputs"]), size):
-            self._warm.add(batch["inputs"].shape)
-            with self.autocast:
-                output = self.forward(batch["inputs"])
-            self.task.losses(output, batch["target"]).sum().backward()
+            self.task.losses(self.forward, batch).losses.sum().backward()
             self.model.zero_grad(set_to_none=True)
 
     # --- a step ----------------------------------------------------------------------------------------
 
-    def step(self, step: Step, batch: Batch, *, lr: float, epoch: int, advance: float) -> Losses:
+    def step(self, step: Step, batch: Batch, *, lr: float, epoch: int, advance: float) -> StepLosses:
         """One optimizer step; `advance` is the progress it makes."""
         self.enter(step.stage)
         set_learning_rate(self.optimizer, lr)
-        inputs, mix = mix_batch(
-            batch["inputs"], batch["weight"], self.train, key=(self.train.seed, epoch, step.number)
-        )
+        batch, mix = mix_batch(batch, self.train, key=(self.train.seed, epoch, step.number))
         whole = self.train.batch_size * step.stage.batch_factor // self.world
-        pieces = _pieces(len(inputs), whole, self.train.accumulate)
-        losses = self._backward(inputs, mix, batch["target"], batch["weight"], pieces, count=step.count)
+        pieces = _pieces(len(batch["inputs"]), whole, self.train.accumulate)
+        losses = self._backward(batch, mix, pieces, count=step.count)
         self._step_optimizer()
         if self.ema is not None:
             self.ema.update(self.model, advance)
         return losses
 
-    def _backward(
-        self,
-        inputs: Tensor,
-        mix: Mix | None,
-        target: Tensor,
-        weight: Tensor,
-        pieces: Sequence[slice],
-        *,
-        count: int,
-    ) -> Losses:
+    def _backward(self, batch: Batch, mix: Mix | None, pieces: Sequence[slice], *, count: int) -> StepLosses:
         """Gradients of the mean over the `count` samples of all ranks, piece by piece."""
-        mixed_target = None if mix is None else target[mix.partner]
-        own_losses, partner_losses = [], []
+        scores, partner_scores = [], []
         step_loss = torch.zeros((), device=self.device)
         for piece in pieces:
+            part = {name: rows[piece] for name, rows in batch.items()}
             with self._no_sync(unless=piece is pieces[-1]):
-                with self.autocast:
-                    output = self.forward(inputs[piece])
-                own = loss = self.task.losses(output, target[piece])
-                if mix is not None and mixed_target is not None:
-                    others = self.task.losses(output, mixed_target[piece])
-                    loss = mix.fraction * own + (1 - mix.fraction) * others
-                    partner_losses.append(others.detach())
-                weighted = (loss * weight[piece]).sum()
+                found = self.task.losses(self.forward, part)
+                weighted = (found.losses * part["weight"]).sum()
                 # The mean is over the samples of all ranks, and DDP divides by the number of ranks.
                 self.scaler.scale(weighted / count * self.world).backward()
-            own_losses.append(own.detach())
+            scores.append(found.scores.detach())
+            if found.partner_scores is not None:
+                partner_scores.append(found.partner_scores.detach())
             step_loss += weighted.detach()
-        scores = torch.cat(own_losses)
-        if mix is not None:
-            scores = mix.scores(scores, torch.cat(partner_losses))
-        return Losses(step_loss, scores)
+        if mix is None:
+            return StepLosses(step_loss, torch.cat(scores))
+        return StepLosses(step_loss, mix.scores(torch.cat(scores), torch.cat(partner_scores)))
 
     def _step_optimizer(self) -> None:
         if self.train.clip_norm is not None:

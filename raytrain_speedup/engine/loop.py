@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Loader
-from raytrain_speedup.data.batch import WARM_UP, Batch, Step
+from raytrain_speedup.data.batch import WARM_UP, Batch, Step, draw_keys
 from raytrain_speedup.engine.alarm import LossAlarm, NonFinite
 from raytrain_speedup.engine.checkpoint import (
     CheckpointFailed,
@@ -30,17 +30,15 @@ from raytrain_speedup.engine.checkpoint import (
     restore_random_state,
     write_checkpoint,
 )
-from raytrain_speedup.engine.evaluate import evaluate
+from raytrain_speedup.engine.evaluate import evaluate, show
 from raytrain_speedup.engine.identity import check_same, identity
-from raytrain_speedup.engine.images import decisions
 from raytrain_speedup.engine.learner import Learner
 from raytrain_speedup.engine.learning_rate import learning_rate
 from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.reference import Reference
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.steps import epoch_steps
-from raytrain_speedup.methods.curriculum.base import Stage
-from raytrain_speedup.methods.curriculum.batch_scaling import scaled_lr
+from raytrain_speedup.methods.curriculum.base import Stage, scaled_lr
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning.base import EpochPlan, Pruner
 from raytrain_speedup.models.resize import at_size
@@ -105,6 +103,7 @@ class Loop:
         self.alarm = LossAlarm(self.device)
         self.reference = Reference(
             model,
+            task,
             (loader.splits.channels, self.full_size, self.full_size),
             batch_size=train.batch_size // reporter.world // train.accumulate,
             budget_samples=train.epochs * budget.num_samples / reporter.world,
@@ -131,7 +130,7 @@ class Loop:
         steps = [self.warm_up_step(stage, parts=self.train.accumulate) for stage in stages]
         with self.learner.warming_up():
             for step, batch in zip(steps, self.loader.train_batches(steps, epoch=0), strict=True):
-                self.learner.warm_up(step.stage, batch)
+                self.learner.warm_up(step.stage, self._drawing(batch, step))
             self.reference.warm_up()
 
     def warm_up_step(self, stage: Stage, *, number: int = WARM_UP, parts: int = 1) -> Step:
@@ -201,6 +200,7 @@ class Loop:
             if self.reporter.world == 1:
                 return
             batch = _blank(batch)  # the other ranks wait for this one's gradients
+        batch = self._drawing(batch, step)
         rule = self.experiment.curriculum.lr_rule
         lr = learning_rate(step.progress, self.train) * scaled_lr(step.stage.batch_factor, rule)
         losses = self.learner.step(step, batch, lr=lr, epoch=self.epoch, advance=advance)
@@ -212,6 +212,11 @@ class Loop:
         self.samples_shown += step.count
         self.compute_spent += step.count * step.stage.cost / self.budget.num_samples
         self.flops_spent += step.count * self.flops[step.stage.size]
+
+    def _drawing(self, batch: Batch, step: Step) -> Batch:
+        """The batch with the keys of what the task draws for its samples."""
+        keys = draw_keys(batch["index"], step, seed=self.train.seed, epoch=self.epoch)
+        return batch | {"draws": keys.to(self.device)}
 
     def _epoch_fraction(self) -> float:
         """How much of the epoch is shown: the budget may end within the last one."""
@@ -287,15 +292,13 @@ class Loop:
         self.reporter.report(metrics, folder)
 
     def images(self) -> dict[str, bytes]:
-        """PNG files by name: what the loader has to show, and where pixels have classes, what the network makes
-        of some images of the validation split. Called on one rank."""
+        """PNG files by name: what the loader has to show, and what the task shows of the network. Called on one
+        rank."""
         with self.watch.phase("eval"):
             images = self.loader.images()
-            if self.loader.splits.dense and self.has_val:
+            if self.task.shown and self.has_val:
                 with at_size(self.learner.result, self.full_size) as model:
-                    images["decisions"] = decisions(
-                        model, self.task, self.loader, autocast=self.learner.autocast
-                    )
+                    images |= show(model, self.task, self.loader, autocast=self.learner.autocast)
             return images
 
     def costs(self) -> dict[str, float]:

@@ -20,9 +20,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from raytrain_speedup.data.batch import Batch
 from raytrain_speedup.engine.clock import clock_for
 from raytrain_speedup.models.resize import change_size
 from raytrain_speedup.settings import UserError
+from raytrain_speedup.tasks import Losses, Task
 
 PHASES = ("setup", "teacher", "warmup", "train", "synthesis", "reference", "eval", "checkpoint")
 
@@ -95,33 +97,40 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def training_flops(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """FLOPs of one sample's forward and backward pass.
+def training_flops(model: nn.Module, task: Task, shape: tuple[int, ...]) -> float:
+    """FLOPs of one sample's forward and backward pass, counted on the meta device: nothing is computed.
 
     Args:
         model: the network; it is copied.
+        task: says what a training step asks of it.
         shape: (C, H, W) of one input.
     """
-    return _flops(model, shape, backward=True)
+    with FlopCounter() as counter:
+        asked(model, task, shape).losses.sum().backward()
+    return counter.total / 2
 
 
-def forward_flops(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """FLOPs of one sample's forward pass."""
-    return _flops(model, shape, backward=False)
+def forward_flops(model: nn.Module, task: Task, shape: tuple[int, ...]) -> float:
+    """FLOPs of one sample's forward pass in a step of `task`."""
+    with FlopCounter() as counter, torch.no_grad():
+        asked(model, task, shape)
+    return counter.total / 2
 
 
-def _flops(model: nn.Module, shape: tuple[int, ...], *, backward: bool) -> float:
-    """Counted on the meta device: nothing is computed, and no random number is drawn."""
+def asked(model: nn.Module, task: Task, shape: tuple[int, ...]) -> Losses:
+    """What a task finds for two made-up samples, on the meta device: its shapes alone."""
+    return task.losses(_ghost(model, shape), _two_samples(task, shape))
+
+
+def _ghost(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     ghost = copy.deepcopy(model)
     change_size(ghost, shape[-1])
-    ghost = ghost.to("meta").train()
-    inputs = torch.empty((2, *shape), device="meta")  # two samples: batch normalisation refuses one
-    counter = FlopCounter()
-    with counter, torch.set_grad_enabled(backward):
-        output = ghost(inputs)
-        if backward:
-            output.sum().backward()
-    return counter.total / 2
+    return ghost.to("meta").train()
+
+
+def _two_samples(task: Task, shape: tuple[int, ...]) -> Batch:
+    """One would be refused by batch normalisation."""
+    return {name: rows.to("meta") for name, rows in task.example(shape, 2).items()}
 
 
 class FlopCounter(TorchDispatchMode):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from raytrain_speedup.config import TrainSettings
+from raytrain_speedup.data.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,25 @@ def partners(weight: Tensor) -> Tensor:
     return partner
 
 
-def mix_batch(
-    inputs: Tensor, weight: Tensor, train: TrainSettings, *, key: tuple[int, ...]
-) -> tuple[Tensor, Mix | None]:
-    """Mix a batch of images (b, C, H, W) as the experiment asks; None where nothing is mixed.
+def mix_batch(batch: Batch, train: TrainSettings, *, key: tuple[int, ...]) -> tuple[Batch, Mix | None]:
+    """Mix a batch as the experiment asks: its inputs, and the rows `mixed_target` and `fraction` beside the target.
+    None where nothing is mixed.
 
     Args:
         key: (seed, epoch, step); the drawn fractions and boxes are a function of it, the same on every rank.
     """
-    if not (train.mixup or train.cutmix) or len(inputs) < 2:
-        return inputs, None
+    if not (train.mixup or train.cutmix) or len(batch["inputs"]) < 2:
+        return batch, None
+    inputs, mix = _mix_images(batch["inputs"], batch["weight"], train, key)
+    fraction = torch.full_like(batch["weight"], mix.fraction, dtype=torch.float64)
+    mixed_target = batch["target"][mix.partner]
+    return batch | {"inputs": inputs, "mixed_target": mixed_target, "fraction": fraction}, mix
+
+
+def _mix_images(
+    inputs: Tensor, weight: Tensor, train: TrainSettings, key: tuple[int, ...]
+) -> tuple[Tensor, Mix]:
+    """Mix images (b, C, H, W)."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
     partner = partners(weight)
     use_cutmix = bool(train.cutmix) and (not train.mixup or rng.random() < train.mix_switch)

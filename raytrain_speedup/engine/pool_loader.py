@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from raytrain_speedup.data import Loader
 from raytrain_speedup.data.batch import WARM_UP, Batch, Step
 from raytrain_speedup.data.skipped import Skipped
-from raytrain_speedup.engine.images import image_grid
 from raytrain_speedup.engine.measure import FlopCounter, Stopwatch
 from raytrain_speedup.engine.synthesis_alarm import check_call
 from raytrain_speedup.methods.distillation import Synthesis, SynthesisSettings, Synthesizer
@@ -27,6 +26,7 @@ from raytrain_speedup.methods.distillation.evaluation_set import evaluation_imag
 from raytrain_speedup.methods.distillation.pool import Pool
 from raytrain_speedup.methods.distillation.student import student_inputs, teacher_logits
 from raytrain_speedup.methods.distillation.workers import share_buffers
+from raytrain_speedup.tasks.images import image_grid
 
 SHOWN_IMAGES = 64
 """Images in the grid that is kept of every evaluation."""

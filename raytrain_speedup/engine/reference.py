@@ -23,11 +23,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raytrain_speedup.engine.checkpoint import random_state, restore_random_state
 from raytrain_speedup.engine.clock import involuntary_switches, other_processes
 from raytrain_speedup.engine.measure import Stopwatch
+from raytrain_speedup.tasks import Task
 
 EVERY = 0.05
 """Of the progress, between two measurements."""
@@ -44,6 +45,7 @@ class Reference:
 
     Args:
         network: the model as it is trained at the start; it is copied.
+        task: makes up the batch, and says what a step computes of it.
         shape: (C, H, W) of an input at full size.
         batch_size: samples a worker has on its device at a time.
         budget_samples: sample passes of the whole budget on this worker, at full size.
@@ -60,6 +62,7 @@ class Reference:
     def __init__(
         self,
         network: nn.Module,
+        task: Task,
         shape: tuple[int, int, int],
         *,
         batch_size: int,
@@ -74,10 +77,12 @@ class Reference:
         self.seconds: list[float] = []
         self._network = copy.deepcopy(network).train()
         self._watch, self._autocast = watch, autocast
-        generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn((self.batch_size, *shape), generator=generator)
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._inputs = inputs.to(watch.device, memory_format=memory_format)
+        self._task = task
+        self._batch = {
+            name: rows.to(watch.device) for name, rows in task.example(shape, self.batch_size).items()
+        }
+        if channels_last:
+            self._batch["inputs"] = self._batch["inputs"].to(memory_format=torch.channels_last)
         self._cost = 0.0  # of the segments that are closed, in reference steps
         self._mark: float | None = None  # where the open segment began, in seconds of work
         self._progress = 0.0  # at the last measurement
@@ -119,10 +124,12 @@ class Reference:
         self._others = max(self._others, other_processes(self._watch.device) or 0)
 
     def _step(self) -> None:
-        with self._autocast:
-            output = self._network(self._inputs)
-        output.sum().backward()
+        self._task.losses(self._answer, self._batch).losses.sum().backward()
         self._network.zero_grad(set_to_none=True)
+
+    def _answer(self, *inputs: Tensor) -> Any:
+        with self._autocast:
+            return self._network(*inputs)
 
     def metrics(self) -> dict[str, float]:
         """What the run tells of its cost and of its peace.

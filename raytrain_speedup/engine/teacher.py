@@ -117,17 +117,17 @@ def _train(network: nn.Module, experiment: Experiment, splits: Splits, reporter:
     )
     if how.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    budget = Budget(how.epochs, len(splits.train), [FULL])
+    budget, task = Budget(how.epochs, len(splits.train), [FULL]), experiment.task.build()
     loop = Loop(
         experiment.model_copy(
             update={"model": settings.model, "train": how, "teacher": None, "distillation": None}
         ),
         model=network,
-        task=experiment.task.build(),
+        task=task,
         loader=loader,
         pruner=FullData(len(splits.train), budget.epoch_ends(), seed=how.seed),
         budget=budget,
-        flops={None: training_flops(network, (splits.channels, splits.image_size, splits.image_size))},
+        flops={None: training_flops(network, task, (splits.channels, splits.image_size, splits.image_size))},
         reporter=_Apprenticeship(reporter),
         watch=Stopwatch(device),
     )

@@ -129,7 +129,12 @@ def model_names() -> list[str]:
 
 
 def build_model(
-    settings: ModelSettings, *, num_classes: int, in_channels: int = 3, image_size: int, dense: bool = False
+    settings: ModelSettings,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int,
+    dense: bool | None = False,
 ) -> nn.Module:
     """The network, on the CPU (or torch's default device), float32; `forward` gives (b, num_classes) logits,
     or (b, num_classes, H, W) where every pixel has a class.
@@ -141,7 +146,8 @@ def build_model(
         num_classes: outputs.
         in_channels: channels of the images.
         image_size: size of the images in pixels at full resolution.
-        dense: whether every pixel has a class, rather than every image.
+        dense: whether every pixel has a class, rather than every image; None where the network is for something
+            else than classes, and is not tried here.
 
     Raises:
         UserError: for an unknown name, or a network that does not take these sizes, options or weights.
@@ -189,7 +195,7 @@ def check_sizes(
     num_classes: int,
     in_channels: int = 3,
     image_size: int,
-    dense: bool = False,
+    dense: bool | None = False,
 ) -> None:
     """Refuse a network that could not train at every size of a curriculum, without any arithmetic.
 
@@ -206,7 +212,7 @@ def check_sizes(
 
 
 def _refusal_of_change(
-    model: nn.Module, image_shape: tuple[int, int, int], num_classes: int, dense: bool
+    model: nn.Module, image_shape: tuple[int, int, int], num_classes: int, dense: bool | None
 ) -> str | None:
     size, stride = image_shape[-1], _needed_stride(model)
     if stride is not None and size % stride:
@@ -246,9 +252,11 @@ def _needed_stride(model: Any) -> int | None:
 
 
 def _refusal(
-    model: nn.Module, image_shape: tuple[int, int, int], num_classes: int, dense: bool
+    model: nn.Module, image_shape: tuple[int, int, int], num_classes: int, dense: bool | None
 ) -> str | None:
     """Why a model can't take such images: a forward pass of shapes alone, without any arithmetic."""
+    if dense is None:
+        return None
     tensors = chain(model.named_parameters(), model.named_buffers())
     shapes = {key: tensor.to("meta") for key, tensor in tensors}
     images = torch.empty(2, *image_shape, device="meta")

@@ -1,7 +1,7 @@
 """What a per-sample loss and a metric are. A new task is a file here and a line in `TASKS`."""
 
 from raytrain_speedup.registry import Registry
-from raytrain_speedup.tasks.base import Split, Task, TaskSettings
+from raytrain_speedup.tasks.base import Direction, Losses, Model, Split, SupervisedTask, Task, TaskSettings
 from raytrain_speedup.tasks.classification import ClassificationSettings
 from raytrain_speedup.tasks.own import OwnTaskSettings
 from raytrain_speedup.tasks.segmentation import SegmentationSettings
@@ -17,4 +17,4 @@ TASKS = Registry(
     by_path=OwnTaskSettings,
 )
 
-__all__ = ["TASKS", "Split", "Task", "TaskSettings"]
+__all__ = ["TASKS", "Direction", "Losses", "Model", "Split", "SupervisedTask", "Task", "TaskSettings"]

@@ -1,22 +1,46 @@
-"""What a task is: a loss per sample, and a metric that adds up over batches and workers."""
+"""What a task is: what its data and its model mean, a loss per sample, and a metric that adds up.
+
+A task is given the batch and the model, not an output and a target: what it asks of the model (once or twice, with
+a time step or a mask beside the input) and what it compares the answer with is its own affair. The engine trains,
+evaluates, warms up, counts FLOPs and times reference steps through these methods alone, so that a new task is one
+file, a line in `TASKS`, and its test. Where a model is asked once and a target tells right from wrong, all there is
+to write is a `SupervisedTask`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
+from raytrain_speedup.data.batch import Batch
 from raytrain_speedup.settings import Settings
 
 Split = Literal["val", "test"]
+Direction = Literal["max", "min"]
+
+Model = Callable[..., Any]
+"""A network, or the same behind mixed precision, compilation and data parallelism: to be called, no more."""
+
+
+class Losses(NamedTuple):
+    """What a task finds for the b samples of a batch, in its order, on the model's device."""
+
+    losses: Tensor
+    """(b,) float32: what is trained on, before weights and means."""
+
+    scores: Tensor
+    """(b,) float32: what the pruner observes; often the losses themselves. No gradient goes through it."""
+
+    partner_scores: Tensor | None = None
+    """(b,) likewise: of a mixed batch (`mixed_target`), what the samples score that were mixed in."""
 
 
 class TaskSettings(Settings):
     """What the experiment file says of a task; `kind` names it."""
-
-    dense: ClassVar[bool] = False
-    """Whether every pixel has a class, rather than every image."""
 
     kind: str
 
@@ -26,25 +50,102 @@ class TaskSettings(Settings):
 
 
 class Task(ABC):
-    """Knows what a model's output means."""
+    """Knows what inputs, targets and a model's answers mean.
+
+    A task that draws (noise, masks, time steps) keys its draws by the row `draws` of the batch (`data/batch.py`),
+    so that they are a function of seed, epoch and sample, whatever the workers and wherever a run was resumed.
+    """
+
+    inputs: str = "images"
+    """What the rows of `inputs` are."""
+    targets: str | None = None
+    """What the data must say of each of them ("classes" or "masks"); None where the task has no use for it."""
+    mixes: frozenset[str] = frozenset()
+    """Which of `mixup` and `cutmix` it can train with: they mix inputs, and name another target to mix in."""
+    logits: Literal["image", "pixel"] | None = None
+    """What a network has to give a logit a class for, asked with images alone; None where it is asked in another
+    way, and is found to fit or not by the `losses` of an `example`."""
+    shown: int = 0
+    """How many samples of the validation split `images` wants to show."""
 
     metric: str
-    """What ranks runs, larger is better; it is reported as `val_<metric>` and `<metric>` (test)."""
-    decisions: str
-    """The metric that is the fraction of right decisions, in percent: against a teacher, the agreement."""
+    """What ranks runs; it is reported as `val_<metric>` and `<metric>` (test)."""
+    direction: Direction = "max"
+    """Whether larger or smaller values of `metric` are better."""
+    others: Mapping[str, Direction] = {}
+    """Further metrics that it tells of every split, beside `metric` and `loss`."""
 
     @abstractmethod
-    def losses(self, output: Tensor, target: Tensor) -> Tensor:
-        """The training loss of every sample, (b,) float32, before weights and means."""
+    def losses(self, model: Model, batch: Batch) -> Losses:
+        """The training loss and the score of every sample.
+
+        Args:
+            model: as it is trained; every call is part of the graph.
+            batch: b samples, in training with the row `draws`.
+        """
 
     @abstractmethod
-    def totals(self, output: Tensor, target: Tensor) -> Tensor:
-        """A vector that can be summed over batches and workers, float64 on the output's device."""
+    def totals(self, model: Model, batch: Batch) -> Tensor:
+        """A vector that can be summed over batches and workers, float64 on the model's device.
 
-    def classes(self, target: Tensor) -> Tensor:
-        """What the target says in classes, int64."""
-        return target
+        Args:
+            model: in evaluation mode.
+            batch: samples of an evaluation split; its `draws` are the same in every evaluation of every run.
+        """
 
     @abstractmethod
     def metrics(self, totals: Tensor, split: Split) -> dict[str, float]:
         """The metrics of the summed `totals` of a split; `loss` is among them, and so is `metric` (test)."""
+
+    @abstractmethod
+    def example(self, shape: tuple[int, ...], count: int) -> Batch:
+        """A made-up batch that `losses` takes, the same at every call, on the CPU: for what a step costs.
+
+        Args:
+            shape: of one input.
+            count: samples.
+        """
+
+    def images(self, model: Model, batch: Batch, plain: Tensor) -> Mapping[str, bytes]:
+        """What is worth looking at after an evaluation: PNG files by name.
+
+        Args:
+            model: in evaluation mode.
+            batch: the first readable samples of the validation split, at most `shown`.
+            plain: (b, C, H, W) uint8, their inputs before they were normalised.
+        """
+        return {}
+
+
+class SupervisedTask(Task):
+    """The usual form: the model is asked once, and a target says what would have been right."""
+
+    decisions: str
+    """The metric that is the fraction of right decisions, in percent: against a teacher, the agreement."""
+
+    @abstractmethod
+    def per_sample(self, output: Tensor, target: Tensor) -> Tensor:
+        """The training loss of every sample, (b,) float32."""
+
+    @abstractmethod
+    def judge(self, output: Tensor, target: Tensor) -> Tensor:
+        """The `totals` of a batch's outputs."""
+
+    @abstractmethod
+    def example_target(self, shape: tuple[int, ...], count: int) -> Tensor:
+        """Any valid targets for `count` inputs of `shape`."""
+
+    def losses(self, model: Model, batch: Batch) -> Losses:
+        output = model(batch["inputs"])
+        own = self.per_sample(output, batch["target"])
+        if "mixed_target" not in batch:
+            return Losses(own, own)
+        partner, fraction = self.per_sample(output, batch["mixed_target"]), batch["fraction"]
+        return Losses(fraction.float() * own + (1 - fraction).float() * partner, own, partner)
+
+    def totals(self, model: Model, batch: Batch) -> Tensor:
+        return self.judge(model(batch["inputs"]), batch["target"])
+
+    def example(self, shape: tuple[int, ...], count: int) -> Batch:
+        inputs = torch.randn((count, *shape), generator=torch.Generator().manual_seed(0))
+        return {"inputs": inputs, "target": self.example_target(shape, count)}

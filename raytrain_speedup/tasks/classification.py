@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from raytrain_speedup.tasks.base import Split, Task, TaskSettings
+from raytrain_speedup.tasks.base import Split, SupervisedTask, Task, TaskSettings
 
 
 class ClassificationSettings(TaskSettings):
@@ -22,22 +22,25 @@ class ClassificationSettings(TaskSettings):
         return Classification(self.label_smoothing)
 
 
-class Classification(Task):
+class Classification(SupervisedTask):
     """Cross-entropy per sample; accuracy in percent.
 
     Args:
         label_smoothing: Szegedy et al. 2016 (arXiv 1512.00567), section 7; training losses only.
     """
 
+    targets = "classes"
+    logits = "image"
+    mixes = frozenset({"mixup", "cutmix"})
     metric = decisions = "accuracy"
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
 
-    def losses(self, output: Tensor, target: Tensor) -> Tensor:
+    def per_sample(self, output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output.float(), target, reduction="none", label_smoothing=self.label_smoothing)
 
-    def totals(self, output: Tensor, target: Tensor) -> Tensor:
+    def judge(self, output: Tensor, target: Tensor) -> Tensor:
         loss = F.cross_entropy(output.float(), target, reduction="sum").double()
         correct = (output.argmax(1) == target).sum().double()
         return torch.stack([loss, correct, correct.new_tensor(float(len(target)))])
@@ -45,3 +48,6 @@ class Classification(Task):
     def metrics(self, totals: Tensor, split: Split) -> dict[str, float]:
         loss, correct, count = totals.tolist()
         return {"loss": loss / count, "accuracy": 100 * correct / count}
+
+    def example_target(self, shape: tuple[int, ...], count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.int64)

@@ -6,7 +6,8 @@ and pruning scores images as it does in classification.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,12 @@ from pydantic import Field
 from torch import Tensor
 
 from raytrain_speedup.data.base import IGNORE_INDEX
-from raytrain_speedup.tasks.base import Split, Task, TaskSettings
+from raytrain_speedup.data.batch import Batch
+from raytrain_speedup.tasks.base import Direction, Model, Split, SupervisedTask, Task, TaskSettings
+from raytrain_speedup.tasks.images import mask_grid
 
 
 class SegmentationSettings(TaskSettings):
-    dense: ClassVar[bool] = True
     kind: Literal["segmentation"] = "segmentation"
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="fraction of the target spread over all classes"
@@ -28,7 +30,7 @@ class SegmentationSettings(TaskSettings):
         return Segmentation(self.label_smoothing)
 
 
-class Segmentation(Task):
+class Segmentation(SupervisedTask):
     """Logits (b, K, h, w) against classes (b, H, W); pixels of the class `IGNORE_INDEX` are left out of everything.
 
     Logits of another size, as an input at low bandwidth gives them, are enlarged to that of the targets.
@@ -37,16 +39,21 @@ class Segmentation(Task):
         label_smoothing: training losses only.
     """
 
+    targets = "masks"
+    logits = "pixel"
+    mixes = frozenset({"mixup"})  # masks would not be cut with the images
+    shown = 8
     metric = "miou"
     decisions = "pixel_accuracy"
+    others: Mapping[str, Direction] = {"pixel_accuracy": "max"}
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
 
-    def losses(self, output: Tensor, target: Tensor) -> Tensor:
+    def per_sample(self, output: Tensor, target: Tensor) -> Tensor:
         return _mean_losses(_fitted(output, target), target, self.label_smoothing)
 
-    def totals(self, output: Tensor, target: Tensor) -> Tensor:
+    def judge(self, output: Tensor, target: Tensor) -> Tensor:
         """Sum of the losses, number of images, and the K x K confusion matrix: row class, column prediction."""
         output = _fitted(output, target)
         loss = _mean_losses(output, target).double().sum()
@@ -61,6 +68,13 @@ class Segmentation(Task):
             "miou": 100 * mean_iou(matrix),
             "pixel_accuracy": 100 * float(matrix.trace() / matrix.sum().clamp_min(1)),
         }
+
+    def example_target(self, shape: tuple[int, ...], count: int) -> Tensor:
+        return torch.zeros((count, *shape[1:]), dtype=torch.int64)
+
+    def images(self, model: Model, batch: Batch, plain: Tensor) -> dict[str, bytes]:
+        """A row of images; below it their masks, and the classes that the model gives their pixels."""
+        return {"decisions": mask_grid(plain, batch["target"], model(batch["inputs"]).argmax(1))}
 
 
 def confusion(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:

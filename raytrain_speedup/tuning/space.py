@@ -314,13 +314,14 @@ def default_objectives(experiment: Experiment) -> dict[str, Literal["max", "min"
     """
     if experiment.distillation is not None:
         return {"val_agreement": "max", "train_seconds": "min"}
-    return {f"val_{experiment.task.build().metric}": "max", "train_flops": "min"}
+    task = experiment.task.build()
+    return {f"val_{task.metric}": task.direction, "train_flops": "min"}
 
 
 def _objectives_of(experiment: Experiment) -> list[str]:
     """Metrics that a search may use: those of the test split are read once, when it is over."""
     task = experiment.task.build()
-    judged = (task.metric, task.decisions) if experiment.distillation is None else ("agreement",)
+    judged = (task.metric, *task.others) if experiment.distillation is None else ("agreement",)
     return [*dict.fromkeys(f"val_{name}" for name in (*judged, "loss")), *COSTS]
 
 

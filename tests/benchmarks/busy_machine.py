@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/busy_machine.py [sweeps] [epochs]
 
-InfoBatch on digits as in the quickstart, three seeds a sweep, baseline and method in turn. Programs of this script's own keep every
-core busy during a random half of the runs, or during the baselines alone, the worst that can happen. Each is
-bounded in time and ends with the script.
+InfoBatch on digits as in the quickstart, three seeds a sweep, baseline and method in turn. Programs of this
+script's own keep every core busy during a random half of the runs, or during the baselines alone, the worst that
+can happen. Each is bounded in time and ends with the script.
 
 The truth is measured interleaved: a baseline and a method live in one process and take their epochs in turn, so
 that whatever slows one slows the other; it is the ratio of their CPU seconds.
@@ -43,8 +43,8 @@ METHODS = (
     {"pruning.method": "none"},
     {"pruning.method": "infobatch", "pruning.prune_ratio": 0.5, "pruning.anneal_from": 0.85},
 )
-LONGEST = 120
-"""Seconds that a program which keeps a core busy lives at most."""
+LONGEST = 1800
+"""Seconds that a program which keeps a core busy lives at most; it ends with its run."""
 
 BURN = f"""
 import time, numpy

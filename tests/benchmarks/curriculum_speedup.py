@@ -20,6 +20,7 @@ from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.measure import training_flops
 from raytrain_speedup.engine.preflight import preflight
 from raytrain_speedup.models import build_model
+from raytrain_speedup.tasks.classification import Classification
 
 MODELS: dict[str, dict[str, Any]] = {
     "ConvNet (ResNet-8)": {"model.name": "resnet8"},
@@ -54,13 +55,13 @@ def stages(name: str, base: Experiment, steps: int) -> None:
     checks = {check.size: check for check in preflight(base.with_overrides(CURRICULUM), steps=steps).checks}
     full = checks[max(checks)]
     model = build_model(base.model, num_classes=10, image_size=full.size)
-    most = training_flops(model, (3, full.size, full.size))
+    most = training_flops(model, Classification(), (3, full.size, full.size))
     print(
         f"\n{name}\n\n| size | samples/s | times full's | FLOP ratio | fraction reached |\n|--:|--:|--:|--:|--:|"
     )
     for size, check in sorted(checks.items()):
         faster = check.device_rate / full.device_rate
-        fewer = most / training_flops(model, (3, size, size))
+        fewer = most / training_flops(model, Classification(), (3, size, size))
         print(f"| {size} | {check.device_rate:,.0f} | {faster:.2f} | {fewer:.2f} | {faster / fewer:.2f} |")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raytrain_speedup.config import TrainSettings
 from raytrain_speedup.data.batch import Batch, Step
-from raytrain_speedup.engine.learner import Learner, Losses
+from raytrain_speedup.engine.learner import Learner, StepLosses
 from raytrain_speedup.methods.curriculum.base import FULL
 from raytrain_speedup.tasks.classification import Classification
 
@@ -42,7 +42,7 @@ def batch_of(length: int, scale: float = 1.0) -> Batch:
     return {"inputs": inputs, "target": index % 2, "index": index, "weight": 1.0 + index % 3}
 
 
-def take(learner: Learner, batch: Batch, *, count: int | None = None, lr: float = 1.0) -> Losses:
+def take(learner: Learner, batch: Batch, *, count: int | None = None, lr: float = 1.0) -> StepLosses:
     """A step on a batch, which is all of `count` samples or a part of them."""
     step = Step(0, batch["index"], batch["weight"], count or len(batch["index"]), 0.0, FULL)
     return learner.step(step, batch, lr=lr, epoch=0, advance=0.1)

@@ -18,6 +18,7 @@ from raytrain_speedup.engine.measure import Stopwatch, hardware, training_flops
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.methods.pruning import InfoBatch
 from raytrain_speedup.models import ModelSettings, build_model
+from raytrain_speedup.tasks.classification import Classification
 
 
 def test_a_phase_inside_another_interrupts_it_and_all_add_up():
@@ -121,14 +122,14 @@ def test_flops_of_a_small_network_are_those_counted_by_hand():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
     conv, linear = 2 * 64 * 4 * 3 * 9, 2 * 256 * 10
     # backward: the gradient of the weights, and that of the input, which the first layer has none of
-    assert training_flops(model, (3, 8, 8)) == 2 * conv + 3 * linear
+    assert training_flops(model, Classification(), (3, 8, 8)) == 2 * conv + 3 * linear
     assert next(model.parameters()).device.type == "cpu"
 
 
 def test_flops_of_resnet18_on_cifar_are_three_times_its_forward_pass():
     """.56 G multiply-adds forward, as its papers say."""
     model = build_model(ModelSettings(name="resnet18"), num_classes=10, image_size=32)
-    assert training_flops(model, (3, 32, 32)) == pytest.approx(3 * 2 * 0.556e9, rel=0.02)
+    assert training_flops(model, Classification(), (3, 32, 32)) == pytest.approx(3 * 2 * 0.556e9, rel=0.02)
 
 
 def test_what_a_run_says_it_cost(tmp_path: Path):
@@ -142,7 +143,7 @@ def test_what_a_run_says_it_cost(tmp_path: Path):
     assert metrics["passes_saved"] == pytest.approx(1 - shown / (3 * samples))
     assert metrics["compute_spent"] == pytest.approx(shown / samples)
     model = build_model(ModelSettings(name="resnet8"), num_classes=10, in_channels=1, image_size=8)
-    assert metrics["train_flops"] == pytest.approx(shown * training_flops(model, (1, 8, 8)))
+    assert metrics["train_flops"] == pytest.approx(shown * training_flops(model, Classification(), (1, 8, 8)))
     assert metrics["peak_memory_bytes"] > 50e6
     assert torch.get_num_threads() >= 1
 

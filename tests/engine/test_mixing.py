@@ -8,6 +8,7 @@ from engine_runs import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raytrain_speedup.data.batch import Batch
 from raytrain_speedup.engine.mixing import Mix, mix_batch, partners
 
 WEIGHTS = st.lists(st.sampled_from([1.0, 2.0, 4.0, 1.9999999]), min_size=1, max_size=40)
@@ -46,10 +47,17 @@ def numbered(count: int, side: int = 8) -> torch.Tensor:
     return torch.arange(count).float().view(-1, 1, 1, 1).expand(count, 1, side, side).contiguous()
 
 
+def whole(inputs: torch.Tensor) -> Batch:
+    """A batch of samples that weigh the same, of which each is its own target."""
+    count = len(inputs)
+    return {"inputs": inputs, "target": torch.arange(count), "weight": torch.ones(count)}
+
+
 def test_mixup_blends_by_the_share():
     inputs = numbered(6)
-    mixed, mix = mix_batch(inputs, torch.ones(6), tiny(mixup=1.0).train, key=(0, 0, 0))
+    batch, mix = mix_batch(whole(inputs), tiny(mixup=1.0).train, key=(0, 0, 0))
     assert mix is not None
+    mixed = batch["inputs"]
     expected = mix.fraction * inputs + (1 - mix.fraction) * inputs[mix.partner]
     torch.testing.assert_close(mixed, expected)
 
@@ -57,8 +65,10 @@ def test_mixup_blends_by_the_share():
 @given(st.integers(0, 500))
 def test_the_share_of_cutmix_is_the_area_that_stays(step: int):
     inputs = numbered(6)
-    mixed, mix = mix_batch(inputs, torch.ones(6), tiny_cutmix, key=(0, 0, step))
+    batch, mix = mix_batch(whole(inputs), tiny_cutmix, key=(0, 0, step))
     assert mix is not None
+    mixed = batch["inputs"]
+    assert torch.equal(batch["mixed_target"], mix.partner) and (batch["fraction"] == mix.fraction).all()
     for image in range(6):
         assert set(mixed[image].unique().tolist()) <= {float(image), float(mix.partner[image])}
         assert (mixed[image] == image).float().mean().item() == pytest.approx(mix.fraction)
@@ -69,10 +79,10 @@ tiny_cutmix = tiny(cutmix=1.0).train
 
 def test_the_switch_is_the_share_of_cutmix_batches_and_the_key_decides():
     train = tiny(mixup=0.5, cutmix=1.0, mix_switch=0.3).train
-    inputs, weight = numbered(4), torch.ones(4)
+    inputs = numbered(4)
 
     def is_cut(step: int) -> bool:
-        mixed, _ = mix_batch(inputs, weight, train, key=(1, 2, step))
+        mixed = mix_batch(whole(inputs), train, key=(1, 2, step))[0]["inputs"]
         return bool((mixed == mixed.round()).all())
 
     cut = [is_cut(step) for step in range(400)]
@@ -82,6 +92,6 @@ def test_the_switch_is_the_share_of_cutmix_batches_and_the_key_decides():
 
 def test_off_or_alone_is_unmixed():
     for inputs, train in ((numbered(4), tiny().train), (numbered(1), tiny(mixup=1.0).train)):
-        mixed, mix = mix_batch(inputs, torch.ones(len(inputs)), train, key=(0, 0, 0))
-        assert mixed is inputs
+        mixed, mix = mix_batch(batch := whole(inputs), train, key=(0, 0, 0))
+        assert mixed is batch
         assert mix is None

@@ -188,9 +188,7 @@ def test_a_model_that_cannot_take_a_size_is_refused_in_seconds():
 
 
 def test_a_task_that_the_data_are_not_for_is_refused():
-    with pytest.raises(
-        UserError, match=r"task\.kind: 'segmentation' is not for data with a class for every image"
-    ):
+    with pytest.raises(UserError, match=r"task\.kind: 'segmentation' needs images with masks"):
         preflight(tiny({"task.kind": "segmentation"}))
 
 

@@ -19,6 +19,7 @@ from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.reference import Reference
 from raytrain_speedup.engine.run import run
+from raytrain_speedup.tasks.classification import Classification
 
 FP32 = torch.autocast("cpu", enabled=False)
 
@@ -40,7 +41,7 @@ def by_hand(steps: list[float], **options: float) -> tuple[Reference, Stopwatch,
     watch, clock = Stopwatch(CPU), ByHand(iter(steps))
     watch.clock = clock  # type: ignore[assignment]
     sizes = {"batch_size": 4, "budget_samples": 1000.0} | options
-    reference = Reference(nn.Flatten(), (1, 2, 2), watch=watch, autocast=FP32, **sizes)  # type: ignore[arg-type]
+    reference = Reference(nn.Flatten(), Classification(), (1, 2, 2), watch=watch, autocast=FP32, **sizes)  # type: ignore[arg-type]
 
     def step() -> None:
         clock.now += next(clock.steps)

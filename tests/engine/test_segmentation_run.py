@@ -113,7 +113,7 @@ def test_another_network_learns_from_it(scenes, tmp_path):
     [
         (
             {"task.kind": "classification"},
-            r"task\.kind: 'classification' .* every pixel .* expected 'segmentation'",
+            r"task\.kind: 'classification' .* has masks; expected 'segmentation'",
         ),
         ({"model.name": "resnet8"}, r"model\.name: resnet8 .* not 2 logits for each pixel"),
         ({"train.cutmix": 1.0}, r"train\.cutmix: 1 is not allowed; expected 0 in segmentation"),
@@ -126,6 +126,6 @@ def test_what_does_not_fit_is_refused(scenes, tmp_path, overrides, message):
 
 def test_masks_are_asked_for_where_the_task_needs_them(tmp_path):
     with pytest.raises(
-        UserError, match=r"task\.kind: 'segmentation' .* every image .* expected 'classification'"
+        UserError, match=r"task\.kind: 'segmentation' .* has classes; expected 'classification'"
     ):
         run(load_experiment("digits", {"task.kind": "segmentation"}), Diary(tmp_path), device=CPU)

@@ -24,7 +24,7 @@ def batch(seed: int, count: int = 4, side: int = 5, void: float = 0.3) -> tuple[
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_a_samples_loss_is_the_mean_over_its_labelled_pixels(smoothing: float):
     output, target = batch(0)
-    losses = SegmentationSettings(label_smoothing=smoothing).build().losses(output, target)
+    losses = SegmentationSettings(label_smoothing=smoothing).build().per_sample(output, target)
     for image, mask, loss in zip(output.double(), target, losses, strict=True):
         expected = []
         for logits, label in zip(image.flatten(1).T, mask.flatten().tolist(), strict=True):
@@ -38,7 +38,7 @@ def test_an_image_without_labels_weighs_nothing():
     output, target = batch(1)
     target[2] = IGNORE_INDEX
     output.requires_grad_()
-    losses = Segmentation().losses(output, target)
+    losses = Segmentation().per_sample(output, target)
     assert losses[2] == 0
     losses.sum().backward()
     assert torch.isfinite(output.grad).all() and not output.grad[2].any()
@@ -47,7 +47,7 @@ def test_an_image_without_labels_weighs_nothing():
 
 def test_logits_at_low_bandwidth_are_enlarged():
     output, target = batch(2, side=8)
-    losses = Segmentation().losses(output[..., ::2, ::2], target)
+    losses = Segmentation().per_sample(output[..., ::2, ::2], target)
     assert losses.shape == (4,) and torch.isfinite(losses).all()
 
 
@@ -70,11 +70,11 @@ def test_mean_iou_of_sets_of_pixels(seed: int, void: float):
 def test_totals_add_up_over_batches():
     task = Segmentation()
     output, target = batch(3, count=6)
-    whole = task.totals(output, target)
-    parts = sum(task.totals(output[i : i + 2], target[i : i + 2]) for i in (0, 2, 4))
+    whole = task.judge(output, target)
+    parts = sum(task.judge(output[i : i + 2], target[i : i + 2]) for i in (0, 2, 4))
     torch.testing.assert_close(whole, parts)
     metrics = task.metrics(whole, "test")
-    assert metrics["loss"] == pytest.approx(task.losses(output, target).double().mean().item())
+    assert metrics["loss"] == pytest.approx(task.per_sample(output, target).double().mean().item())
     labelled = target != IGNORE_INDEX
     right = (output.argmax(1) == target)[labelled].float().mean().item()
     assert metrics["pixel_accuracy"] == pytest.approx(100 * right)
@@ -85,18 +85,18 @@ def test_a_perfect_prediction_and_the_worst():
     target = torch.tensor([[[0, 1], [2, IGNORE_INDEX]]])
     right = torch.nn.functional.one_hot(target.clamp(max=K - 1), K).permute(0, 3, 1, 2).float()
     task = Segmentation()
-    assert task.metrics(task.totals(right, target), "val")["miou"] == 100
-    assert task.metrics(task.totals(right.roll(1, 1), target), "val")["miou"] == 0
+    assert task.metrics(task.judge(right, target), "val")["miou"] == 100
+    assert task.metrics(task.judge(right.roll(1, 1), target), "val")["miou"] == 0
 
 
 def test_a_student_is_validated_by_the_pixels_it_decides_as_its_teacher_does():
-    task = Distillation(Segmentation(), temperature=2.0)
+    task = Distillation(Segmentation(), temperature=2.0, num_classes=K)
     teacher, _ = batch(4)
     student = teacher.clone()
     student[0] = student[0].roll(1, 0)
     alike = (student.argmax(1) == teacher.argmax(1)).float().mean().item()
-    metrics = task.metrics(task.totals(student, teacher), "val")
+    metrics = task.metrics(task.judge(student, teacher), "val")
     assert metrics.keys() == {"loss", "agreement"} and metrics["agreement"] == pytest.approx(100 * alike)
-    assert task.losses(student, teacher).shape == (4,)
+    assert task.per_sample(student, teacher).shape == (4,)
     _, target = batch(5)
-    assert task.metrics(task.totals(student, target), "test").keys() == {"loss", "miou", "pixel_accuracy"}
+    assert task.metrics(task.judge(student, target), "test").keys() == {"loss", "miou", "pixel_accuracy"}

@@ -21,12 +21,13 @@ A convolutional network takes every size as it is; for the others see `raytrain_
 """
 
 from raytrain_speedup.methods.curriculum.base import CurriculumSettings
-from raytrain_speedup.methods.curriculum.custom import CustomCurriculum
-from raytrain_speedup.methods.curriculum.efficienttrain import EfficientTrain
-from raytrain_speedup.methods.curriculum.efficienttrainpp import EfficientTrainPlusPlus
-from raytrain_speedup.methods.curriculum.none import NoCurriculum
-from raytrain_speedup.methods.curriculum.resize import ProgressiveResize
-from raytrain_speedup.methods.curriculum.simplex import SimplexCurriculum
+from raytrain_speedup.methods.curriculum.by_numbers import CustomCurriculum, SimplexCurriculum
+from raytrain_speedup.methods.curriculum.published import (
+    EfficientTrain,
+    EfficientTrainPlusPlus,
+    NoCurriculum,
+    ProgressiveResize,
+)
 from raytrain_speedup.registry import Registry
 
 CURRICULA = Registry(

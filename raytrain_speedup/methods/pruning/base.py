@@ -74,13 +74,13 @@ class Pruner(ABC):
     """
 
     def __init__(self, num_samples: int, epochs: int | Sequence[float], *, seed: int = 0) -> None:
-        if num_samples < 1:
-            raise UserError(f"num_samples: {num_samples} is not allowed; expected at least 1 sample")
-        self.num_samples = num_samples
+        if num_samples < 1 or num_samples != int(num_samples):
+            raise UserError(f"num_samples: {num_samples} is not allowed; expected a whole number, at least 1")
+        self.num_samples = int(num_samples)  # NumPy's integers and whole floats are in no checkpoint
         self.epoch_ends = epochs if isinstance(epochs, Sequence) else equal_epochs(epochs)
         if not self.epoch_ends:
             raise UserError("epochs: the run has none; expected at least 1")
-        self.seed = seed
+        self.seed = int(seed)
 
     def plan(self, epoch: int) -> EpochPlan:
         """The plan of an epoch: a function of (state, seed, epoch), the same on every worker.
@@ -192,4 +192,4 @@ def equal_epochs(epochs: int) -> list[float]:
     """
     if epochs < 1 or epochs != int(epochs):
         raise UserError(f"epochs: {epochs} is not allowed; expected a whole number, at least 1")
-    return [(epoch + 1) / epochs for epoch in range(int(epochs))]
+    return [(epoch + 1) / int(epochs) for epoch in range(int(epochs))]

@@ -161,8 +161,8 @@ class InfoBatch(ScheduledPruner):
     def __init__(self, num_samples: int, epochs: int | Sequence[float], **options: Any) -> None:
         super().__init__(num_samples, epochs, **options)
         place = self.device or "cpu"
-        self.scores = torch.zeros(num_samples, dtype=torch.float32, device=place)
-        self.seen = torch.full((num_samples,), UNSEEN, dtype=torch.int8, device=place)
+        self.scores = torch.zeros(self.num_samples, dtype=torch.float32, device=place)
+        self.seen = torch.full((self.num_samples,), UNSEEN, dtype=torch.int8, device=place)
 
     @torch.no_grad()
     def observe(self, index: Tensor, loss: Tensor) -> None:

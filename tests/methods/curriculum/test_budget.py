@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raytrain_speedup.methods.curriculum import CURRICULA
 from raytrain_speedup.methods.curriculum.base import FULL, Stage, lay_out
 from raytrain_speedup.methods.curriculum.budget import Budget
-from raytrain_speedup.methods.curriculum.efficienttrainpp import EfficientTrainPlusPlus
+from raytrain_speedup.methods.curriculum.published import EfficientTrainPlusPlus
 
 
 @st.composite

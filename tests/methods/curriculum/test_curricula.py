@@ -13,10 +13,12 @@ from pydantic import ValidationError
 
 from raytrain_speedup.methods.curriculum import CURRICULA
 from raytrain_speedup.methods.curriculum.base import CurriculumSettings, Stage, input_size
-from raytrain_speedup.methods.curriculum.custom import CustomCurriculum
-from raytrain_speedup.methods.curriculum.efficienttrain import EfficientTrain
-from raytrain_speedup.methods.curriculum.efficienttrainpp import EfficientTrainPlusPlus
-from raytrain_speedup.methods.curriculum.resize import ProgressiveResize
+from raytrain_speedup.methods.curriculum.by_numbers import CustomCurriculum
+from raytrain_speedup.methods.curriculum.published import (
+    EfficientTrain,
+    EfficientTrainPlusPlus,
+    ProgressiveResize,
+)
 from raytrain_speedup.settings import explain
 
 THREE_STAGES: dict[str, Any] = {

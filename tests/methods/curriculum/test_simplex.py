@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain_speedup.methods.curriculum.simplex import SimplexCurriculum
+from raytrain_speedup.methods.curriculum.by_numbers import SimplexCurriculum
 
 inside = st.floats(0.01, 0.99)
 

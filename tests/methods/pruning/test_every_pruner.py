@@ -215,7 +215,9 @@ def loops(settings: PrunerSettings, num_samples: int, epochs: int) -> Pruner:
 
 def test_no_samples_and_no_epochs_are_reported(settings):
     for make in (loops, lambda settings, n, epochs: settings.build(n, equal_epochs(epochs), seed=0)):
-        with pytest.raises(UserError, match="^num_samples: 0 is not allowed; expected at least 1 sample$"):
+        with pytest.raises(
+            UserError, match="^num_samples: 0 is not allowed; expected a whole number, at least 1$"
+        ):
             make(settings, 0, 10)
         for epochs in (0, -1, 2.5):
             with pytest.raises(UserError, match=f"^epochs: {epochs} is not allowed; expected a whole number"):

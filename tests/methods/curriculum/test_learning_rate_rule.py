@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raytrain_speedup.methods.curriculum.batch_scaling import scaled_lr
+from raytrain_speedup.methods.curriculum.base import scaled_lr
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("constant", 1.0), ("sqrt", 2.0), ("linear", 4.0)])

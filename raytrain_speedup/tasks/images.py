@@ -1,4 +1,4 @@
-"""What a person would look at after an evaluation: PNG files."""
+"""Grids of images and masks as PNG files: what a person would look at after an evaluation."""
 
 from __future__ import annotations
 
@@ -8,33 +8,12 @@ import math
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.utils import make_grid
 
-from raytrain_speedup.data import IGNORE_INDEX, Loader
-from raytrain_speedup.engine.evaluate import evaluating
-from raytrain_speedup.tasks import Task
-
-DECIDED = 8
-"""Images of the validation split that are shown with their masks."""
+from raytrain_speedup.data.base import IGNORE_INDEX
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-
-
-@torch.inference_mode()
-def decisions(model: nn.Module, task: Task, loader: Loader, *, autocast: torch.autocast) -> bytes:
-    """A row of images of the validation split, of which one at least can be read; below it their masks, and the
-    classes that the model gives their pixels."""
-    batches = loader.eval_batches("val", batch_size=DECIDED)
-    batch = next(batch for batch in batches if len(batch["inputs"]))
-    with evaluating(model), autocast:
-        prediction = model(batch["inputs"]).argmax(1)
-    mean, std = (
-        torch.tensor(values, device=loader.device).view(-1, 1, 1)
-        for values in (loader.settings.mean, loader.settings.std)
-    )
-    images = (255 * (batch["inputs"] * std + mean)).round().clamp(0, 255).to(torch.uint8)
-    return mask_grid(images, task.classes(batch["target"]), prediction)
 
 
 def image_grid(images: Tensor, columns: int) -> bytes:
