@@ -54,6 +54,7 @@ from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning import PRUNERS, Pruner, PrunerSettings
 from raytrain_speedup.settings import Settings, UserError, explain
+from raytrain_speedup.user_code import import_module
 
 VERSION = 1
 HEADER = "# A tuned training schedule; use it with raytrain_speedup.schedule.load_schedule.\n"
@@ -225,11 +226,13 @@ def save_schedule(schedule: Schedule, path: str | Path) -> Path:
     return path
 
 
-def load_schedule(source: str | Path) -> Schedule:
+def load_schedule(source: str | Path, *, plugins: Sequence[str] = ()) -> Schedule:
     """Read a schedule.
 
     Args:
         source: a path, or a file:, http: or https: URL.
+        plugins: modules of your own that register its methods; the file itself names no code. Those of installed
+            packages are found by their entry points.
 
     Warns:
         UnprovenSchedule: if it was not found lossless where it was tuned. Python shows it once for each line of
@@ -238,6 +241,8 @@ def load_schedule(source: str | Path) -> Schedule:
     Raises:
         UserError: if it cannot be read, is of another version, has wrong keys, or was changed since.
     """
+    for module in plugins:
+        import_module(module, "plugins")
     schedule = _checked(plain_yaml.load(source), source)
     if not schedule.proven:
         text = f"{source}: not proven lossless ({schedule.headline()})"
