@@ -286,7 +286,7 @@ def _each_target(dataset: Any, name: str) -> np.ndarray:
 
 def _class_of(target: Any) -> Any:
     """A class that is a tensor or of NumPy's as a plain number."""
-    single = isinstance(target, Tensor | np.ndarray | np.generic) and np.size(target) == 1
+    single = isinstance(target, Tensor | np.ndarray | np.generic) and np.asarray(target).size == 1
     return target.item() if single else target
 
 
