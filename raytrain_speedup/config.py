@@ -318,7 +318,8 @@ def read_raw(
 ) -> dict[str, Any]:
     """An experiment's content and overrides as plain data, of which only the form is known to be right."""
     path = None if isinstance(name, Mapping) else find_experiment(name)
-    content = _overridden(dict(name) if isinstance(name, Mapping) else read_yaml(path), overrides)
+    content = dict(name) if isinstance(name, Mapping) else read_yaml(find_experiment(name))
+    content = _overridden(content, overrides)
     if not content.get("python_path") and _names_own_code(content):
         files = [file for file in (path, beside) if file is not None and file not in recipes().values()]
         folders = [*(file.absolute().parent for file in files), Path.cwd()]
