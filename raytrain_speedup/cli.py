@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
+
+from raytrain_speedup import set_environment
 
 app = typer.Typer(
     name="speedup",
@@ -48,11 +48,17 @@ TrackingUri = Annotated[
 
 
 class WithKeys(typer.core.TyperCommand):
-    """A command whose help lists every key of an experiment."""
+    """A command whose help lists every key of an experiment, those of its plugins among them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["said"] = [word for word in args if not word.startswith("-")]  # --help ends the parsing
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        from raytrain_speedup.config import load_plugins
         from raytrain_speedup.explain import keys_table
 
+        load_plugins(ctx.meta["said"])
         super().format_help(ctx, formatter)
         console.print("\n[bold]Keys of an experiment[/bold] [dim](default)[/dim]", keys_table(), sep="\n")
 
@@ -72,26 +78,18 @@ def train(
     speedup train digits
     speedup train digits pruning.method=infobatch pruning.prune_ratio=0.4
     speedup train mine.yaml scaling.workers=2
+    speedup train mine.yaml --help    # with the keys of its plugins
     """
+    from raytrain_speedup.api import run, run_folder
     from raytrain_speedup.config import load_experiment
-    from raytrain_speedup.scaling.launch import launch, termination_as_interrupt
-    from raytrain_speedup.scaling.storage import keep_run_id, kept_run_id
     from raytrain_speedup.terminal import TrainProgress, summary
-    from raytrain_speedup.tracking.run_log import log_run
 
     loaded = load_experiment(experiment, overrides or ())
-    folder = _run_folder(loaded.scaling.storage, loaded.name, resume)
+    folder = run_folder(loaded, resume)
     console.print(f"[bold]{loaded.name}[/bold] in {folder}")
-    logged = log_run(loaded, tracking_uri=tracking_uri, run_id=kept_run_id(folder))
-    with termination_as_interrupt(), logged as log, TrainProgress(console, loaded.name) as progress:
-        keep_run_id(folder, log.run_id)
-
-        def listen(kind: str, metrics: Any) -> None:
-            progress(kind, metrics)
-            log(kind, metrics)
-
-        metrics = launch(loaded, folder, listen)
-    console.print(summary(metrics))
+    with TrainProgress(console, loaded.name) as progress:
+        result = run(loaded, folder, tracking_uri=tracking_uri, listener=progress)
+    console.print(summary(result.metrics))
 
 
 @app.command()
@@ -380,12 +378,7 @@ def promote_schedule(
 
 def main() -> None:
     """Entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    if (
-        "RAY_ADDRESS" not in os.environ
-    ):  # a cluster of one's own asks for a token; another says itself what it does
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    set_environment()
     try:
         code = _run_command()
     except KeyboardInterrupt:  # during the first imports
@@ -408,20 +401,6 @@ def _run_command() -> int:
             errors.print("interrupted")
         return int(end.code or 0)
     return 0
-
-
-def _run_folder(storage: str | None, name: str, resume: str | None) -> str:
-    from raytrain_speedup.scaling.storage import exists, folder_name, inside, may_hold_checkpoint
-    from raytrain_speedup.settings import UserError
-
-    if resume is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        return inside(storage or "runs", f"{folder_name(name)}-{stamp}-{uuid.uuid4().hex[:4]}")
-    if not exists(resume):
-        raise UserError(f"--resume: {resume} is not a folder; expected the folder of an earlier run")
-    if not may_hold_checkpoint(resume):
-        raise UserError(f"--resume: {resume} holds no checkpoint; expected the folder of an earlier run")
-    return resume
 
 
 if __name__ == "__main__":

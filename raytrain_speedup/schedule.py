@@ -55,6 +55,7 @@ from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning import PRUNERS, Pruner, PrunerSettings
 from raytrain_speedup.settings import Settings, UserError, explain
 from raytrain_speedup.transfer import HasSections, transfer_differences
+from raytrain_speedup.user_code import import_module
 
 VERSION = 1
 PUBLISHED = ("models:/", "runs:/")
@@ -252,6 +253,7 @@ def load_schedule(
     *,
     for_experiment: Mapping[str, Any] | HasSections | None = None,
     allow_transfer: bool = False,
+    plugins: Sequence[str] = (),
     tracking_uri: str | None = None,
 ) -> Schedule:
     """Read a schedule.
@@ -262,6 +264,8 @@ def load_schedule(
         for_experiment: what the schedule is to be used on: an `Experiment`, or what a loop knows of it, such as
             `{"data": {"source": "cifar10"}, "train": {"epochs": 20}}`.
         allow_transfer: take it for another experiment than it was tuned on.
+        plugins: modules of your own that register its methods; the file itself names no code. Those of installed
+            packages are found by their entry points.
         tracking_uri: of the tracker; MLFLOW_TRACKING_URI by default, else `mlflow.db` in this folder.
 
     Warns:
@@ -272,6 +276,8 @@ def load_schedule(
         UserError: if it cannot be read, is of another version, has wrong keys, or was changed since; and naming
             the keys in which `for_experiment` differs in data, model or budget from what it was tuned on.
     """
+    for module in plugins:
+        import_module(module, "plugins")
     if str(source).startswith(PUBLISHED):
         # The only upward import: a name is looked up where it was published, and no file needs a tracker.
         from raytrain_speedup.tracking.schedules import published_text

@@ -28,8 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from raytrain_speedup.data.batch import Step
 from raytrain_speedup.engine.steps import epoch_steps
 from raytrain_speedup.methods.curriculum import CurriculumSettings, NoCurriculum
-from raytrain_speedup.methods.curriculum.base import FULL
-from raytrain_speedup.methods.curriculum.batch_scaling import scaled_lr
+from raytrain_speedup.methods.curriculum.base import FULL, scaled_lr
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning import Pruner, PrunerSettings
 from raytrain_speedup.methods.pruning.base import TOLERANCE

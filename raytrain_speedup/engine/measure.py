@@ -25,7 +25,7 @@ from raytrain_speedup.data.batch import Batch
 from raytrain_speedup.engine.clock import clock_for
 from raytrain_speedup.models.resize import change_size
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tasks import Task
+from raytrain_speedup.tasks import Losses, Task
 
 PHASES = ("setup", "teacher", "warmup", "train", "synthesis", "reference", "eval", "checkpoint")
 
@@ -106,18 +106,21 @@ def training_flops(model: nn.Module, task: Task, shape: tuple[int, ...]) -> floa
         task: says what a training step asks of it.
         shape: (C, H, W) of one input.
     """
-    ghost, batch = _ghost(model, shape), _two_samples(task, shape)
     with FlopCounter() as counter:
-        task.losses(ghost, batch).losses.sum().backward()
+        asked(model, task, shape).losses.sum().backward()
     return counter.total / 2
 
 
 def forward_flops(model: nn.Module, task: Task, shape: tuple[int, ...]) -> float:
     """FLOPs of one sample's forward pass in a step of `task`."""
-    ghost, batch = _ghost(model, shape), _two_samples(task, shape)
     with FlopCounter() as counter, torch.no_grad():
-        task.losses(ghost, batch)
+        asked(model, task, shape)
     return counter.total / 2
+
+
+def asked(model: nn.Module, task: Task, shape: tuple[int, ...]) -> Losses:
+    """What a task finds for two made-up samples, on the meta device: its shapes alone."""
+    return task.losses(_ghost(model, shape), _two_samples(task, shape))
 
 
 def _ghost(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:

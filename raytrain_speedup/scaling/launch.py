@@ -141,7 +141,13 @@ def _listening(board: Any, listener: Listener) -> Iterator[_Heard]:
 
 @contextlib.contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """A SIGTERM (of a batch system, a spot node, a container's end) takes the path of a Ctrl-C: checkpoint, end."""
+    """A SIGTERM (of a batch system, a spot node, a container's end) takes the path of a Ctrl-C: checkpoint, end.
+
+    Only the main thread is asked by signals; in another one this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         yield

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +22,7 @@ from rich.console import Console
 
 from raytrain_speedup.config import ScalingSettings
 from raytrain_speedup.scaling.cluster import connect
+from raytrain_speedup.scaling.launch import termination_as_interrupt
 from raytrain_speedup.settings import RunFailed, UserError, explain
 from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.export import experiment_of, export, find, free_name
@@ -209,7 +208,7 @@ def _run(
         listener=table,
     )
     try:
-        with _ray(scaling), table, _terminate_as_interrupt():
+        with _ray(scaling), table, termination_as_interrupt():
             fit(sweep, plan, callback, trainable or trainable_for(scaling), heartbeat.parent)
     finally:  # Tune wraps some errors of a callback in its own and passes over others
         if tracker.lost is not None:
@@ -310,16 +309,3 @@ def _ray(scaling: ScalingSettings) -> Iterator[None]:
     finally:
         if ours:
             ray.shutdown()
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM, which `ray job stop` and schedulers send, as Ctrl-C: end the runs in their tracker first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
