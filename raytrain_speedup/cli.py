@@ -68,12 +68,12 @@ def train(
     speedup train digits pruning.method=infobatch pruning.prune_ratio=0.4
     speedup train mine.yaml scaling.workers=2
     """
-    from raytrain_speedup.config import load_experiment
     from raytrain_speedup.scaling.launch import launch
+    from raytrain_speedup.script import load_any
     from raytrain_speedup.terminal import TrainProgress, summary
     from raytrain_speedup.tracking.mlflow_log import log_run
 
-    loaded = load_experiment(experiment, overrides or ())
+    loaded = load_any(experiment, overrides or ())
     folder = _run_folder(loaded.scaling.storage, loaded.name, resume)
     console.print(f"[bold]{loaded.name}[/bold] in {folder}")
     with log_run(loaded, tracking_uri=tracking_uri) as log, TrainProgress(console, loaded.name) as progress:

@@ -19,20 +19,20 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.local import Listener, LocalReporter, stop_at_interrupt
 from raytrain_speedup.engine.loop import Stopped
-from raytrain_speedup.engine.run import run
+from raytrain_speedup.engine.script_run import run_any
 from raytrain_speedup.scaling.board import new_board
 from raytrain_speedup.scaling.cluster import connect, on_cluster
 from raytrain_speedup.scaling.group import fit, worker_group
 from raytrain_speedup.scaling.storage import PathOrUri, is_uri, may_hold_checkpoint
+from raytrain_speedup.script import AnyExperiment
 from raytrain_speedup.settings import UserError
 
 LISTEN_SECONDS = 0.25
 
 
-def launch(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
+def launch(experiment: AnyExperiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
     """Train, and give the final metrics.
 
     Args:
@@ -63,7 +63,7 @@ def launch(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dic
                 Path(folder).rmdir()  # only where it is empty: nothing came of the run
 
 
-def _refuse_other_kind(folder: Path, others: str, experiment: Experiment) -> None:
+def _refuse_other_kind(folder: Path, others: str, experiment: AnyExperiment) -> None:
     """A run keeps to one kind of checkpoints; starting afresh beside the other kind would be a surprise."""
     if any(folder.glob(others)):
         raise UserError(
@@ -72,12 +72,12 @@ def _refuse_other_kind(folder: Path, others: str, experiment: Experiment) -> Non
         )
 
 
-def _launch_here(experiment: Experiment, folder: Path, listener: Listener) -> dict[str, Any]:
+def _launch_here(experiment: AnyExperiment, folder: Path, listener: Listener) -> dict[str, Any]:
     reporter = LocalReporter(folder, listener)
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it announces its local mode
 
     def train_here() -> dict[str, Any]:
-        return run(experiment, reporter)
+        return run_any(experiment, reporter)
 
     trainer = TorchTrainer(
         train_here,
@@ -88,7 +88,7 @@ def _launch_here(experiment: Experiment, folder: Path, listener: Listener) -> di
         return trainer.fit().return_value
 
 
-def _launch_group(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
+def _launch_group(experiment: AnyExperiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
     connect(experiment.scaling)
     board = new_board()
     with _listening(board, listener), _interrupt_as_stop():

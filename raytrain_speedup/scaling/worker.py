@@ -11,11 +11,11 @@ import ray
 import ray.train
 import ray.train.torch
 
-from raytrain_speedup.config import load_experiment_dict
 from raytrain_speedup.engine.local import PROGRESS_SECONDS
 from raytrain_speedup.engine.reporter import Metrics, Reporter
-from raytrain_speedup.engine.run import run
+from raytrain_speedup.engine.script_run import run_any
 from raytrain_speedup.scaling.storage import folder_of
+from raytrain_speedup.script import load_any_dict
 
 
 class TrainReporter(Reporter):
@@ -61,8 +61,8 @@ class TrainReporter(Reporter):
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The training function; `config` holds the experiment as plain data, perhaps the board, and whether the
     test split is read (`test`)."""
-    return run(
-        load_experiment_dict(config["experiment"]),
+    return run_any(
+        load_any_dict(config["experiment"]),
         TrainReporter(config.get("board")),
         device=ray.train.torch.get_device(),
         test=config.get("test", True),

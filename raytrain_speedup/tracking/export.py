@@ -12,8 +12,8 @@ import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from raytrain_speedup.config import Experiment, load_experiment_dict
 from raytrain_speedup.schedule import VERSION, Evidence, Schedule, TunedOn, save_schedule
+from raytrain_speedup.script import AnyExperiment, load_any_dict
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.leaderboard import Row, rows
@@ -107,16 +107,14 @@ def find(client: MlflowClient, run_id: str) -> Record:
     raise UserError(f"run {run_id!r}: {problem} at {client.tracking_uri}; {expected}")
 
 
-def experiment_of(run_id: str) -> Experiment:
+def experiment_of(run_id: str) -> AnyExperiment:
     """The experiment that a run was started with, or that a sweep varies.
 
     Raises:
         UserError: if its file cannot be read.
     """
     try:
-        return load_experiment_dict(
-            yaml.safe_load(mlflow.artifacts.load_text(f"runs:/{run_id}/experiment.yaml"))
-        )
+        return load_any_dict(yaml.safe_load(mlflow.artifacts.load_text(f"runs:/{run_id}/experiment.yaml")))
     except (MlflowException, OSError) as error:
         raise UserError(f"run {run_id[:8]}: its experiment.yaml cannot be read ({error})") from None
 
@@ -129,8 +127,9 @@ def _holds(row: Row, record: Record) -> bool:
     )
 
 
-def _tuned_on(experiment: Experiment, record: Record) -> TunedOn:
+def _tuned_on(experiment: AnyExperiment, record: Record) -> TunedOn:
     content = experiment.to_dict()
+    script = {key: content[key] for key in ("trainable", "code", "settings") if key in content}
     try:
         installed = version("raytrain-speedup")
     except PackageNotFoundError:  # a checkout on the path
@@ -140,7 +139,7 @@ def _tuned_on(experiment: Experiment, record: Record) -> TunedOn:
         run_id=record.run_id,
         data=content["data"],
         model=content["model"],
-        train=content["train"],
+        train=content["train"] | script,
         workers=experiment.scaling.workers,
         hardware=str(record.metrics.get("hardware", "unknown")),
         package_version=installed,

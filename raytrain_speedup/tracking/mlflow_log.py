@@ -20,9 +20,9 @@ from typing import Any
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
-from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.verdict import Plan
+from raytrain_speedup.script import AnyExperiment
 from raytrain_speedup.settings import UserError, flatten
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.leaderboard import Row
@@ -32,7 +32,7 @@ ENDINGS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "int
 
 LONGEST_PARAM = 500
 SECTIONS_OF_METHODS = ("pruning", "curriculum", "distillation")
-BESIDE_THE_QUESTION = ("name", "about", "tracking", "scaling")
+BESIDE_THE_QUESTION = ("name", "about", "tracking", "scaling", "python_path")
 
 
 def is_final(metrics: Mapping[str, Any]) -> bool:
@@ -58,7 +58,7 @@ class RunLog:
     def start(
         cls,
         client: MlflowClient,
-        experiment: Experiment,
+        experiment: AnyExperiment,
         *,
         name: str,
         into: str,
@@ -176,7 +176,7 @@ def log_outcome(client: MlflowClient, run_id: str, row: Row) -> None:
 
 
 @contextmanager
-def log_run(experiment: Experiment, *, tracking_uri: str | None = None) -> Iterator[RunLog]:
+def log_run(experiment: AnyExperiment, *, tracking_uri: str | None = None) -> Iterator[RunLog]:
     """The MLflow run of one `speedup train`: call `epoch` with each report and `finish` with the metrics.
 
     It ends as failed after an exception, as interrupted after Ctrl-C, and as interrupted too if nobody
@@ -201,19 +201,19 @@ def log_run(experiment: Experiment, *, tracking_uri: str | None = None) -> Itera
             log.end("interrupted")
 
 
-def method_of(experiment: Experiment) -> str:
+def method_of(experiment: AnyExperiment) -> str:
     """The methods of a run, such as `infobatch + efficienttrain`; `none` for a plain one."""
     used = [section.method for section in _sections(experiment)]
     return " + ".join(name for name in used if name != "none") or "none"
 
 
-def _sections(experiment: Experiment) -> list[Any]:
+def _sections(experiment: AnyExperiment) -> list[Any]:
     """The sections of methods that an experiment has."""
     sections = [getattr(experiment, name) for name in SECTIONS_OF_METHODS]
     return [section for section in sections if section is not None]
 
 
-def settings_of(experiment: Experiment, params: Mapping[str, Any]) -> str:
+def settings_of(experiment: AnyExperiment, params: Mapping[str, Any]) -> str:
     """The settings worth a column: those of the methods that are not the default, and those searched."""
     changed = {
         key: value
@@ -227,12 +227,12 @@ def settings_of(experiment: Experiment, params: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={_short(shown[key])}" for key in sorted(shown))
 
 
-def group_of(experiment: Experiment) -> str:
+def group_of(experiment: AnyExperiment) -> str:
     """Equal for experiments that differ in their seed alone (or in their names and places)."""
     content = experiment.to_dict()
     content["train"].pop("seed")
     for section in BESIDE_THE_QUESTION:
-        content.pop(section)
+        content.pop(section, None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
