@@ -15,7 +15,7 @@ from raytrain_speedup.schedule import UnprovenSchedule, load_schedule
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.export import export
-from raytrain_speedup.tuning.sweep import SweepResult, sweep
+from raytrain_speedup.tuning.sweep import SweepResult, confirm, sweep
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -78,6 +78,22 @@ def test_a_sweep_of_a_script(tmp_path: Path, uri: str) -> None:
     again, _ = go(file, uri, resume=True, trials=3)
     assert sum(len(row.run_ids) for row in again.rows) > sum(len(row.run_ids) for row in result.rows)
     assert len(store.records(store.connect(uri), "my_train")) == len(records) + 1, "only the new trial ran"
+
+
+def test_a_run_of_a_script_is_confirmed(tmp_path: Path, uri: str) -> None:
+    """The setting of a single run against its baseline, in a sweep of its own."""
+    code = "import time\n\n\ndef main(run):\n    with run.training():\n        time.sleep(run.settings['pause'])\n"
+    code += "    return {'test_accuracy': 90 + run.seed, 'val_accuracy': 90}\n"
+    search = {"settings.pause": {"type": "float", "low": 0.01, "high": 0.02}}
+    keys = {"settings": {"pause": 0.04}, "trial": {}, "search": search, "seeds": [0]}
+    file = write(tmp_path, "pausing", code, trials=1, confirm={"winners": 0}, **keys)
+    result, _ = go(file, uri)
+    trial = next(row for row in result.rows if row.role == "trial")
+    screen = Console(file=io.StringIO(), width=150)
+    found = confirm(trial.run_id[:8], max_seeds=3, tracking_uri=uri, out=tmp_path, console=screen)
+    row = next(row for row in found.rows if row.role == "winner")
+    assert row.seeds == (0, 1, 2) and row.difference == 0 and row.speedup is not None and row.speedup > 1
+    assert row.comparison is not None and row.comparison.speedup.clock == "wall seconds"
 
 
 FAULTY = """
