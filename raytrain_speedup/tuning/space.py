@@ -339,6 +339,14 @@ def _varied_settings(read: SweepSettings, base: ScriptExperiment) -> tuple[str, 
     return tuple(sorted(keys | set(base.varies)))
 
 
+def baseline_of(sweep: Sweep) -> Overrides:
+    """The keys that make the baseline of a sweep out of any run of it: a script's settings are those of the file
+    again, whatever the run was tuned to."""
+    if not isinstance(sweep.base, ScriptExperiment):
+        return sweep.settings.baseline
+    return {**flatten(sweep.base.settings, SETTINGS), **sweep.settings.baseline}
+
+
 def _is_scripts(name: str, base: AnyExperiment) -> bool:
     """Whether a metric may be one of a script, which has names of its own."""
     return isinstance(base, ScriptExperiment) and name.startswith("val_")

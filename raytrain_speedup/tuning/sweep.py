@@ -42,6 +42,7 @@ from raytrain_speedup.tuning.space import (
     ConfirmSettings,
     Sweep,
     SweepSettings,
+    baseline_of,
     default_objectives,
     load_sweep,
 )
@@ -278,9 +279,7 @@ def _of_one_run(client: PatientClient, record: store.Record, margin: float | Non
         raise UserError(
             f"run {record.run_id[:8]}: trained without data, and has no baseline; expected a run of a sweep"
         )
-    of_sweep = (
-        {} if record.parent is None else {"baseline": read_sweep(client, record.parent).settings.baseline}
-    )
+    of_sweep = {} if record.parent is None else {"baseline": baseline_of(read_sweep(client, record.parent))}
     settings = SweepSettings(
         name=record.experiment,
         experiment=base.name,
