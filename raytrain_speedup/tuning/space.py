@@ -336,7 +336,8 @@ def _varied_settings(read: SweepSettings, base: ScriptExperiment) -> tuple[str, 
     """The script's settings in which the runs of a sweep may differ, beside those it says itself."""
     sets = (read.search, read.trial, read.baseline, *read.controls.values())
     keys = {key.removeprefix(SETTINGS) for keys in sets for key in keys if key.startswith(SETTINGS)}
-    return tuple(sorted(keys | set(base.varies)))
+    known = flatten(base.settings)  # an unknown key is reported where it is tried
+    return tuple(sorted(keys & known.keys() | set(base.varies)))
 
 
 def baseline_of(sweep: Sweep) -> Overrides:
