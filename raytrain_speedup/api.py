@@ -40,6 +40,7 @@ from raytrain_speedup.user_code import THIS_PROCESS, named
 
 if TYPE_CHECKING:
     from raytrain_speedup.engine.local import Listener
+    from raytrain_speedup.script import AnyExperiment
     from raytrain_speedup.tracking.leaderboard import Row
     from raytrain_speedup.tuning.sweep import SweepResult
 
@@ -162,7 +163,11 @@ def leaderboard(experiment: str | None = None, *, tracking_uri: str | None = Non
 
 
 def run(
-    experiment: Experiment, folder: str, *, tracking_uri: str | None = None, listener: Listener | None = None
+    experiment: AnyExperiment,
+    folder: str,
+    *,
+    tracking_uri: str | None = None,
+    listener: Listener | None = None,
 ) -> TrainResult:
     """Run an experiment in a folder or URI, and record it in MLflow.
 
@@ -188,7 +193,7 @@ def run(
     return TrainResult(dict(metrics), folder, max(weights, default=None), log.run_id)
 
 
-def run_folder(experiment: Experiment, resume: str | Path | None) -> str:
+def run_folder(experiment: AnyExperiment, resume: str | Path | None) -> str:
     """A new folder for a run, or that of the earlier one to go on with.
 
     Raises:

@@ -81,10 +81,10 @@ def train(
     speedup train mine.yaml --help    # with the keys of its plugins
     """
     from raytrain_speedup.api import run, run_folder
-    from raytrain_speedup.config import load_experiment
+    from raytrain_speedup.script import load_any
     from raytrain_speedup.terminal import TrainProgress, summary
 
-    loaded = load_experiment(experiment, overrides or ())
+    loaded = load_any(experiment, overrides or ())
     folder = run_folder(loaded, resume)
     console.print(f"[bold]{loaded.name}[/bold] in {folder}")
     with TrainProgress(console, loaded.name) as progress:

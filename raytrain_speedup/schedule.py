@@ -41,7 +41,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +51,7 @@ from raytrain_speedup import plain_yaml
 from raytrain_speedup.methods.curriculum import CURRICULA, CurriculumSettings
 from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.methods.curriculum.budget import Budget
+from raytrain_speedup.methods.plain_loop import loop_budget, loop_pruner
 from raytrain_speedup.methods.pruning import PRUNERS, Pruner, PrunerSettings
 from raytrain_speedup.settings import Settings, UserError, explain
 from raytrain_speedup.transfer import HasSections, transfer_differences
@@ -164,11 +164,7 @@ class Schedule(Settings):
         Raises:
             UserError: if there are no samples or epochs, or the saving is out of reach in so few of them.
         """
-        if not isinstance(epochs, Budget):
-            return self.pruning.build_for_loop(num_samples, epochs, seed=seed, device=device)
-        fraction = epochs.last_epoch_fraction
-        ends = epochs.epoch_ends()
-        return self.pruning.build(num_samples, ends, last_epoch_fraction=fraction, seed=seed, device=device)
+        return loop_pruner(self.pruning, num_samples, epochs, seed=seed, device=device)
 
     def budget(
         self, epochs: float, num_samples: int, image_size: int, *, stride: int = 4, replay: bool = False
@@ -184,13 +180,8 @@ class Schedule(Settings):
         Raises:
             UserError: if there are no epochs or samples, or no stages for the size.
         """
-        for name, value in {"epochs": epochs, "num_samples": num_samples}.items():
-            if value <= 0:
-                raise UserError(f"{name}: {value} is not allowed; expected more than 0")
         stages = self.stages(image_size, stride=stride)
-        if not replay:
-            stages = [replace(stage, replay=1) for stage in stages]
-        return Budget(epochs * self.pruning.budget_factor(), num_samples, stages)
+        return loop_budget(self.pruning, stages, epochs, num_samples, replay=replay)
 
     def stages(self, image_size: int, *, stride: int = 4) -> Sequence[Stage]:
         """The curriculum's stages for images of size `image_size`; sizes are multiples of `stride`."""

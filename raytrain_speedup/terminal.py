@@ -67,6 +67,9 @@ class TrainProgress:
             if losses := synthesis_line(metrics):
                 self.console.print(losses, highlight=False)
 
+        elif not metrics.get("done"):
+            self.console.print(script_line(metrics), highlight=False)
+
     def _move(self, progress: float, samples: float, metrics: Metrics) -> None:
         now, of = time.monotonic(), str(metrics.get("of", ""))
         if of != self._of:  # the student's rate is not the teacher's
@@ -94,6 +97,12 @@ def epoch_line(metrics: Metrics) -> str:
     merits = [name for name in metrics if name.startswith("val_") and name != "val_loss"]
     parts += [f"{spoken(name.removeprefix('val_'))} {metrics[name]:.2f} %" for name in merits[:1]]
     return "  ".join(parts)
+
+
+def script_line(metrics: Metrics) -> str:
+    """What a training script reported, in a line."""
+    told = [f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("val_")]
+    return "  ".join([f"report {metrics['epoch']:>3}", f"{metrics['progress']:4.0%}", *told])
 
 
 def synthesis_line(metrics: Metrics) -> str:

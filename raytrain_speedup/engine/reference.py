@@ -17,6 +17,7 @@ numbers included. It takes memory for a second set of weights and gradients.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import pairwise
 from statistics import median
@@ -40,55 +41,32 @@ MOST_STEPS = 3
 """Steps of one measurement, where the budget allows more than one."""
 
 
-class Reference:
-    """Times reference steps and counts a run's cost in them.
+class Yardstick(ABC):
+    """Times reference steps and counts a run's cost in them; what a step does say the classes below.
 
     Args:
-        network: the model as it is trained at the start; it is copied.
-        task: makes up the batch, and says what a step computes of it.
-        shape: (C, H, W) of an input at full size.
-        batch_size: samples a worker has on its device at a time.
-        budget_samples: sample passes of the whole budget on this worker, at full size.
         watch: times the run; the steps are its phase `reference`.
-        autocast: the run's arithmetic.
-        channels_last: the run's memory format.
+        batch_size: samples of a reference step.
+        steps: how many are timed at once.
 
     Attributes:
-        batch_size: samples of a reference step: the run's own batch, or fewer where the budget is small.
-        steps: how many are timed at once.
         seconds: of one step at each measurement, by the stopwatch's clock.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        task: Task,
-        shape: tuple[int, int, int],
-        *,
-        batch_size: int,
-        budget_samples: float,
-        watch: Stopwatch,
-        autocast: torch.autocast,
-        channels_last: bool = False,
-    ) -> None:
-        allowed = MOST_OF_THE_RUN * budget_samples / (round(1 / EVERY) + 1)
-        self.batch_size = max(2, min(batch_size, int(allowed)))  # batch normalisation refuses a single sample
-        self.steps = max(1, min(MOST_STEPS, int(allowed / self.batch_size)))
+    def __init__(self, watch: Stopwatch, *, batch_size: int, steps: int) -> None:
+        self.batch_size, self.steps = batch_size, steps
         self.seconds: list[float] = []
-        self._network = copy.deepcopy(network).train()
-        self._watch, self._autocast = watch, autocast
-        self._task = task
-        self._batch = {
-            name: rows.to(watch.device) for name, rows in task.example(shape, self.batch_size).items()
-        }
-        if channels_last:
-            self._batch["inputs"] = self._batch["inputs"].to(memory_format=torch.channels_last)
+        self._watch = watch
         self._cost = 0.0  # of the segments that are closed, in reference steps
         self._mark: float | None = None  # where the open segment began, in seconds of work
         self._progress = 0.0  # at the last measurement
         self._switches = involuntary_switches()
         self._switched = 0
         self._others = 0
+
+    @abstractmethod
+    def _step(self) -> None:
+        """The run's plain step; it changes nothing of the run."""
 
     def warm_up(self) -> None:
         """A step that is not timed."""
@@ -122,14 +100,6 @@ class Reference:
         switches = involuntary_switches()
         self._switched, self._switches = self._switched + switches - self._switches, switches
         self._others = max(self._others, other_processes(self._watch.device) or 0)
-
-    def _step(self) -> None:
-        self._task.losses(self._answer, self._batch).losses.sum().backward()
-        self._network.zero_grad(set_to_none=True)
-
-    def _answer(self, *inputs: Tensor) -> Any:
-        with self._autocast:
-            return self._network(*inputs)
 
     def metrics(self) -> dict[str, float]:
         """What the run tells of its cost and of its peace.
@@ -175,6 +145,58 @@ class Reference:
         self._cost, self.seconds = state["cost"], list(state["seconds"])
         self._progress, self._switched = state["progress"], state["switched"]
         self._mark = None
+
+
+class Reference(Yardstick):
+    """A forward and a backward pass of a copy of the network, on a fixed batch.
+
+    Args:
+        network: the model as it is trained at the start; it is copied.
+        task: makes up the batch, and says what a step computes of it.
+        shape: (C, H, W) of an input at full size.
+        batch_size: samples a worker has on its device at a time.
+        budget_samples: sample passes of the whole budget on this worker, at full size.
+        watch: times the run; the steps are its phase `reference`.
+        autocast: the run's arithmetic.
+        channels_last: the run's memory format.
+
+    Attributes:
+        batch_size: samples of a reference step: the run's own batch, or fewer where the budget is small.
+        steps: how many are timed at once.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        shape: tuple[int, int, int],
+        *,
+        batch_size: int,
+        budget_samples: float,
+        watch: Stopwatch,
+        autocast: torch.autocast,
+        channels_last: bool = False,
+    ) -> None:
+        allowed = MOST_OF_THE_RUN * budget_samples / (round(1 / EVERY) + 1)
+        batch_size = max(2, min(batch_size, int(allowed)))  # batch normalisation refuses a single sample
+        super().__init__(
+            watch, batch_size=batch_size, steps=max(1, min(MOST_STEPS, int(allowed / batch_size)))
+        )
+        self._network = copy.deepcopy(network).train()
+        self._autocast, self._task = autocast, task
+        self._batch = {
+            name: rows.to(watch.device) for name, rows in task.example(shape, self.batch_size).items()
+        }
+        if channels_last:
+            self._batch["inputs"] = self._batch["inputs"].to(memory_format=torch.channels_last)
+
+    def _step(self) -> None:
+        self._task.losses(self._answer, self._batch).losses.sum().backward()
+        self._network.zero_grad(set_to_none=True)
+
+    def _answer(self, *inputs: Tensor) -> Any:
+        with self._autocast:
+            return self._network(*inputs)
 
 
 class NoReference:

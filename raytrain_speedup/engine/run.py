@@ -51,7 +51,7 @@ def run(
     train = experiment.train
     device = device or pick_device(train.device)
     watch = Stopwatch(device)
-    with _numerics(experiment), watch.phase("setup"):
+    with numerics(train.seed, train.threads), watch.phase("setup"):
         splits = open_data(experiment.data, seed=train.seed)
         latest = reporter.latest()
         if latest is not None and (latest / METRICS).is_file():
@@ -81,15 +81,15 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def _numerics(experiment: Experiment) -> Iterator[None]:
+def numerics(seed: int, threads: int | None) -> Iterator[None]:
     """Threads and seeds of the process, put back afterwards: a Tune trial shares its process with others."""
-    threads, random = torch.get_num_threads(), random_state()
-    torch.manual_seed(experiment.train.seed)
-    torch.set_num_threads(experiment.train.threads or threads)
+    before, random = torch.get_num_threads(), random_state()
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads or before)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         restore_random_state(random)
 
 

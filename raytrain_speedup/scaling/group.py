@@ -11,17 +11,17 @@ import ray.train
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 
-from raytrain_speedup.config import Experiment
 from raytrain_speedup.scaling.board import EndAtMistake
 from raytrain_speedup.scaling.cluster import ATTEMPTS, set_environment
 from raytrain_speedup.scaling.storage import PathOrUri, inside, parent_and_name
 from raytrain_speedup.scaling.uri_store import store_of
 from raytrain_speedup.scaling.worker import train_worker
+from raytrain_speedup.script import AnyExperiment
 from raytrain_speedup.settings import RunFailed, UserError
 
 
 def worker_group(
-    experiment: Experiment,
+    experiment: AnyExperiment,
     folder: PathOrUri,
     *,
     board: Any = None,

@@ -11,9 +11,9 @@ from typing import Any
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from raytrain_speedup.config import load_experiment_dict
 from raytrain_speedup.scaling.group import fit, worker_group
 from raytrain_speedup.scaling.storage import inside
+from raytrain_speedup.script import load_any_dict
 
 
 class EpochsToTune(TuneReportCallback):
@@ -36,7 +36,7 @@ def group_trial(config: dict[str, Any]) -> None:
     Raises:
         UserError: for what a user can mend.
     """
-    experiment = load_experiment_dict(config["experiment"])
+    experiment = load_any_dict(config["experiment"])
     folder = inside(config["storage"], config["folder"])
     result = fit(worker_group(experiment, folder, callbacks=(EpochsToTune(),), test=config.get("test", True)))
     tune.report(dict(result.return_value))

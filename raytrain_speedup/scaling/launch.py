@@ -22,15 +22,15 @@ from pyarrow import ArrowException
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
-from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.local import Listener, LocalReporter, stop_at_interrupt
 from raytrain_speedup.engine.loop import Stopped
-from raytrain_speedup.engine.run import run
+from raytrain_speedup.engine.script_run import run_any
 from raytrain_speedup.scaling.board import new_board
 from raytrain_speedup.scaling.cluster import connect, on_cluster
 from raytrain_speedup.scaling.group import fit, worker_group
 from raytrain_speedup.scaling.storage import RUN_ID, PathOrUri, is_uri, may_hold_checkpoint
 from raytrain_speedup.scaling.uri_store import store_of
+from raytrain_speedup.script import AnyExperiment
 
 log = logging.getLogger("raytrain_speedup")
 
@@ -38,7 +38,7 @@ LISTEN_SECONDS = 0.25
 BOARD_SECONDS = 30.0
 
 
-def launch(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
+def launch(experiment: AnyExperiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
     """Train, and give the final metrics.
 
     Args:
@@ -69,12 +69,12 @@ def launch(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dic
                 Path(folder).rmdir()  # only where it is empty
 
 
-def _launch_here(experiment: Experiment, folder: Path, listener: Listener) -> dict[str, Any]:
+def _launch_here(experiment: AnyExperiment, folder: Path, listener: Listener) -> dict[str, Any]:
     reporter = LocalReporter(folder, listener)
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it announces its local mode
 
     def train_here() -> dict[str, Any]:
-        return run(experiment, reporter)
+        return run_any(experiment, reporter)
 
     trainer = TorchTrainer(
         train_here,
@@ -85,7 +85,7 @@ def _launch_here(experiment: Experiment, folder: Path, listener: Listener) -> di
         return trainer.fit().return_value
 
 
-def _launch_group(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
+def _launch_group(experiment: AnyExperiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
     connect(experiment.scaling)
     board = new_board()
     with _listening(board, listener) as heard, _interrupt_as_stop():

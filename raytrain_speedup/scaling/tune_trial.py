@@ -13,9 +13,9 @@ from typing import Any
 
 from ray import tune
 
-from raytrain_speedup.config import load_experiment_dict
 from raytrain_speedup.engine.local import LocalReporter
-from raytrain_speedup.engine.run import run
+from raytrain_speedup.engine.script_run import run_any
+from raytrain_speedup.script import load_any_dict
 
 
 def trial_reporter(config: Mapping[str, Any]) -> LocalReporter:
@@ -35,4 +35,4 @@ def _to_tune(kind: str, metrics: Mapping[str, Any]) -> None:
 def trial(config: dict[str, Any]) -> None:
     """The function Tune runs: `config["experiment"]` is an experiment as plain data, `config["test"]` whether the
     test split is read."""
-    run(load_experiment_dict(config["experiment"]), trial_reporter(config), test=config.get("test", True))
+    run_any(load_any_dict(config["experiment"]), trial_reporter(config), test=config.get("test", True))

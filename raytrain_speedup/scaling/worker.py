@@ -13,13 +13,13 @@ import ray.train.collective
 import ray.train.torch
 from ray.exceptions import RayError
 
-from raytrain_speedup.config import load_experiment_dict
 from raytrain_speedup.engine.checkpoint_store import checkpoint_name
 from raytrain_speedup.engine.local import PROGRESS_SECONDS
 from raytrain_speedup.engine.reporter import Metrics, Reporter
-from raytrain_speedup.engine.run import run
+from raytrain_speedup.engine.script_run import run_any
 from raytrain_speedup.scaling.storage import PathOrUri
 from raytrain_speedup.scaling.uri_store import store_of
+from raytrain_speedup.script import load_any_dict
 
 log = logging.getLogger("raytrain_speedup")
 
@@ -114,8 +114,8 @@ class _ToBoard(logging.Handler):
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The training function; `config` holds the experiment as plain data, the run's `folder`, perhaps the board,
     and whether the test split is read (`test`)."""
-    return run(
-        load_experiment_dict(config["experiment"]),
+    return run_any(
+        load_any_dict(config["experiment"]),
         TrainReporter(config["folder"], config.get("board")),
         device=ray.train.torch.get_device(),
         test=config.get("test", True),

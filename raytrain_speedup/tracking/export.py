@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from raytrain_speedup.config import Experiment, load_experiment_dict
 from raytrain_speedup.schedule import VERSION, Evidence, Schedule, TunedOn, save_schedule
+from raytrain_speedup.script import AnyExperiment, load_any_dict
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.leaderboard import Row, rows
@@ -106,14 +106,14 @@ def find(tracker: Tracker, run_id: str) -> Record:
     raise UserError(f"run {run_id!r}: {problem} at {tracker.uri}; {expected}")
 
 
-def experiment_of(tracker: Tracker, run_id: str) -> Experiment:
+def experiment_of(tracker: Tracker, run_id: str) -> AnyExperiment:
     """The experiment that a run was started with, or that a sweep varies.
 
     Raises:
         UserError: if its file cannot be read.
     """
     try:
-        return load_experiment_dict(yaml.safe_load(tracker.read_text(run_id, EXPERIMENT_FILE)))
+        return load_any_dict(yaml.safe_load(tracker.read_text(run_id, EXPERIMENT_FILE)))
     except NotTracked as error:
         raise UserError(str(error)) from None
 
@@ -126,14 +126,15 @@ def _holds(row: Row, record: Record) -> bool:
     )
 
 
-def _tuned_on(experiment: Experiment, record: Record) -> TunedOn:
+def _tuned_on(experiment: AnyExperiment, record: Record) -> TunedOn:
     content = experiment.to_dict()
+    script = {key: content[key] for key in ("trainable", "code", "settings") if key in content}
     return TunedOn(
         experiment=experiment.name,
         run_id=record.run_id,
         data=content["data"],
         model=content["model"],
-        train=content["train"],
+        train=content["train"] | script,
         workers=experiment.scaling.workers,
         hardware=str(record.metrics.get("hardware", "unknown")),
         package_version=package_version(),

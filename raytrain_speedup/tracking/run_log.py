@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.verdict import Plan
+from raytrain_speedup.script import AnyExperiment
 from raytrain_speedup.settings import UserError, flatten
 from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.provenance import provenance
@@ -29,7 +29,7 @@ EXPERIMENT_FILE = "experiment.yaml"
 """The file of a run with its settings, every default written out."""
 
 SECTIONS_OF_METHODS = ("pruning", "curriculum", "distillation")
-BESIDE_THE_QUESTION = ("name", "about", "tracking", "scaling")
+BESIDE_THE_QUESTION = ("name", "about", "tracking", "scaling", "python_path")
 
 
 def is_final(metrics: Mapping[str, Any]) -> bool:
@@ -62,7 +62,7 @@ class RunLog:
     def start(
         cls,
         tracker: Tracker,
-        experiment: Experiment,
+        experiment: AnyExperiment,
         *,
         name: str,
         into: str,
@@ -103,7 +103,7 @@ class RunLog:
         return cls(tracker, run_id, data=data_of(experiment))
 
     @classmethod
-    def reopen(cls, tracker: Tracker, run_id: str, experiment: Experiment) -> RunLog:
+    def reopen(cls, tracker: Tracker, run_id: str, experiment: AnyExperiment) -> RunLog:
         """Go on with an interrupted run."""
         tracker.reopen(run_id)
         tracker.set_tags(run_id, {store.STATE: "running"})
@@ -160,7 +160,7 @@ class RunLog:
 
 @contextmanager
 def log_run(
-    experiment: Experiment, *, tracking_uri: str | None = None, run_id: str | None = None
+    experiment: AnyExperiment, *, tracking_uri: str | None = None, run_id: str | None = None
 ) -> Iterator[RunLog]:
     """The run of one `speedup train`: call it with each report, image and the final metrics.
 
@@ -199,19 +199,19 @@ def _is_there(tracker: Tracker, run_id: str) -> bool:
     return True
 
 
-def method_of(experiment: Experiment) -> str:
+def method_of(experiment: AnyExperiment) -> str:
     """The methods of a run, such as `infobatch + efficienttrain`; `none` for a plain one."""
     used = [section.method for section in _sections(experiment)]
     return " + ".join(name for name in used if name != "none") or "none"
 
 
-def _sections(experiment: Experiment) -> list[Any]:
+def _sections(experiment: AnyExperiment) -> list[Any]:
     """The sections of methods that an experiment has."""
     sections = [getattr(experiment, name) for name in SECTIONS_OF_METHODS]
     return [section for section in sections if section is not None]
 
 
-def settings_of(experiment: Experiment, params: Mapping[str, Any]) -> str:
+def settings_of(experiment: AnyExperiment, params: Mapping[str, Any]) -> str:
     """The settings worth a column: those of the methods that are not the default, and those searched."""
     changed = {
         key: value
@@ -225,16 +225,16 @@ def settings_of(experiment: Experiment, params: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={_short(shown[key])}" for key in sorted(shown))
 
 
-def group_of(experiment: Experiment) -> str:
+def group_of(experiment: AnyExperiment) -> str:
     """Equal for experiments that differ in their seed alone (or in their names and places)."""
     content = experiment.to_dict()
     content["train"].pop("seed")
     for section in BESIDE_THE_QUESTION:
-        content.pop(section)
+        content.pop(section, None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def data_of(experiment: Experiment) -> dict[str, str]:
+def data_of(experiment: AnyExperiment) -> dict[str, str]:
     """Where the samples come from: the source, and the settings that are not its defaults."""
     data = experiment.data.model_dump(mode="json", exclude_defaults=True)
     return {"source": experiment.data.source} | {key: str(value) for key, value in data.items()}

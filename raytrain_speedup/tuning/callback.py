@@ -9,8 +9,8 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
 
-from raytrain_speedup.config import Experiment, load_experiment_dict
 from raytrain_speedup.engine.verdict import Plan
+from raytrain_speedup.script import AnyExperiment, load_any_dict
 from raytrain_speedup.tracking.heartbeat import Heartbeat
 from raytrain_speedup.tracking.run_log import RunLog, is_final, settings_of
 from raytrain_speedup.tracking.tracker import State, Tracker
@@ -63,12 +63,12 @@ class SweepCallback(Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if trial.trial_id in self._logs or self.heartbeat.replaced_by is not None:  # a retry starts again
             return
-        experiment = load_experiment_dict(trial.config["experiment"])
+        experiment = load_any_dict(trial.config["experiment"])
         self._logs[trial.trial_id] = self._open(trial.config, experiment)
         settings = settings_of(experiment, trial.config["params"])
         self.listener(trial.config["run_name"], "running", {}, settings=settings)
 
-    def _open(self, config: Mapping[str, Any], experiment: Experiment) -> RunLog:
+    def _open(self, config: Mapping[str, Any], experiment: AnyExperiment) -> RunLog:
         name = config["run_name"]
         if name in self.reopen:
             return RunLog.reopen(self.tracker, self.reopen.pop(name), experiment)

@@ -59,6 +59,11 @@ def seeds_of(settings: SweepSettings) -> Iterator[int]:
     yield from (seed for seed in count() if seed not in settings.seeds and seed < SEARCH_SEED)
 
 
+def most_rounds(settings: SweepSettings, plan: Plan | None) -> int:
+    """How many rounds a confirmation can have; without a plan those of the file's seeds."""
+    return len(settings.seeds) if plan is None else max(len(settings.seeds), plan.max_seeds)
+
+
 class Confirmation:
     """Says which runs are next.
 
@@ -74,14 +79,9 @@ class Confirmation:
     def __init__(self, sweep: Sweep, winners: Sequence[Outcome], plan: Plan | None) -> None:
         self.sweep, self.winners, self.plan = sweep, winners, plan
         self.looks: dict[str, Look] = {}
+        self._most_rounds = most_rounds(sweep.settings, plan if winners else None)
         self._rounds = 0  # handed out
         self._told: dict[str, Look] = {}
-
-    @property
-    def most_rounds(self) -> int:
-        """How many rounds there can be."""
-        fixed = len(self.sweep.settings.seeds)
-        return max(self.plan.max_seeds, fixed) if self.plan is not None and self.winners else fixed
 
     def announcement(self, finished: Mapping[str, Outcome], *, at_once: int) -> str:
         """What is about to run, and for how long at most.
@@ -93,7 +93,7 @@ class Confirmation:
         names = ", ".join(winner.name for winner in self.winners)
         if self.plan is None:
             return f"confirming {names} over {len(self.sweep.settings.seeds)} seeds: too few for a verdict"
-        plan, most = self.plan, self.most_rounds * (1 + len(self.winners))
+        plan, most = self.plan, self._most_rounds * (1 + len(self.winners))
         known = [run.metrics.get("wall_seconds", 0.0) for run in finished.values()]
         text = (
             f"confirming {names} against the baseline: looks after {_listed(plan.looks)} seeds, error "
@@ -118,7 +118,7 @@ class Confirmation:
         """
         self._look(finished)
         runs: list[PlannedRun] = []
-        while self._rounds < self.most_rounds:
+        while self._rounds < self._most_rounds:
             runs += self._round(self._rounds)
             self._rounds += 1
             if runs and self.plan is not None and self._rounds in self.plan.looks:

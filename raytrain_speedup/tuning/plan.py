@@ -16,13 +16,14 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from raytrain_speedup.settings import UserError
+from raytrain_speedup.script import ScriptExperiment
+from raytrain_speedup.settings import UserError, did_you_mean
 from raytrain_speedup.tracking.run_log import group_of, is_final
 from raytrain_speedup.tracking.store import Record
-from raytrain_speedup.tuning.confirmation import Confirmation, confirmation_plan
+from raytrain_speedup.tuning.confirmation import Confirmation, confirmation_plan, most_rounds
 from raytrain_speedup.tuning.planned import BASELINE, TRIAL, WINNER, PlannedRun, baseline_run
 from raytrain_speedup.tuning.search import Search, Suggestion
-from raytrain_speedup.tuning.space import SEARCH_SEED, Sweep
+from raytrain_speedup.tuning.space import COSTS, SEARCH_SEED, Sweep
 from raytrain_speedup.tuning.winners import Outcome, pick_winners
 
 SEARCH_SEEDS = (SEARCH_SEED, SEARCH_SEED + 1)
@@ -95,7 +96,7 @@ class SweepPlan(Searcher):
             winners = min(settings.confirm.winners, settings.trials)
             search = len(SEARCH_SEEDS) + settings.trials
         plan = confirmation_plan(settings, winners, self._begun_plan) if winners else None
-        rounds = len(settings.seeds) if plan is None else max(len(settings.seeds), plan.max_seeds)
+        rounds = most_rounds(settings, plan)
         return search + rounds * (1 + winners) + len(settings.seeds) * len(settings.controls)
 
     @property
@@ -204,6 +205,10 @@ class SweepPlan(Searcher):
         lacking = [name for name in self.sweep.settings.objectives if name not in result]
         if not lacking:
             return None
+        if isinstance(self.sweep.base, ScriptExperiment):
+            known = sorted(name for name in result if name.startswith("val_") or name in COSTS)
+            hint = did_you_mean(lacking[0], known) or f"reported were: {', '.join(known)}"
+            return f"the script has no metric '{lacking[0]}', which the search is tuned by; {hint}"
         return f"it has no metric '{lacking[0]}'; expected data to validate on, such as data.val_fraction=0.1"
 
     def save(self, checkpoint_path: str) -> None:

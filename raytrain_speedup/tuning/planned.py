@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.verdict import Plan
+from raytrain_speedup.script import AnyExperiment
 from raytrain_speedup.tuning.space import Sweep
 
 TRIAL, WINNER, BASELINE = "trial", "winner", "baseline"
@@ -23,7 +23,7 @@ class PlannedRun:
 
     name: str
     role: str
-    experiment: Experiment
+    experiment: AnyExperiment
     params: dict[str, Any] = field(default_factory=dict)
     folder: str = ""
     plan: Plan | None = None

@@ -17,13 +17,14 @@ from typing import Annotated, Any, Literal
 from optuna import distributions
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
-from raytrain_speedup.config import Experiment, load_experiment, parse_overrides, read_yaml
+from raytrain_speedup.config import parse_overrides, read_yaml
+from raytrain_speedup.script import SETTINGS, AnyExperiment, ScriptExperiment, load_any, load_script
 from raytrain_speedup.settings import Settings, UserError, explain, flatten
 
 Overrides = dict[str, Any]
 
 COSTS = (
-    *("train_seconds", "synthesis_seconds", "wall_seconds", "train_flops"),
+    *("train_seconds", "reference_steps", "synthesis_seconds", "wall_seconds", "train_flops"),
     *("compute_spent", "samples_shown", "samples_per_second", "passes_saved", "peak_memory_bytes"),
 )
 """Final metrics of a run that quality may be traded against."""
@@ -125,7 +126,16 @@ class SweepSettings(Settings):
 
     name: str = Field(min_length=1, description="what to call it; the MLflow experiment's name")
     about: str = Field("", description="the question it answers, in a sentence")
-    experiment: str = Field(description="a recipe's name, or an experiment file relative to this file")
+    experiment: str | None = Field(
+        None, description="a recipe's name, or an experiment file relative to this file"
+    )
+    trainable: str | None = Field(
+        None, description="instead of an experiment: a script of your own, such as my_package.train:main"
+    )
+    settings: Overrides = Field(
+        default_factory=dict,
+        description="the script's own keys, with their defaults; search varies settings.KEY",
+    )
     overrides: Overrides = Field(default_factory=dict, description="experiment keys set for every run")
     trial: Overrides = Field(
         default_factory=dict,
@@ -199,6 +209,14 @@ class SweepSettings(Settings):
         return value
 
     @model_validator(mode="after")
+    def _asks_about_one_thing(self) -> SweepSettings:
+        if (self.experiment is None) == (self.trainable is None):
+            raise ValueError("experiment: expected either this or trainable, a script of your own")
+        if self.settings and self.trainable is None:
+            raise ValueError("settings: are those of a script; expected 'trainable' beside them")
+        return self
+
+    @model_validator(mode="after")
     def _holds_together(self) -> SweepSettings:
         if self.trials and not self.search:
             raise ValueError("search: is empty; expected experiment keys with distributions")
@@ -236,13 +254,13 @@ class Sweep:
     """A search-space file together with the experiment it varies."""
 
     settings: SweepSettings
-    base: Experiment
+    base: AnyExperiment
 
-    def experiment(self, keys: Mapping[str, Any], seed: int) -> Experiment:
+    def experiment(self, keys: Mapping[str, Any], seed: int) -> AnyExperiment:
         """The base experiment with other settings and another seed."""
         return self.base.with_overrides({**keys, "train.seed": seed})
 
-    def trial(self, params: Mapping[str, Any], seed: int) -> Experiment:
+    def trial(self, params: Mapping[str, Any], seed: int) -> AnyExperiment:
         """A trial's experiment: `params` are the values the search chose."""
         return self.experiment({**self.settings.trial, **params}, seed)
 
@@ -257,9 +275,11 @@ class Sweep:
     @property
     def key(self) -> str:
         """Equal for files that ask the same question, see `MAY_DIFFER_ON_RESUME`."""
-        said = flatten(self.settings.model_dump(mode="json", exclude={"experiment", "overrides"}))
+        in_base = {"experiment", "trainable", "settings", "overrides"}
+        said = flatten(self.settings.model_dump(mode="json", exclude=in_base))
         asked = {key: value for key, value in said.items() if key not in MAY_DIFFER_ON_RESUME}
-        text = json.dumps([asked, self.base.to_dict()], sort_keys=True)
+        base = {key: value for key, value in self.base.to_dict().items() if key != "python_path"}
+        text = json.dumps([asked, base], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -280,20 +300,15 @@ def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
         read = SweepSettings.model_validate(content)
     except ValidationError as error:
         raise explain(error, SweepSettings, where=str(path)) from None
-    beside = path.parent / read.experiment
-    with _told(path, "experiment"):
-        base = load_experiment(
-            beside if beside.suffix in (".yaml", ".yml") else read.experiment, read.overrides, beside=path
-        )
-    base = base.with_overrides(parse_overrides(overrides))
-    if (
-        base.distillation is None and not base.data.val_fraction
-    ):  # without data, synthetic images are kept back
+    base = _load_base(path, read).with_overrides(parse_overrides(overrides))
+    if isinstance(base, ScriptExperiment):
+        base = base.model_copy(update={"varies": _varied_settings(read, base)})
+    elif base.distillation is None and not base.data.val_fraction:  # else synthetic images are kept back
         base = base.with_overrides({"data.val_fraction": read.val_fraction})
     if not read.objectives:
         read = read.model_copy(update={"objectives": default_objectives(base)})
     known = _objectives_of(base)
-    if unknown := [name for name in read.objectives if name not in known]:
+    if unknown := [name for name in read.objectives if name not in known and not _is_scripts(name, base)]:
         raise UserError(
             f"{path}: objectives: no run has a metric '{unknown[0]}' to be tuned by; expected one of: "
             + ", ".join(known)
@@ -305,8 +320,43 @@ def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
     return sweep
 
 
-def default_objectives(experiment: Experiment) -> dict[str, Literal["max", "min"]]:
-    """The task's metric and the FLOPs; without data the agreement with the teacher and the seconds.
+def _load_base(path: Path, read: SweepSettings) -> AnyExperiment:
+    """The experiment that a search-space file names, or that of its script."""
+    if read.trainable is not None:
+        script = {"name": read.name, "trainable": read.trainable, "settings": read.settings}
+        return load_script(script, read.overrides, folder=path.parent, where=path)
+    beside = path.parent / str(read.experiment)
+    with _told(path, "experiment"):
+        return load_any(
+            beside if beside.suffix in (".yaml", ".yml") else str(read.experiment),
+            read.overrides,
+            beside=path,
+        )
+
+
+def _varied_settings(read: SweepSettings, base: ScriptExperiment) -> tuple[str, ...]:
+    """The script's settings in which the runs of a sweep may differ, beside those it says itself."""
+    sets = (read.search, read.trial, read.baseline, *read.controls.values())
+    keys = {key.removeprefix(SETTINGS) for keys in sets for key in keys if key.startswith(SETTINGS)}
+    known = flatten(base.settings)  # an unknown key is reported where it is tried
+    return tuple(sorted(keys & known.keys() | set(base.varies)))
+
+
+def baseline_of(sweep: Sweep) -> Overrides:
+    """The keys that make the baseline of a sweep out of any run of it: a script's settings are those of the file
+    again, whatever the run was tuned to."""
+    if not isinstance(sweep.base, ScriptExperiment):
+        return sweep.settings.baseline
+    return {**flatten(sweep.base.settings, SETTINGS), **sweep.settings.baseline}
+
+
+def _is_scripts(name: str, base: AnyExperiment) -> bool:
+    """Whether a metric may be one of a script, which has names of its own."""
+    return isinstance(base, ScriptExperiment) and name.startswith("val_")
+
+
+def default_objectives(experiment: AnyExperiment) -> dict[str, Literal["max", "min"]]:
+    """The task's metric and the FLOPs; without data, and of a script, quality and the seconds.
 
     FLOPs rather than seconds, because what a search learns must not depend on what else the machine was doing;
     but a synthesis and the student's steps differ in how well they use a device, and trade seconds, not FLOPs,
@@ -314,12 +364,16 @@ def default_objectives(experiment: Experiment) -> dict[str, Literal["max", "min"
     """
     if experiment.distillation is not None:
         return {"val_agreement": "max", "train_seconds": "min"}
+    if isinstance(experiment, ScriptExperiment):
+        return {f"val_{experiment.metric}": "max", "train_seconds": "min"}
     task = experiment.task.build()
     return {f"val_{task.metric}": task.direction, "train_flops": "min"}
 
 
-def _objectives_of(experiment: Experiment) -> list[str]:
+def _objectives_of(experiment: AnyExperiment) -> list[str]:
     """Metrics that a search may use: those of the test split are read once, when it is over."""
+    if isinstance(experiment, ScriptExperiment):
+        return [f"val_{experiment.metric}", *COSTS]
     task = experiment.task.build()
     judged = (task.metric, *task.others) if experiment.distillation is None else ("agreement",)
     return [*dict.fromkeys(f"val_{name}" for name in (*judged, "loss")), *COSTS]

@@ -48,6 +48,7 @@ from raytrain_speedup.tuning.space import (
     ConfirmSettings,
     Sweep,
     SweepSettings,
+    baseline_of,
     default_objectives,
     load_sweep,
 )
@@ -278,9 +279,7 @@ def _of_one_run(tracker: Tracker, record: store.Record, margin: float | None) ->
         raise UserError(
             f"run {record.run_id[:8]}: trained without data, and has no baseline; expected a run of a sweep"
         )
-    of_sweep = (
-        {} if record.parent is None else {"baseline": read_sweep(tracker, record.parent).settings.baseline}
-    )
+    of_sweep = {} if record.parent is None else {"baseline": baseline_of(read_sweep(tracker, record.parent))}
     settings = SweepSettings(
         name=record.experiment,
         experiment=base.name,
