@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import time
-import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
+
+from raytrain_speedup import set_environment
 
 app = typer.Typer(
     name="speedup",
@@ -29,6 +30,8 @@ app = typer.Typer(
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
+WATCH_SECONDS = 5.0
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -38,16 +41,24 @@ Overrides = Annotated[
 ]
 TrackingUri = Annotated[
     str | None,
-    typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI, else SQLite in this folder"),
+    typer.Option(
+        help="MLflow server or database, or json:FOLDER; MLFLOW_TRACKING_URI, else SQLite in this folder"
+    ),
 ]
 
 
 class WithKeys(typer.core.TyperCommand):
-    """A command whose help lists every key of an experiment."""
+    """A command whose help lists every key of an experiment, those of its plugins among them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["said"] = [word for word in args if not word.startswith("-")]  # --help ends the parsing
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        from raytrain_speedup.config import load_plugins
         from raytrain_speedup.explain import keys_table
 
+        load_plugins(ctx.meta["said"])
         super().format_help(ctx, formatter)
         console.print("\n[bold]Keys of an experiment[/bold] [dim](default)[/dim]", keys_table(), sep="\n")
 
@@ -67,23 +78,18 @@ def train(
     speedup train digits
     speedup train digits pruning.method=infobatch pruning.prune_ratio=0.4
     speedup train mine.yaml scaling.workers=2
+    speedup train mine.yaml --help    # with the keys of its plugins
     """
+    from raytrain_speedup.api import run, run_folder
     from raytrain_speedup.config import load_experiment
-    from raytrain_speedup.scaling.launch import launch
     from raytrain_speedup.terminal import TrainProgress, summary
-    from raytrain_speedup.tracking.mlflow_log import log_run
 
     loaded = load_experiment(experiment, overrides or ())
-    folder = _run_folder(loaded.scaling.storage, loaded.name, resume)
+    folder = run_folder(loaded, resume)
     console.print(f"[bold]{loaded.name}[/bold] in {folder}")
-    with log_run(loaded, tracking_uri=tracking_uri) as log, TrainProgress(console, loaded.name) as progress:
-
-        def listen(kind: str, metrics: Any) -> None:
-            progress(kind, metrics)
-            log(kind, metrics)
-
-        metrics = launch(loaded, folder, listen)
-    console.print(summary(metrics))
+    with TrainProgress(console, loaded.name) as progress:
+        result = run(loaded, folder, tracking_uri=tracking_uri, listener=progress)
+    console.print(summary(result.metrics))
 
 
 @app.command()
@@ -225,23 +231,66 @@ def confirm(
 
 @app.command()
 def leaderboard(
-    experiment: Annotated[str | None, typer.Option(help="MLflow experiment; all of them by default")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable rows")] = False,
+    experiment: Annotated[
+        str | None, typer.Option(help="the tracker's experiment; all of them by default")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="rows to show; also !=, >= and <=, and patterns such as info*"
+        ),
+    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="as --where")] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="KEY", help="largest first; -KEY: smallest first")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable rows, every key")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="the same as CSV")] = False,
+    every: Annotated[bool, typer.Option("--all", help="every trial, however many there are")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="show it again whenever it changes")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """What is faster, by how much, at what accuracy, and how sure that is.
 
     speedup leaderboard --experiment quickstart
-    speedup leaderboard --json
+    speedup leaderboard --where data=digits verdict=lossless --sort speedup
+    speedup leaderboard --csv > runs.csv
     """
     from raytrain_speedup.tracking.leaderboard import leaderboard as rows_of
-    from raytrain_speedup.tracking.leaderboard import show
+    from raytrain_speedup.tracking.query import sort as sorted_by
+    from raytrain_speedup.tracking.query import where as chosen
+    from raytrain_speedup.tracking.table import csv_table, show
 
-    rows = rows_of(experiment, tracking_uri=tracking_uri)
-    if as_json:
-        print(json.dumps([row.to_dict() for row in rows], indent=2))
-    else:
-        show(rows, console)
+    def draw() -> str:
+        rows = chosen(rows_of(experiment, tracking_uri=tracking_uri), [*(where or ()), *(more or ())])
+        rows = rows if sort is None else sorted_by(rows, sort)
+        if as_json:
+            return json.dumps([row.to_dict() for row in rows], indent=2) + "\n"
+        if as_csv:
+            return csv_table(rows)
+        with console.capture() as drawn:
+            show(rows, console, every=every)
+        return drawn.get()
+
+    _show_again(draw, watch=watch)
+
+
+def _show_again(draw: Callable[[], str], *, watch: bool) -> None:
+    """Print what is drawn; if it is watched, again whenever it is another, until Ctrl-C."""
+    before, text = None, draw()
+    while True:
+        if text != before:
+            if watch and console.is_terminal:
+                console.clear()
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        if not watch:
+            return
+        try:
+            time.sleep(WATCH_SECONDS)
+        except KeyboardInterrupt:  # how one stops watching
+            return
+        before, text = text, draw()
 
 
 @app.command()
@@ -268,10 +317,68 @@ def export(
     console.print(f"wrote {out}: {schedule.headline()}", highlight=False, soft_wrap=True)
 
 
+schedules = typer.Typer(no_args_is_help=False, rich_markup_mode="rich")
+app.add_typer(schedules, name="schedules")
+
+
+@schedules.callback(invoke_without_command=True)
+def list_schedules(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Option(help="of this name only")] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """List the exported schedules by name; compare two; let an alias point at one.
+
+    speedup schedules
+    speedup schedules compare quickstart-schedule/1 quickstart-schedule@proven
+    speedup schedules promote quickstart-schedule/2 production
+    """
+    from raytrain_speedup.tracking import open_tracker
+    from raytrain_speedup.tracking.schedules import list_table
+
+    if context.invoked_subcommand is None:
+        console.print(list_table(open_tracker(tracking_uri), name))
+
+
+@schedules.command("compare")
+def compare_schedules(
+    one: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME/VERSION, or NAME for its newest")],
+    other: Annotated[str, typer.Argument(help="likewise")],
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Show every key in which two schedules differ, evidence included.
+
+    speedup schedules compare quickstart-schedule/1 quickstart-schedule@proven
+    """
+    from raytrain_speedup.tracking import open_tracker
+    from raytrain_speedup.tracking.schedules import compare_table
+
+    console.print(compare_table(open_tracker(tracking_uri), (one, other)))
+
+
+@schedules.command("promote")
+def promote_schedule(
+    name: Annotated[str, typer.Argument(help="NAME/VERSION, NAME@ALIAS, or NAME for its newest")],
+    alias: Annotated[str, typer.Argument(help="such as production")],
+    unproven: Annotated[
+        bool, typer.Option("--unproven", help="also where no verdict says that it is lossless")
+    ] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Let an alias point at a version: load_schedule("models:/NAME@ALIAS") finds it from now on.
+
+    speedup schedules promote quickstart-schedule/2 production
+    """
+    from raytrain_speedup.tracking import open_tracker
+    from raytrain_speedup.tracking.schedules import promote
+
+    version = promote(open_tracker(tracking_uri), name, alias, unproven=unproven)
+    console.print(f"{version.name}@{alias} is version {version.version} now", highlight=False)
+
+
 def main() -> None:
     """Entry point: a user's mistake is one message on stderr and exit code 2, never a traceback."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    set_environment()
     try:
         code = _run_command()
     except KeyboardInterrupt:  # during the first imports
@@ -294,20 +401,6 @@ def _run_command() -> int:
             errors.print("interrupted")
         return int(end.code or 0)
     return 0
-
-
-def _run_folder(storage: str | None, name: str, resume: str | None) -> str:
-    from raytrain_speedup.scaling.storage import exists, inside, may_hold_checkpoint
-    from raytrain_speedup.settings import UserError
-
-    if resume is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        return inside(storage or "runs", f"{name}-{stamp}-{uuid.uuid4().hex[:4]}")
-    if not exists(resume):
-        raise UserError(f"--resume: {resume} is not a folder; expected the folder of an earlier run")
-    if not may_hold_checkpoint(resume):
-        raise UserError(f"--resume: {resume} holds no checkpoint; expected the folder of an earlier run")
-    return resume
 
 
 if __name__ == "__main__":

@@ -8,48 +8,34 @@ this file does not change.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from raytrain_speedup import user_code
 from raytrain_speedup.data import SOURCES, DataSettings
 from raytrain_speedup.methods.curriculum import CURRICULA, CurriculumSettings
 from raytrain_speedup.methods.distillation import SYNTHESIZERS, SynthesisSettings
 from raytrain_speedup.methods.pruning import PRUNERS, PrunerSettings
 from raytrain_speedup.models import ModelSettings
+from raytrain_speedup.registry import Chosen, Registry
 from raytrain_speedup.settings import Settings, UserError, did_you_mean, explain
 from raytrain_speedup.tasks import TASKS, TaskSettings
 
-if TYPE_CHECKING:
-    AnyTask = TaskSettings
-    AnyData = DataSettings
-    AnyPruner = PrunerSettings
-    AnyCurriculum = CurriculumSettings
-    AnySynthesis = SynthesisSettings
-else:
-
-    def _one_of(registry: Mapping[str, type[Settings]], tag: str) -> Any:
-        if len(registry) == 1:
-            return next(iter(registry.values()))
-        return Annotated[Union[tuple(registry.values())], Field(discriminator=tag)]  # noqa: UP007
-
-    AnyTask = _one_of(TASKS, "kind")
-    AnyData = _one_of(SOURCES, "source")
-    AnyPruner = _one_of(PRUNERS, "method")
-    AnyCurriculum = _one_of(CURRICULA, "method")
-    AnySynthesis = _one_of(SYNTHESIZERS, "method")
-
-TAGS = {
-    "task": "kind",
-    "data": "source",
-    "pruning": "method",
-    "curriculum": "method",
-    "distillation": "method",
+REGISTRIES: dict[str, Registry[Any]] = {
+    "task": TASKS,
+    "data": SOURCES,
+    "pruning": PRUNERS,
+    "curriculum": CURRICULA,
+    "distillation": SYNTHESIZERS,
 }
+"""By section, what reads it."""
+
+TAGS = {section: registry.tag for section, registry in REGISTRIES.items()}
 """The key of each section that says which registry entry it is; changing it starts the section afresh."""
 
 
@@ -142,9 +128,11 @@ class ScalingSettings(Settings):
 class TrackingSettings(Settings):
     """Where the metrics go."""
 
-    experiment: str | None = Field(None, description="MLflow experiment; the experiment's name by default")
+    experiment: str | None = Field(
+        None, description="the tracker's experiment; this experiment's name by default"
+    )
     uri: str | None = Field(
-        None, description="MLflow server; MLFLOW_TRACKING_URI, else SQLite beside the runs"
+        None, description="MLflow server or database, or json:FOLDER; MLFLOW_TRACKING_URI, else ./mlflow.db"
     )
 
 
@@ -174,25 +162,46 @@ class Experiment(Settings):
 
     name: str = Field(description="what to call it", min_length=1)
     about: str = Field("", description="a sentence for `speedup recipes`")
-    task: AnyTask = Field(
+    python_path: tuple[Path, ...] = Field(
+        (),
+        description="folders that code of your own is imported from; default: that of the experiment's file, "
+        "and the working directory",
+    )
+    plugins: tuple[str, ...] = Field(
+        (), description="modules of your own that register methods, tasks or data, such as my_package.methods"
+    )
+    task: Annotated[TaskSettings, Chosen(TASKS)] = Field(
         default_factory=lambda: TASKS["classification"](kind="classification"), description="loss and metric"
     )
-    data: AnyData = Field(description="where the samples come from, and how they are augmented")
+    data: Annotated[DataSettings, Chosen(SOURCES)] = Field(
+        description="where the samples come from, and how they are augmented"
+    )
     model: ModelSettings = Field(description="the network")
     train: TrainSettings = Field(default_factory=TrainSettings, description="budget, optimizer, numerics")
-    pruning: AnyPruner = Field(
+    pruning: Annotated[PrunerSettings, Chosen(PRUNERS)] = Field(
         default_factory=lambda: PRUNERS["none"](method="none"), description="which samples an epoch shows"
     )
-    curriculum: AnyCurriculum = Field(
+    curriculum: Annotated[CurriculumSettings, Chosen(CURRICULA)] = Field(
         default_factory=lambda: CURRICULA["none"](method="none"),
         description="how much of each sample is shown",
     )
     teacher: TeacherSettings | None = Field(None, description="what `distillation` learns from")
-    distillation: AnySynthesis | None = Field(
+    distillation: Annotated[SynthesisSettings, Chosen(SYNTHESIZERS)] | None = Field(
         None, description="train `model` without data, on images synthesised from the teacher"
     )
     scaling: ScalingSettings = Field(default_factory=ScalingSettings, description="workers and faults")
     tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="where the metrics go")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_code_first(cls, content: Any) -> Any:
+        """What follows may be read by classes that a plugin registers."""
+        if not isinstance(content, dict):
+            return content
+        if not content.get("python_path") and _names_own_code(content):
+            content = {**content, "python_path": (Path.cwd(),)}
+        import_own_code(content)
+        return content
 
     @field_validator("task", mode="before")
     @classmethod
@@ -213,10 +222,9 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _targets_can_be_mixed(self) -> Experiment:
         taught = self.teacher.train if self.teacher is not None else None
-        mixes = self.task.build().mixes
         for section, train in (("train", self.train), ("teacher.train", taught)):
             for key in ("mixup", "cutmix"):
-                if train is not None and getattr(train, key) and key not in mixes:
+                if train is not None and getattr(train, key) and key not in self.task.build().mixes:
                     raise ValueError(
                         f"{section}.{key}: {getattr(train, key):g} is not allowed; expected 0 in "
                         f"{self.task.kind}, whose targets cannot be mixed so"
@@ -235,9 +243,24 @@ class Experiment(Settings):
                 )
         return self
 
+    def check_code(self) -> None:
+        for section in (self.task, self.data, self.model):
+            section.check_code()
+        if self.teacher is not None:
+            try:
+                self.teacher.model.check_code()
+            except UserError as error:
+                raise UserError(f"teacher.{error}") from error
+
     def with_overrides(self, overrides: Iterable[str] | Mapping[str, Any]) -> Experiment:
-        """The same experiment with dotted keys set to other values (`{"pruning.prune_ratio": 0.4}`)."""
-        return _validated(_overridden(self.to_dict(), overrides), where=self.name)
+        """The same experiment with dotted keys set to other values (`{"pruning.prune_ratio": 0.4}`).
+
+        Raises:
+            UserError: as `load_experiment`.
+        """
+        changed = _validated(_overridden(self.to_dict(), overrides), where=self.name)
+        changed.check_code()
+        return changed
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in YAML."""
@@ -252,23 +275,90 @@ class Experiment(Settings):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
+def _texts(value: Any) -> list[Any]:
+    """The strings and paths of a list of them."""
+    values = value if isinstance(value, list | tuple) else []
+    return [text for text in values if isinstance(text, str | Path)]
+
+
 def _absolute(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _absolute(inner) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_absolute(inner) for inner in value)
     return str(value.absolute()) if isinstance(value, Path) else value
 
 
-def load_experiment(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Experiment:
+def load_experiment(
+    name: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    *,
+    beside: Path | None = None,
+) -> Experiment:
     """Read an experiment.
 
     Args:
-        name: a YAML file, or the name of a recipe (`digits`).
+        name: a YAML file, the name of a recipe (`digits`), or the content of such a file.
         overrides: `["train.epochs=5"]` or `{"train.epochs": 5}`.
+        beside: another file in whose folder code of the user's own may be.
 
     Raises:
-        UserError: naming each wrong key, its value and what was expected.
+        UserError: naming each wrong key, its value and what was expected; and where code of the user's own is
+            not there, or takes other arguments than it will get.
     """
-    return _validated(_overridden(read_yaml(find_experiment(name)), overrides), where=str(name))
+    where = name.get("name", "experiment") if isinstance(name, Mapping) else name
+    experiment = _validated(read_raw(name, overrides, beside=beside), where=str(where))
+    experiment.check_code()
+    return experiment
+
+
+def read_raw(
+    name: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    *,
+    beside: Path | None = None,
+) -> dict[str, Any]:
+    """An experiment's content and overrides as plain data, of which only the form is known to be right."""
+    path = None if isinstance(name, Mapping) else find_experiment(name)
+    content = dict(name) if isinstance(name, Mapping) else read_yaml(find_experiment(name))
+    content = _overridden(content, overrides)
+    if not content.get("python_path") and _names_own_code(content):
+        files = [file for file in (path, beside) if file is not None and file not in recipes().values()]
+        folders = [*(file.absolute().parent for file in files), Path.cwd()]
+        content["python_path"] = list(dict.fromkeys(str(folder) for folder in folders))
+    return content
+
+
+def load_plugins(words: Sequence[str]) -> None:
+    """Register what the plugins of a command line bring, for its help.
+
+    Args:
+        words: those of `speedup train`, an experiment or none and `key=value` overrides.
+
+    Raises:
+        UserError: if the experiment cannot be found, or a plugin not be imported.
+    """
+    overrides = [word for word in words if word.startswith(("plugins=", "python_path="))]
+    named = [word for word in words if "=" not in word]
+    import_own_code(read_raw(named[0] if named else {}, overrides))
+
+
+def import_own_code(content: Mapping[str, Any]) -> None:
+    """Make the code of the user's own importable, and import the plugins. Of values of the wrong kind, which
+    their fields report, nothing is imported."""
+    user_code.search(Path(folder) for folder in _texts(content.get("python_path")))
+    for module in _texts(content.get("plugins")):
+        user_code.import_module(module, "plugins")
+
+
+def _names_own_code(content: Mapping[str, Any]) -> bool:
+    """Whether an experiment has anything to import."""
+    teacher = content.get("teacher")
+    keys = (("model", "name"), ("task", "kind"), ("data", "dataset"))
+    named = [(content.get(section), key) for section, key in keys]
+    named += [(teacher.get("model"), "name")] if isinstance(teacher, dict) else []
+    paths = [section.get(key) for section, key in named if isinstance(section, dict)]
+    return bool(content.get("plugins")) or any(user_code.is_import_path(str(path)) for path in paths)
 
 
 def find_experiment(name: str | Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -10,20 +10,9 @@ from pydantic_core import PydanticUndefined
 from rich.markup import escape
 from rich.table import Table
 
-from raytrain_speedup.config import TAGS, Experiment
-from raytrain_speedup.data import SOURCES
-from raytrain_speedup.methods.curriculum import CURRICULA
-from raytrain_speedup.methods.distillation import SYNTHESIZERS
-from raytrain_speedup.methods.pruning import PRUNERS
-from raytrain_speedup.tasks import TASKS
-
-REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {
-    "task": TASKS,
-    "data": SOURCES,
-    "pruning": PRUNERS,
-    "curriculum": CURRICULA,
-    "distillation": SYNTHESIZERS,
-}
+from raytrain_speedup.config import REGISTRIES, TAGS, Experiment
+from raytrain_speedup.registry import Registry
+from raytrain_speedup.settings import tag_of
 
 
 def keys_table() -> Table:
@@ -49,7 +38,8 @@ def keys() -> Iterator[tuple[str, str, str]]:
         if registry is not None:
             chosen = "none" if "none" in registry else next(iter(registry))
             default = chosen if field.default_factory is not None else ""
-            yield f"{section}.{TAGS[section]}", default, f"{field.description}: {', '.join(registry)}"
+            own = ", or the import path of your own" if registry.by_path is not None else ""
+            yield f"{section}.{TAGS[section]}", default, f"{field.description}: {', '.join(registry)}{own}"
             yield from _registry_keys(section, registry)
         elif (settings := _settings_class(field.annotation)) is not None:
             yield from _section_keys(section, settings)
@@ -63,15 +53,16 @@ def _settings_class(annotation: Any) -> type[BaseModel] | None:
     return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
 
 
-def _registry_keys(section: str, registry: Mapping[str, type[BaseModel]]) -> Iterator[tuple[str, str, str]]:
+def _registry_keys(section: str, registry: Registry[Any]) -> Iterator[tuple[str, str, str]]:
     """A key that several entries share is reported once, with the entries that have it."""
     rows: dict[tuple[str, str, str], list[str]] = {}
-    for name, settings in registry.items():
+    readers = registry.sections()
+    for settings in readers:
         for row in _section_keys(section, settings):
             if row[0] != f"{section}.{TAGS[section]}":
-                rows.setdefault(row, []).append(name)
+                rows.setdefault(row, []).append(tag_of(settings) or "your own")
     for (key, default, meaning), names in rows.items():
-        only = "" if len(names) == len(registry) else f"[{', '.join(names)}] "
+        only = "" if len(names) == len(readers) else f"[{', '.join(names)}] "
         yield key, default, only + meaning
 
 

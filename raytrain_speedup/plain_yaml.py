@@ -52,7 +52,18 @@ def load(source: str | Path) -> Any:
     Raises:
         UserError: if it cannot be read, or holds more than plain values.
     """
-    raw = _fetch(source)
+    return parse(_fetch(source), source)
+
+
+def parse(raw: bytes, source: str | Path) -> Any:
+    """The values in the bytes of a file.
+
+    Args:
+        source: what to call it.
+
+    Raises:
+        UserError: if it holds more than plain values.
+    """
     try:
         content = yaml.load(raw.decode("utf-8"), Loader=_Loader)
         json.dumps(content, sort_keys=True)

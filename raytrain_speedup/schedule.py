@@ -54,8 +54,13 @@ from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning import PRUNERS, Pruner, PrunerSettings
 from raytrain_speedup.settings import Settings, UserError, explain
+from raytrain_speedup.transfer import HasSections, transfer_differences
+from raytrain_speedup.user_code import import_module
 
 VERSION = 1
+PUBLISHED = ("models:/", "runs:/")
+"""How the name of a schedule in a tracker begins."""
+
 HEADER = "# A tuned training schedule; use it with raytrain_speedup.schedule.load_schedule.\n"
 
 
@@ -193,6 +198,24 @@ class Schedule(Settings):
             image_size, stride=stride, model=str(self.tuned_on.model.get("name", ""))
         )
 
+    def check(
+        self, experiment: Mapping[str, Any] | HasSections, source: str | Path = "this schedule"
+    ) -> None:
+        """Refuse to be used on other data, another model or another budget than the schedule was tuned on.
+
+        Args:
+            experiment: as in `load_schedule`.
+            source: what to call the schedule.
+
+        Raises:
+            UserError: naming every key that differs.
+        """
+        if other := transfer_differences(self.tuned_on.model_dump(), experiment):
+            raise UserError(
+                f"{source}: tuned on something else: {'; '.join(other)}. Expected the same data, model and budget, "
+                "or allow_transfer=True, by which it is a good start and its evidence holds no more"
+            )
+
     def to_yaml(self) -> str:
         """The text of the schedule file."""
         content = self.model_dump(mode="json")
@@ -225,24 +248,61 @@ def save_schedule(schedule: Schedule, path: str | Path) -> Path:
     return path
 
 
-def load_schedule(source: str | Path) -> Schedule:
+def load_schedule(
+    source: str | Path,
+    *,
+    for_experiment: Mapping[str, Any] | HasSections | None = None,
+    allow_transfer: bool = False,
+    plugins: Sequence[str] = (),
+    tracking_uri: str | None = None,
+) -> Schedule:
     """Read a schedule.
 
     Args:
-        source: a path, or a file:, http: or https: URL.
+        source: a path, a file:, http: or https: URL, or what a tracker keeps: `models:/NAME@ALIAS`,
+            `models:/NAME/VERSION`, `models:/NAME` (the newest), or `runs:/RUN`. On a server these need no MLflow.
+        for_experiment: what the schedule is to be used on: an `Experiment`, or what a loop knows of it, such as
+            `{"data": {"source": "cifar10"}, "train": {"epochs": 20}}`.
+        allow_transfer: take it for another experiment than it was tuned on.
+        plugins: modules of your own that register its methods; the file itself names no code. Those of installed
+            packages are found by their entry points.
+        tracking_uri: of the tracker; MLFLOW_TRACKING_URI by default, else `mlflow.db` in this folder.
 
     Warns:
         UnprovenSchedule: if it was not found lossless where it was tuned. Python shows it once for each line of
             the program that loads it.
 
     Raises:
-        UserError: if it cannot be read, is of another version, has wrong keys, or was changed since.
+        UserError: if it cannot be read, is of another version, has wrong keys, or was changed since; and naming
+            the keys in which `for_experiment` differs in data, model or budget from what it was tuned on.
     """
-    schedule = _checked(plain_yaml.load(source), source)
+    for module in plugins:
+        import_module(module, "plugins")
+    if str(source).startswith(PUBLISHED):
+        # The only upward import: a name is looked up where it was published, and no file needs a tracker.
+        from raytrain_speedup.tracking.schedules import published_text
+
+        schedule = parse_schedule(published_text(str(source), tracking_uri), source)
+    else:
+        schedule = _checked(plain_yaml.load(source), source)
+    if for_experiment is not None and not allow_transfer:
+        schedule.check(for_experiment, source)
     if not schedule.proven:
         text = f"{source}: not proven lossless ({schedule.headline()})"
         warnings.warn(text, UnprovenSchedule, stacklevel=2)
     return schedule
+
+
+def parse_schedule(text: str, source: str | Path) -> Schedule:
+    """The schedule in the text of a file, whatever its evidence.
+
+    Args:
+        source: what to call it.
+
+    Raises:
+        UserError: as `load_schedule`.
+    """
+    return _checked(plain_yaml.parse(text.encode("utf-8"), source), source)
 
 
 def _checked(content: Any, source: str | Path) -> Schedule:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 log = logging.getLogger("raytrain_speedup")
@@ -37,6 +38,13 @@ class Settings(BaseModel):
     """A frozen section of an experiment. Unknown keys are errors, and so are values of the wrong kind."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def check_code(self) -> None:
+        """Find the code of the user's own that the section names, before anything runs; most name none.
+
+        Raises:
+            UserError: if it is not there, or takes other arguments than it will get.
+        """
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +81,7 @@ def _line(details: ErrorDetails, model: type[BaseModel]) -> str:
         known = sorted({name for section in here for name in section.model_fields})
         return f"{key}: unknown key; {did_you_mean(shown[-1], known) or 'known here: ' + ', '.join(known)}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tags = [tag for section in here if (tag := _tag(section)) is not None]
+        tags = [tag for section in here if (tag := tag_of(section)) is not None]
         found = context.get("tag")
         head = f"{key}.{context['discriminator'].strip(chr(39))}: "
         head += "missing" if found is None else f"{found!r} is not allowed"
@@ -114,9 +122,9 @@ def _follow(model: type[BaseModel], keys: list[str]) -> tuple[list[str], list[ty
     here: list[type[BaseModel]] = [model]
     for key in keys:
         fields = [section.model_fields[key] for section in here if key in section.model_fields]
-        tagged = [section for section in here if _tag(section) == key]
+        tagged = [section for section in here if key in (section.__name__, tag_of(section))]
         if fields:
-            here = [section for field in fields for section in _sections(field.annotation)]
+            here = [section for field in fields for section in sections_of(field)]
         elif len(here) > 1 and tagged:
             here = tagged
             continue
@@ -131,15 +139,26 @@ def _description(model: type[BaseModel], shown: list[str]) -> str | None:
     return found[0].description if found else None
 
 
+def sections_of(field: FieldInfo) -> Iterable[type[BaseModel]]:
+    """The settings classes that may read a field: its own, the members of a union or a list, or those of its
+    registry."""
+    yield from _sections(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
+
+
 def _sections(annotation: Any) -> Iterable[type[BaseModel]]:
-    """The settings classes inside an annotation: itself, or the members of a union or a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
+    if get_origin(annotation) is Annotated:
+        registries = [mark.registry for mark in annotation.__metadata__ if hasattr(mark, "registry")]
+        if registries:
+            yield from registries[0].sections()
+            return
     for part in get_args(annotation):
         yield from _sections(part)
 
 
-def _tag(section: type[BaseModel]) -> str | None:
+def tag_of(section: type[BaseModel]) -> str | None:
+    """The name of a settings class among those of its kind."""
     for field in section.model_fields.values():
         if isinstance(field.default, str) and get_args(field.annotation) == (field.default,):
             return field.default

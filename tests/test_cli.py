@@ -178,7 +178,9 @@ def test_a_mistake_found_late_leaves_nothing_behind(tmp_path: Path):
         assert "no runs yet" in board.communicate(timeout=120)[0]
 
 
-@pytest.mark.parametrize("name", ["train", "preflight", "recipes", "sweep", "leaderboard", "export"])
+@pytest.mark.parametrize(
+    "name", ["train", "preflight", "recipes", "sweep", "leaderboard", "export", "schedules"]
+)
 def test_the_help_of_every_command_has_an_example_and_fits(name: str, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     assert command(monkeypatch, name, "--help") == 0

@@ -5,8 +5,6 @@ A new source is one file with a `DataSettings` subclass and one line in `SOURCES
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from raytrain_speedup.data.base import (
@@ -29,9 +27,11 @@ from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.masks import MaskFolderSettings, ParquetMasksSettings
 from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.data.probe import check_readable
+from raytrain_speedup.data.python import PythonSettings
 from raytrain_speedup.data.split import balanced_split
 from raytrain_speedup.data.worker_loader import WorkerLoader
 from raytrain_speedup.methods.curriculum.base import Kernel
+from raytrain_speedup.registry import Registry
 from raytrain_speedup.settings import UserError
 
 __all__ = [
@@ -48,15 +48,21 @@ __all__ = [
     "open_data",
 ]
 
-SOURCES: Mapping[str, type[DataSettings]] = {
-    "digits": DigitsSettings,
-    "cifar10": Cifar10Settings,
-    "cifar100": Cifar100Settings,
-    "parquet": ParquetSettings,
-    "imagefolder": ImageFolderSettings,
-    "parquet-masks": ParquetMasksSettings,
-    "maskfolder": MaskFolderSettings,
-}
+SOURCES = Registry(
+    DataSettings,
+    tag="source",
+    group="raytrain_speedup.data",
+    entries={
+        "digits": DigitsSettings,
+        "cifar10": Cifar10Settings,
+        "cifar100": Cifar100Settings,
+        "parquet": ParquetSettings,
+        "imagefolder": ImageFolderSettings,
+        "parquet-masks": ParquetMasksSettings,
+        "maskfolder": MaskFolderSettings,
+        "python": PythonSettings,
+    },
+)
 
 
 def open_data(settings: DataSettings, *, seed: int) -> Splits:

@@ -12,7 +12,7 @@ from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Loader, Splits, build_loader, check_readable
 from raytrain_speedup.engine.learner import DTYPES
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.measure import Stopwatch, forward_flops, training_flops
+from raytrain_speedup.engine.measure import Stopwatch, asked, forward_flops, training_flops
 from raytrain_speedup.engine.pool_loader import PoolLoader
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.teacher import prepare_teacher
@@ -23,8 +23,9 @@ from raytrain_speedup.methods.distillation.base import RealImages
 from raytrain_speedup.methods.pruning import FullData
 from raytrain_speedup.models import build_model, check_sizes, stride_of, without_weights
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tasks import TASKS, SupervisedTask, Task
+from raytrain_speedup.tasks import TASKS, Losses, SupervisedTask, Task
 from raytrain_speedup.tasks.distillation import Distillation
+from raytrain_speedup.user_code import is_import_path, what_happened
 
 
 def assemble(
@@ -62,6 +63,7 @@ def _with_data(
     model = _student(experiment, splits, latest)
     if task.logits is None:
         _check_step(experiment, model, task, input_shape(splits, None))
+    _check_own_task(experiment, task, model, input_shape(splits, None))
     stages = curriculum_stages(experiment, model, splits)
     factor = experiment.pruning.budget_factor()
     budget = Budget(train.epochs * factor, num_samples, stages)
@@ -154,7 +156,12 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
     measured, task = experiment.curriculum.cost == "flops", experiment.task.build()
     stages = experiment.curriculum.stages(
         splits.image_size,
-        stride=stride_of(experiment.model, image_size=splits.image_size),
+        stride=stride_of(
+            experiment.model,
+            image_size=splits.image_size,
+            num_classes=splits.num_classes,
+            in_channels=splits.channels,
+        ),
         model=experiment.model.name.rpartition("/")[2],
         cost_of=(lambda size: training_flops(model, task, input_shape(splits, size))) if measured else None,
     )
@@ -252,6 +259,24 @@ def _check_task(experiment: Experiment, splits: Splits) -> None:
             f"distillation: a teacher of the task {experiment.task.kind!r} has no answers that a student could "
             "learn; expected classification or segmentation"
         )
+
+
+def _check_own_task(experiment: Experiment, task: Task, model: nn.Module, shape: tuple[int, ...]) -> None:
+    """A task of the user's own is tried on shapes alone: what the engine relies on is found out before a step."""
+    if not is_import_path(experiment.task.kind):
+        return
+    where = f"task.kind: {experiment.task.kind}"
+    try:
+        found = asked(model, task, shape)
+    except Exception as error:
+        raise UserError(f"{where}: its losses cannot be taken: {what_happened(error)}") from error
+    if not isinstance(found, Losses):
+        kind = type(found).__name__
+        raise UserError(f"{where}: its losses are a {kind}; expected Losses, one loss and score per sample")
+    for name, values in (("losses", found.losses), ("scores", found.scores)):
+        if tuple(values.shape) != (2,):
+            shown = f"of shape {tuple(values.shape)} for 2 samples"
+            raise UserError(f"{where}: its {name} are {shown}; expected one for each (reduction='none')")
 
 
 def _check_sizes(splits: Splits, world: int) -> None:

@@ -1,12 +1,14 @@
-"""Checkpoints: whole or not at all.
+"""The files of a checkpoint: each whole or not at all.
 
-A checkpoint is a folder. Rank 0 writes what all ranks share (`run.pt`), every rank what it alone knows
-(`rank-3.pt`: its random state, its loader's). Files are written beside their final name and renamed, so a
-full disk or a kill in the middle leaves the previous checkpoint as it was.
+A checkpoint is a folder (`checkpoint_store.py` says where). Rank 0 writes what all ranks share (`run.pt`), every
+rank what it alone knows (`rank-3.pt`: its random state, its loader's). Files are written beside their final name
+and renamed, so a full disk or a kill in the middle leaves the previous checkpoint as it was. A storage that is
+away for a moment is waited for (`outage.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -15,6 +17,7 @@ from typing import IO, Any
 
 import torch
 
+from raytrain_speedup.engine.outage import outlast, reason_of
 from raytrain_speedup.models.pretrained import UNREADABLE, why_unreadable
 from raytrain_speedup.settings import RunFailed, UserError
 
@@ -31,9 +34,14 @@ def write_checkpoint(
     Raises:
         CheckpointFailed: if the disk is full, say; nothing half-written is left behind.
     """
-    save_tensors(dict(own), folder / f"rank-{rank}.pt")
+    save_tensors(dict(own), folder / rank_file(rank))
     if shared is not None:
         save_tensors(dict(shared), folder / "run.pt")
+
+
+def rank_file(rank: int) -> str:
+    """Name of the file of what a rank alone knows."""
+    return f"rank-{rank}.pt"
 
 
 def read_shared(folder: Path, device: torch.device) -> dict[str, Any]:
@@ -43,7 +51,7 @@ def read_shared(folder: Path, device: torch.device) -> dict[str, Any]:
 
 def read_own(folder: Path, rank: int) -> dict[str, Any] | None:
     """What a rank alone knows, on the CPU; None if fewer ranks wrote the checkpoint."""
-    path = folder / f"rank-{rank}.pt"
+    path = folder / rank_file(rank)
     return _load(path, torch.device("cpu")) if path.is_file() else None
 
 
@@ -67,25 +75,20 @@ def _load(path: Path, device: torch.device) -> dict[str, Any]:
 
 def _save(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    try:
+
+    def attempt() -> None:
         with partial.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+
+    try:
+        outlast(attempt, str(path))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        partial.unlink(missing_ok=True)
-        raise CheckpointFailed(f"{path}: checkpoint not written ({_reason(error)})") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The operating system's word, which may lie behind an error of torch's file format."""
-    behind: BaseException | None = error
-    while behind is not None:
-        if isinstance(behind, OSError) and behind.strerror:
-            return behind.strerror
-        behind = behind.__context__
-    return (str(error) or type(error).__name__).splitlines()[0]
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise CheckpointFailed(f"{path}: checkpoint not written ({reason_of(error)})") from error
 
 
 def random_state() -> dict[str, Any]:

@@ -7,13 +7,13 @@ the seeds says that of `verdict.py`; here stands which runs may be compared at a
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
 from raytrain_speedup.engine.speedup import Run, Speedup, by_seed
-from raytrain_speedup.engine.verdict import Look, Verdict, fixed_look
+from raytrain_speedup.engine.verdict import Look, Plan, Verdict, fixed_look, settle
 
 DEFAULT_METRIC = "accuracy"
 """Of runs that do not say what theirs is."""
@@ -102,6 +102,25 @@ def compare(
     )
 
 
+def settle_runs(
+    plan: Plan, methods: Mapping[str, Sequence[Run]], baselines: Sequence[Run]
+) -> dict[str, Look]:
+    """A look by a plan at each of the winners that share its error (`verdict.settle`), on the test split.
+
+    Args:
+        methods: name: its runs. Those that lack their metric get no look, nor does any without a baseline.
+    """
+    metric = metric_of(baselines[0]) if baselines else DEFAULT_METRIC
+    if not baselines or any(metric not in run for run in baselines):
+        return {}
+    judged = {
+        name: by_seed(runs, metric)
+        for name, runs in methods.items()
+        if runs and all(metric in run for run in runs)
+    }
+    return settle(plan, judged, by_seed(baselines, metric), grain=grain_of([], baselines, "test"))
+
+
 def metric_of(run: Run) -> str:
     """The name of a run's metric."""
     return str(run.get("metric", DEFAULT_METRIC))
@@ -133,6 +152,8 @@ def _check(runs: Sequence[Run], baselines: Sequence[Run], key: str, *, same_budg
             raise NotComparable(f"a run ended at {run.get('progress', 0.0):.0%} of its budget")
         if key not in run:
             raise NotComparable(f"a run has no metric {key!r}")
+        if run.get("workers_min") != run.get("workers_max"):
+            raise NotComparable(f"a run went on with another number of workers: {run.get('hardware')}")
     for same, meaning in (SAME | ({"epochs": "budget, in epochs"} if same_budget else {})).items():
         found = {str(run.get(same)) for run in (*runs, *baselines)}
         if len(found) > 1:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from statistics import correlation
+from statistics import correlation, fmean
 from typing import Literal, Self
 
 import numpy as np
@@ -103,8 +103,10 @@ def over_seeds(method: Metrics, baseline: Metrics, pairing: Pairing) -> tuple[Ar
 
 def correlation_over_seeds(method: Metrics, baseline: Metrics) -> float | None:
     """Pearson's, over the seeds both sides ran; None below three of them, or where a side is constant."""
+    if len(method.keys() & baseline.keys()) < 3:
+        return None
     ours, theirs = over_seeds(method, baseline, "paired")
-    if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
+    if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return None
     return correlation(ours.tolist(), theirs.tolist())
 
@@ -123,6 +125,9 @@ def ratio_interval(
     Returns:
         The ratio of the geometric means, and its bounds; None below two seeds on a side.
     """
+    if len(method_costs) == 1 and not paired:  # a trial of a search, of which there are thousands
+        cost, others = next(iter(method_costs.values())), baseline_costs.values()
+        return math.exp(fmean(map(math.log, others)) - math.log(cost)), None
     pairing: Pairing = "paired" if paired else "unpaired"
     ours, theirs = (np.log(side) for side in over_seeds(method_costs, baseline_costs, pairing))
     if min(len(ours), len(theirs)) < 2:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,15 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raytrain_speedup.engine.checkpoint import CheckpointFailed
+from raytrain_speedup.engine.checkpoint_store import FolderStore
 from raytrain_speedup.engine.reporter import Metrics, Reporter
 from raytrain_speedup.settings import RunFailed
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Called with ("report" or "progress", metrics), or ("image", {"name": ..., "png": ...})."""
-
-KEPT = 2
-"""Checkpoints kept: the last, and the one before in case the last turns out bad."""
 
 PROGRESS_SECONDS = 0.2
 
@@ -36,11 +32,16 @@ class LocalReporter(Reporter):
         self.stop_requested = False
         self._listener = listener
         self._last_progress = 0.0
-        folder.mkdir(parents=True, exist_ok=True)
+        self._store = FolderStore(folder)
+        self._store.create()
+        self._store.clear()
+        self._number = self._store.next_number()
+        self._last: str | None = None
 
     def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
         if checkpoint is not None:
-            self._commit(checkpoint)
+            name = self._store.commit(self._number, self.world)
+            self._last, self._number = self._store.path_of(name), self._number + 1
         if self._listener is not None:
             self._listener("report", metrics)
 
@@ -64,27 +65,18 @@ class LocalReporter(Reporter):
         return self.stop_requested
 
     def latest(self) -> Path | None:
-        return max(self._checkpoints(), default=None)
+        name = self._store.newest()
+        if name is None:
+            return None
+        self._last = self._store.path_of(name)
+        return self._store.fetch(name, self.rank)
+
+    @property
+    def last(self) -> str | None:
+        return self._last
 
     def new_folder(self) -> Path:
-        """A folder that becomes a checkpoint only when it is reported, by one rename."""
-        partial = self.folder / "checkpoint.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir()
-        except OSError as error:
-            raise CheckpointFailed(f"{partial}: checkpoint not written ({error.strerror})") from error
-        return partial
-
-    def _commit(self, partial: Path) -> None:
-        checkpoints = sorted(self._checkpoints())
-        number = int(checkpoints[-1].name.rpartition("-")[2]) + 1 if checkpoints else 0
-        partial.replace(self.folder / f"checkpoint-{number:06d}")
-        for old in checkpoints[: len(checkpoints) + 1 - KEPT]:
-            shutil.rmtree(old)
-
-    def _checkpoints(self) -> list[Path]:
-        return list(self.folder.glob("checkpoint-[0-9]*"))
+        return self._store.begin(self._number)
 
 
 @contextmanager

@@ -45,7 +45,10 @@ from raytrain_speedup.models.resize import at_size
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks import Split, Task
 
-COUNTERS = ("epoch", "next_step", "steps_taken", "samples_shown", "compute_spent", "flops_spent")
+COUNTERS = (
+    *("epoch", "next_step", "next_sample", "steps_taken"),
+    *("samples_shown", "compute_spent", "flops_spent"),
+)
 
 
 class Stopped(UserError):
@@ -106,10 +109,12 @@ class Loop:
         self.reference: Reference | NoReference = self._yardstick() if timed else NoReference()
         self.epoch = 0
         self.next_step = 0  # of the epoch in progress
+        self.next_sample = 0  # of its plan; another number of workers may cut the rest of it in other steps
         self.steps_taken = 0
         self.samples_shown = 0
         self.compute_spent = 0.0  # in epoch equivalents
         self.flops_spent = 0.0
+        self.workers: dict[int, list[int]] = {}  # by epoch, one after another: how many trained it
         self.last_val: dict[str, float] = {}
         self.has_val = loader.has_val
         self.identity = identity(experiment, loader.splits.fingerprint)
@@ -171,7 +176,7 @@ class Loop:
         try:
             yield
         except (NonFinite, CheckpointFailed) as error:
-            last = self.reporter.latest()
+            last = self.reporter.last
             left = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
             raise type(error)(f"{error}; {left}") from error
 
@@ -188,15 +193,19 @@ class Loop:
                 batch_size=self.train.batch_size,
                 rank=self.reporter.rank,
                 world=self.reporter.world,
+                taken=(self.next_step, self.next_sample),
             )
-            ends = [step.progress for step in steps[1:]] + [self.budget.epoch_ends()[self.epoch]]
-            rest = steps[self.next_step :]
+            ends = [*(step.progress for step in steps), self.budget.epoch_ends()[self.epoch]][1:]
+            total = self.next_step + len(steps)
+            batches = self.loader.train_batches(steps, epoch=self.epoch)
+            self._count_workers()
             self.model.train()
-            for step, batch in zip(rest, self.loader.train_batches(rest, epoch=self.epoch), strict=True):
-                self.train_step(step, batch, advance=ends[step.number] - step.progress)
+            for step, batch, end in zip(steps, batches, ends, strict=True):
+                self.train_step(step, batch, advance=end - step.progress)
                 self.flops_spent += self.loader.spent_flops()
                 self.next_step = step.number + 1
-                self._between_steps(len(steps))
+                self.next_sample += step.count // step.stage.replay
+                self._between_steps(total)
             self.pruner.exchange()
         return plan
 
@@ -224,6 +233,11 @@ class Loop:
         keys = draw_keys(batch["index"], step, seed=self.train.seed, epoch=self.epoch)
         return batch | {"draws": keys.to(self.device)}
 
+    def _count_workers(self) -> None:
+        counts = self.workers.setdefault(self.epoch, [])
+        if counts[-1:] != [self.reporter.world]:
+            counts.append(self.reporter.world)
+
     def _epoch_fraction(self) -> float:
         """How much of the epoch is shown: the budget may end within the last one."""
         last = self.epoch == len(self.budget.epoch_ends()) - 1
@@ -238,7 +252,7 @@ class Loop:
             self._save_partial()
             raise Stopped(
                 f"stopped before the first step of epoch {self.epoch + 1}; "
-                f"the checkpoint is {self.reporter.latest()}"
+                f"the checkpoint is {self.reporter.last}"
             )
 
     def _between_steps(self, steps: int) -> None:
@@ -261,7 +275,7 @@ class Loop:
         if stop:
             raise Stopped(
                 f"stopped in epoch {self.epoch + 1} after step {self.next_step} of {steps}; "
-                f"the checkpoint is {self.reporter.latest()}"
+                f"the checkpoint is {self.reporter.last}"
             )
 
     def _save_partial(self) -> None:
@@ -280,9 +294,10 @@ class Loop:
             "lr": self.learner.optimizer.param_groups[0]["lr"],
             "train_loss": self._mean_loss(),
             "kept_fraction": plan.kept_fraction,
+            "workers": self.reporter.world,
             **{f"plan_{name}": value for name, value in plan.stats.items()},
         }
-        self.epoch, self.next_step = self.epoch + 1, 0
+        self.epoch, self.next_step, self.next_sample = self.epoch + 1, 0, 0
         last = self.epoch == len(self.budget.epoch_ends())
         due = last or (self.train.eval_every and self.epoch % self.train.eval_every == 0)
         if due and self.has_val:
@@ -395,6 +410,7 @@ class Loop:
             "seconds": self.watch.state_dict(),
             "reference": self.reference.state_dict(),
             "sums": self._all_sums(),
+            "workers": self.workers,
             **{name: getattr(self, name) for name in COUNTERS},
         }
 
@@ -406,6 +422,7 @@ class Loop:
         self.reference.load_state_dict(state["reference"])
         if self.reporter.rank == 0:  # they hold the sums of all ranks
             self._sums.copy_(state["sums"])
+        self.workers = state["workers"]
         for name in COUNTERS:
             setattr(self, name, state[name])
 

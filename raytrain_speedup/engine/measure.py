@@ -11,8 +11,9 @@ import copy
 import platform
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from raytrain_speedup.data.batch import Batch
 from raytrain_speedup.engine.clock import clock_for
 from raytrain_speedup.models.resize import change_size
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tasks import Task
+from raytrain_speedup.tasks import Losses, Task
 
 PHASES = ("setup", "teacher", "warmup", "train", "synthesis", "reference", "eval", "checkpoint")
 
@@ -105,18 +106,21 @@ def training_flops(model: nn.Module, task: Task, shape: tuple[int, ...]) -> floa
         task: says what a training step asks of it.
         shape: (C, H, W) of one input.
     """
-    ghost, batch = _ghost(model, shape), _two_samples(task, shape)
     with FlopCounter() as counter:
-        task.losses(ghost, batch).losses.sum().backward()
+        asked(model, task, shape).losses.sum().backward()
     return counter.total / 2
 
 
 def forward_flops(model: nn.Module, task: Task, shape: tuple[int, ...]) -> float:
     """FLOPs of one sample's forward pass in a step of `task`."""
-    ghost, batch = _ghost(model, shape), _two_samples(task, shape)
     with FlopCounter() as counter, torch.no_grad():
-        task.losses(ghost, batch)
+        asked(model, task, shape)
     return counter.total / 2
+
+
+def asked(model: nn.Module, task: Task, shape: tuple[int, ...]) -> Losses:
+    """What a task finds for two made-up samples, on the meta device: its shapes alone."""
+    return task.losses(_ghost(model, shape), _two_samples(task, shape))
 
 
 def _ghost(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
@@ -178,13 +182,18 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def hardware(device: torch.device, *, world: int, precision: str) -> str:
-    """What ran: runs are compared only where this is equal."""
+def hardware(device: torch.device, *, workers: Sequence[int], precision: str) -> str:
+    """What ran: runs are compared only where this is equal.
+
+    Args:
+        workers: how many, one number after another: a run may go on with more or fewer.
+    """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{_processor()}, {torch.get_num_threads()} threads"
-    return f"{world} x {name}, {precision}"
+    counts = " then ".join(str(count) for count, _ in groupby(workers))
+    return f"{counts} x {name}, {precision}"
 
 
 def _processor() -> str:

@@ -219,5 +219,9 @@ class _Nowhere(Reporter):
     def latest(self) -> Path | None:
         return None
 
+    @property
+    def last(self) -> str | None:
+        return None
+
     def new_folder(self) -> Path:
         raise AssertionError("a preflight writes no checkpoints")

@@ -30,6 +30,11 @@ class Reporter(ABC):
     def latest(self) -> Path | None:
         """The folder of the last good checkpoint with the files of all ranks, or None at a fresh start."""
 
+    @property
+    @abstractmethod
+    def last(self) -> str | None:
+        """The path or URI of the last good checkpoint, for people."""
+
     @abstractmethod
     def new_folder(self) -> Path:
         """An empty folder to write the next checkpoint of this rank into."""

@@ -95,6 +95,7 @@ def _numerics(experiment: Experiment) -> Iterator[None]:
 
 def _final_metrics(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
     experiment, reporter = loop.experiment, loop.reporter
+    workers = [count for counts in loop.workers.values() for count in counts] or [reporter.world]
     tested = loop.evaluate("test") if test else {}
     val = loop.last_val
     if not val and loop.has_val:  # resumed after the last epoch
@@ -119,8 +120,11 @@ def _final_metrics(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
         "seed": experiment.train.seed,
         "epochs": experiment.train.epochs,
         "setup": setup_of(experiment.train, loop.loader.name),
+        "data_fingerprint": loop.identity["data"],
         **comparison_keys(loop.identity, reporter.world),
-        "hardware": hardware(loop.device, world=reporter.world, precision=experiment.train.precision),
+        "workers_min": min(workers),
+        "workers_max": max(workers),
+        "hardware": hardware(loop.device, workers=workers, precision=experiment.train.precision),
     }
 
 

@@ -109,5 +109,11 @@ def _ratio(
 
 def by_seed(runs: Sequence[Run], key: str) -> dict[int, float]:
     """One value per seed, the mean where a seed was run again: a repetition is no new evidence."""
-    seeds = sorted({int(run["seed"]) for run in runs})
-    return {seed: fmean(run[key] for run in runs if int(run["seed"]) == seed) for seed in seeds}
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        values.setdefault(int(run["seed"]), []).append(run[key])
+    return {seed: _mean(values[seed]) for seed in sorted(values)}
+
+
+def _mean(values: list[float]) -> float:
+    return float(values[0]) if len(values) == 1 else fmean(values)

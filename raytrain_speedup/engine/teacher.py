@@ -158,6 +158,10 @@ class _Apprenticeship(Reporter):
     def latest(self) -> Path | None:
         return None
 
+    @property
+    def last(self) -> str | None:
+        return None
+
     def new_folder(self) -> Path:
         raise AssertionError("a teacher's training is not checkpointed")
 

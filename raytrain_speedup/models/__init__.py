@@ -7,6 +7,7 @@ model = build_model(settings, num_classes=10, image_size=32)
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -27,6 +28,7 @@ from raytrain_speedup.models.resnet import BasicBlock, Bottleneck, ResNet
 from raytrain_speedup.models.vgg import VGG11
 from raytrain_speedup.models.wide_resnet import WideResNet
 from raytrain_speedup.settings import Settings, UserError
+from raytrain_speedup.user_code import OwnCall, imported, is_import_path, what_happened
 
 
 class ModelSettings(Settings):
@@ -35,7 +37,7 @@ class ModelSettings(Settings):
     name: str = Field(
         description="resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, wrn40_1, wrn40_2 or vgg11 "
         "(small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<model>, those for segmentation "
-        "included, or timm/<model>"
+        "included, timm/<model>, or the import path of what builds yours, such as my_package.nets:build"
     )
     drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout rate, where the network has dropout")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate, where the network has it")
@@ -58,7 +60,7 @@ class ModelSettings(Settings):
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="further keyword arguments of the torchvision or timm model (depths, embed_dim, ...)",
+        description="further keyword arguments of the torchvision, timm or own model (depths, embed_dim, ...)",
     )
 
     @model_validator(mode="after")
@@ -66,6 +68,20 @@ class ModelSettings(Settings):
         if self.pretrained is not None and self.weights is not None:
             raise ValueError("a model starts from `pretrained` or from `weights`, not from both")
         return self
+
+    @property
+    def dropped(self) -> dict[str, float]:
+        """The rates of dropping that are set."""
+        return {key: getattr(self, key) for key in ("drop_rate", "drop_path") if getattr(self, key)}
+
+    @property
+    def call(self) -> OwnCall:
+        """What builds a network of the user's own."""
+        return OwnCall("model.name", self.name, self.options, "model.options")
+
+    def check_code(self) -> None:
+        if is_import_path(self.name) and not isinstance(imported(self.name, "model.name"), nn.Module):
+            self.call.check("num_classes", *self.dropped)
 
 
 Builder = Callable[..., nn.Module]
@@ -150,7 +166,9 @@ def build_model(
     return model
 
 
-def stride_of(settings: ModelSettings, *, image_size: int) -> int:
+def stride_of(
+    settings: ModelSettings, *, image_size: int, num_classes: int = 10, in_channels: int = 3
+) -> int:
     """The step in pixels in which the image size of a network may change.
 
     Networks that cut images into patches or windows need multiples of it. The others take any size, and the
@@ -160,9 +178,13 @@ def stride_of(settings: ModelSettings, *, image_size: int) -> int:
         UserError: for an unknown name or options that the network does not take.
     """
     stride = None
-    if not settings.name.startswith("torchvision/"):  # those take any size or are refused
+    fresh = without_weights(settings)
+    if is_import_path(settings.name):  # the user's code may do more than meta tensors can
+        with torch.random.fork_rng(devices=[]):
+            stride = _needed_stride(_construct(fresh, num_classes, in_channels, image_size))
+    elif not settings.name.startswith("torchvision/"):  # those take any size or are refused
         with torch.device("meta"):
-            stride = _needed_stride(_construct(without_weights(settings), 10, 3, image_size))
+            stride = _needed_stride(_construct(fresh, num_classes, in_channels, image_size))
     return stride or (32 if image_size >= 128 else 4)
 
 
@@ -243,6 +265,8 @@ def _refusal(
             logits = functional_call(model.eval(), shapes, images)
     except (RuntimeError, ValueError, AssertionError) as error:
         return str(error) or type(error).__name__
+    except Exception as error:  # of a network that is the user's own
+        return what_happened(error)
     finally:
         model.train()
     if not isinstance(logits, torch.Tensor):
@@ -256,9 +280,11 @@ def _refusal(
 
 def _construct(settings: ModelSettings, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     shapes: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
+    if is_import_path(settings.name):
+        return build_own(settings, **shapes)
     family, _, name = settings.name.rpartition("/")
     if family == "" and name in NETWORKS:
-        return _construct_own(settings, **shapes)
+        return _construct_named(settings, **shapes)
     if family not in ("torchvision", "timm"):
         raise _unknown(settings.name)
     wished = settings.model_dump(include={"drop_rate", "drop_path", "options"})
@@ -278,20 +304,44 @@ def _construct(settings: ModelSettings, num_classes: int, in_channels: int, imag
     return model
 
 
-def _construct_own(settings: ModelSettings, **shapes: int) -> nn.Module:
+def _construct_named(settings: ModelSettings, **shapes: int) -> nn.Module:
     if settings.options:
         raise UserError(
             f"model.options: {settings.name} has none, and {', '.join(settings.options)} is given"
         )
-    if settings.weights is not None:
-        raise UserError(
-            f"model.weights: none are published for {settings.name}; model.pretrained takes a file"
-        )
-    dropped = {key: getattr(settings, key) for key in ("drop_rate", "drop_path") if getattr(settings, key)}
+    _refuse_weights(settings)
+    dropped = settings.dropped
     try:
         return NETWORKS[settings.name](**shapes, **dropped)
     except TypeError as error:
         raise UserError(f"model.name: {settings.name} does not take {' and '.join(dropped)}") from error
+
+
+def build_own(settings: ModelSettings, *, num_classes: int, in_channels: int) -> nn.Module:
+    """A network of the user's own: from a function or class that takes `num_classes`, and `in_channels` where its
+    signature has it; a network that was handed over in Python is copied, so that each run starts from its weights.
+
+    Raises:
+        UserError: if there is no such code, if it takes other arguments or fails, or gives no network.
+    """
+    _refuse_weights(settings)
+    given = imported(settings.name, "model.name")
+    if isinstance(given, nn.Module):
+        return copy.deepcopy(given)
+    arguments = {"num_classes": num_classes, **settings.dropped}
+    model = settings.call(arguments, if_taken={"in_channels": in_channels})
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model.name: {settings.name} gives a {type(model).__name__}; expected a torch.nn.Module"
+        )
+    return model
+
+
+def _refuse_weights(settings: ModelSettings) -> None:
+    if settings.weights is not None:
+        raise UserError(
+            f"model.weights: none are published for {settings.name}; model.pretrained takes a file"
+        )
 
 
 def _unknown(name: str) -> UserError:

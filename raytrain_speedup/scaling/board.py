@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray.train import UserCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytrain_speedup.settings import UserError
 
@@ -31,8 +32,13 @@ class Board:
 
 
 def new_board() -> Any:
-    """A handle of a new `Board`."""
-    return ray.remote(num_cpus=0)(Board).remote()
+    """A handle of a new `Board`, on this process's node: elsewhere it would be lost with a node that runs survive.
+
+    Ray starts it again if its process dies, and what is sent to it meanwhile waits.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Board)
+    return actor.remote()
 
 
 class EndAtMistake(UserCallback):

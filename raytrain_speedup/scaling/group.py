@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from typing import Any
 
 import ray
@@ -12,7 +14,8 @@ from ray.train.torch import TorchTrainer
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.scaling.board import EndAtMistake
 from raytrain_speedup.scaling.cluster import ATTEMPTS, set_environment
-from raytrain_speedup.scaling.storage import PathOrUri, parent_and_name
+from raytrain_speedup.scaling.storage import PathOrUri, inside, parent_and_name
+from raytrain_speedup.scaling.uri_store import store_of
 from raytrain_speedup.scaling.worker import train_worker
 from raytrain_speedup.settings import RunFailed, UserError
 
@@ -37,19 +40,24 @@ def worker_group(
     scaling = experiment.scaling
     parent, name = parent_and_name(folder)
     set_environment(scaling)
+    store_of(folder).create()
     resources = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
     return TorchTrainer(
         train_worker,
-        train_loop_config={"experiment": experiment.shipped(), "board": board, "test": test},
+        train_loop_config={
+            "experiment": experiment.shipped(),
+            "folder": inside(parent, name),
+            "board": board,
+            "test": test,
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=parent,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            storage_path=tempfile.mkdtemp(prefix="speedup-ray-"),  # Ray is told of no checkpoint
             failure_config=ray.train.FailureConfig(
                 max_failures=scaling.max_failures,
                 controller_failure_limit=ATTEMPTS - 1,  # a group that cannot start is else retried for ever
@@ -60,7 +68,7 @@ def worker_group(
 
 
 def fit(trainer: TorchTrainer) -> ray.train.Result:
-    """Run a worker group; the result's `return_value` is what rank 0 returned.
+    """Run a worker group; the result's `return_value` is what rank 0 returned. Ray's own folder is removed.
 
     Raises:
         UserError: the worker's own, or naming the reason why there is no result.
@@ -84,6 +92,8 @@ def fit(trainer: TorchTrainer) -> ray.train.Result:
             f"worker {rank} failed, and again after every restart (scaling.max_failures): "
             f"{_last_line(failure)}"
         ) from error
+    finally:
+        shutil.rmtree(trainer.run_config.storage_path, ignore_errors=True)
 
 
 def _last_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ray import tune
-from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
+from ray.tune.integration.ray_train import TuneReportCallback
 
 from raytrain_speedup.config import load_experiment_dict
 from raytrain_speedup.scaling.group import fit, worker_group
@@ -39,7 +39,4 @@ def group_trial(config: dict[str, Any]) -> None:
     experiment = load_experiment_dict(config["experiment"])
     folder = inside(config["storage"], config["folder"])
     result = fit(worker_group(experiment, folder, callbacks=(EpochsToTune(),), test=config.get("test", True)))
-    metrics = dict(result.return_value)
-    if result.checkpoint is not None:
-        metrics[CHECKPOINT_PATH_KEY] = result.checkpoint.path
-    tune.report(metrics)
+    tune.report(dict(result.return_value))

@@ -2,7 +2,8 @@
 
 One worker on one machine does not pay for a worker group: Train's local mode runs the training function in
 this process. Several workers run under a `TorchTrainer` that restarts them from the last checkpoint when one
-is lost; so does one worker whose checkpoints go to a URI, for Ray Train brings them there.
+is lost; so does one worker whose checkpoints go to a URI. Their checkpoints are alike: a run goes on with another
+number of workers than it was begun with.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 
 import ray
 import ray.train
+from pyarrow import ArrowException
+from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
 from raytrain_speedup.config import Experiment
@@ -26,10 +29,13 @@ from raytrain_speedup.engine.run import run
 from raytrain_speedup.scaling.board import new_board
 from raytrain_speedup.scaling.cluster import connect, on_cluster
 from raytrain_speedup.scaling.group import fit, worker_group
-from raytrain_speedup.scaling.storage import PathOrUri, is_uri, may_hold_checkpoint
-from raytrain_speedup.settings import UserError
+from raytrain_speedup.scaling.storage import RUN_ID, PathOrUri, is_uri, may_hold_checkpoint
+from raytrain_speedup.scaling.uri_store import store_of
+
+log = logging.getLogger("raytrain_speedup")
 
 LISTEN_SECONDS = 0.25
+BOARD_SECONDS = 30.0
 
 
 def launch(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
@@ -46,8 +52,6 @@ def launch(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dic
         Stopped: after a Ctrl-C; the message says how to go on.
     """
     alone = experiment.scaling.workers == 1 and not on_cluster() and not is_uri(folder)
-    if not is_uri(folder):
-        _refuse_other_kind(Path(folder), "checkpoint_*" if alone else "checkpoint-*", experiment)
     try:
         if alone:
             return _launch_here(experiment, Path(folder), listener)
@@ -58,18 +62,11 @@ def launch(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dic
         )
         raise Stopped(f"{stop}; {way_on}") from None
     finally:
-        if not is_uri(folder):
-            with contextlib.suppress(OSError):
-                Path(folder).rmdir()  # only where it is empty: nothing came of the run
-
-
-def _refuse_other_kind(folder: Path, others: str, experiment: Experiment) -> None:
-    """A run keeps to one kind of checkpoints; starting afresh beside the other kind would be a surprise."""
-    if any(folder.glob(others)):
-        raise UserError(
-            f"--resume: {folder} was not trained with scaling.workers={experiment.scaling.workers} in this "
-            "place; expected the number of workers it began with"
-        )
+        with contextlib.suppress(OSError, ArrowException):
+            store_of(folder).clear()  # what a worker that ended in the middle of a checkpoint left
+            if not may_hold_checkpoint(folder):  # nothing came of the run
+                (Path(folder) / RUN_ID).unlink(missing_ok=True)
+                Path(folder).rmdir()  # only where it is empty
 
 
 def _launch_here(experiment: Experiment, folder: Path, listener: Listener) -> dict[str, Any]:
@@ -91,31 +88,71 @@ def _launch_here(experiment: Experiment, folder: Path, listener: Listener) -> di
 def _launch_group(experiment: Experiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
     connect(experiment.scaling)
     board = new_board()
-    with _listening(board, listener), _interrupt_as_stop():
-        return fit(worker_group(experiment, folder, board=board)).return_value
+    with _listening(board, listener) as heard, _interrupt_as_stop():
+        metrics = fit(worker_group(experiment, folder, board=board)).return_value
+    if not heard.end:
+        listener("report", metrics)  # it was lost with the board
+    return metrics
+
+
+class _Heard:
+    """Passes on what the workers pin to the board.
+
+    Attributes:
+        end: whether the final metrics were among it.
+    """
+
+    def __init__(self, board: Any, listener: Listener) -> None:
+        self.end = False
+        self._board, self._listener = board, listener
+
+    def pass_on(self) -> None:
+        try:
+            notes = ray.get(self._board.take.remote(), timeout=BOARD_SECONDS)
+        except RayError as error:  # the run goes on without its display
+            log.debug("the board does not answer: %s", error)
+            return
+        for kind, metrics in notes:
+            if kind == "warning":
+                log.warning(metrics["text"])
+                continue
+            self.end = self.end or bool(metrics.get("done"))
+            self._listener(kind, metrics)
 
 
 @contextlib.contextmanager
-def _listening(board: Any, listener: Listener) -> Iterator[None]:
-    """Pass on what the workers pin to the board."""
-    done = threading.Event()
-
-    def pass_on() -> None:
-        for kind, metrics in ray.get(board.take.remote()):
-            listener(kind, metrics)
+def _listening(board: Any, listener: Listener) -> Iterator[_Heard]:
+    """Pass on what the workers pin to the board, while they train."""
+    done, heard = threading.Event(), _Heard(board, listener)
 
     def listen() -> None:
         while not done.wait(LISTEN_SECONDS):
-            pass_on()
+            heard.pass_on()
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
     try:
-        yield
+        yield heard
     finally:
         done.set()
         thread.join()
-        pass_on()
+        heard.pass_on()
+
+
+@contextlib.contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """A SIGTERM (of a batch system, a spot node, a container's end) takes the path of a Ctrl-C: checkpoint, end.
+
+    Only the main thread is asked by signals; in another one this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

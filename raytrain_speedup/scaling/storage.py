@@ -1,13 +1,12 @@
-"""Where checkpoints are: in a folder that all nodes see, or behind an uri such as s3://bucket/runs.
+"""Where runs are: in a folder that all nodes see, or behind a URI such as s3://bucket/runs.
 
-Ray Train writes to either; an uri is read through pyarrow, so it may say more than a path
-(`s3://bucket/runs?endpoint_override=minio:9000`).
+A URI is read through pyarrow, so it may say more than a path (`s3://bucket/runs?endpoint_override=minio:9000`).
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Protocol
 
 from pyarrow import ArrowException
 from pyarrow.fs import FileSystem, FileType, LocalFileSystem
@@ -16,21 +15,8 @@ from raytrain_speedup.settings import UserError
 
 PathOrUri = str | Path
 
-
-class RayCheckpoint(Protocol):
-    """What is needed of a `ray.train.Checkpoint`."""
-
-    path: str
-    filesystem: FileSystem
-
-    def to_directory(self) -> str: ...
-
-
-def folder_of(checkpoint: RayCheckpoint) -> Path:
-    """The checkpoint's own folder where this node sees it, else a copy of it."""
-    if isinstance(checkpoint.filesystem, LocalFileSystem):
-        return Path(checkpoint.path)  # `to_directory` would copy it to a temporary folder for every reader
-    return Path(checkpoint.to_directory())
+RUN_ID = "run-id"
+"""In a run's folder: what the tracker calls it."""
 
 
 def is_uri(target: PathOrUri) -> bool:
@@ -44,6 +30,11 @@ def inside(target: PathOrUri, name: str) -> str:
         return str(Path(target) / name)
     uri, mark, options = str(target).partition("?")
     return f"{uri.rstrip('/')}/{name}{mark}{options}"
+
+
+def folder_name(name: str) -> str:
+    """A run's name as the name of one folder: a run called `../../x` stays inside its storage."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "run"
 
 
 def parent_and_name(target: PathOrUri) -> tuple[str, str]:
@@ -76,5 +67,40 @@ def exists(target: PathOrUri) -> bool:
 
 
 def may_hold_checkpoint(target: PathOrUri) -> bool:
-    """Whether there is a checkpoint in a folder, this package's or Ray Train's; an uri is not looked into."""
-    return is_uri(target) or any(Path(target).glob("checkpoint[-_][0-9]*"))
+    """Whether there is a checkpoint in a folder; a URI is not looked into."""
+    return is_uri(target) or any(Path(target).glob("checkpoint-[0-9]*"))
+
+
+def keep_run_id(folder: PathOrUri, run_id: str) -> None:
+    """Keep the tracker's id of a run with its checkpoints, so that a run that is resumed is the same one there.
+
+    Raises:
+        UserError: if nothing can be written there.
+    """
+    try:
+        files, path = _opened(folder)
+        files.create_dir(path)
+        with files.open_output_stream(f"{path}/{RUN_ID}") as file:
+            file.write(run_id.encode())
+    except (ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{folder}: cannot be written ({reason}); expected a folder or a URI such as s3://bucket/runs "
+            "(scaling.storage)"
+        ) from error
+
+
+def kept_run_id(folder: PathOrUri) -> str | None:
+    """The tracker's id of the run that was begun in a folder, if any."""
+    try:
+        files, path = _opened(folder)
+        with files.open_input_stream(f"{path}/{RUN_ID}") as file:
+            return file.read().decode()
+    except (ArrowException, OSError):
+        return None
+
+
+def _opened(folder: PathOrUri) -> tuple[FileSystem, str]:
+    if not is_uri(folder):
+        return LocalFileSystem(), str(Path(folder).absolute())
+    return FileSystem.from_uri(str(folder))

@@ -2,68 +2,121 @@
 
 from __future__ import annotations
 
-import tempfile
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
+import ray.train.collective
 import ray.train.torch
+from ray.exceptions import RayError
 
 from raytrain_speedup.config import load_experiment_dict
+from raytrain_speedup.engine.checkpoint_store import checkpoint_name
 from raytrain_speedup.engine.local import PROGRESS_SECONDS
 from raytrain_speedup.engine.reporter import Metrics, Reporter
 from raytrain_speedup.engine.run import run
-from raytrain_speedup.scaling.storage import folder_of
+from raytrain_speedup.scaling.storage import PathOrUri
+from raytrain_speedup.scaling.uri_store import store_of
+
+log = logging.getLogger("raytrain_speedup")
+
+BOARD_SECONDS = 30.0
+"""A report waits so long for the board; it is started again where it was killed."""
 
 
 class TrainReporter(Reporter):
-    """Reports to Ray Train; rank 0 also pins its metrics to the board.
+    """Writes the run's checkpoints and reports to Ray Train; rank 0 also pins its metrics to the board.
+
+    Checkpoints are not Ray's but this package's (`engine/checkpoint_store.py`): a process or another number of
+    workers reads them. Every rank writes its own files, and when all have, rank 0 makes a checkpoint of them.
 
     Args:
+        folder: the run's folder or URI, which all workers see.
         board: the driver's `Board`, or None where nobody watches.
     """
 
-    def __init__(self, board: Any = None) -> None:
+    def __init__(self, folder: PathOrUri, board: Any = None) -> None:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self._board = board if self.rank == 0 else None
         self._last_progress = 0.0
+        if self._board is not None:
+            log.addHandler(_ToBoard(self))
+        self._store = store_of(folder)
+        found = None
+        if self.rank == 0:
+            newest = self._store.newest()
+            self._store.clear()
+            found = newest, self._store.next_number()
+        # one looks, so that no storage that lags behind makes the others go on from another checkpoint
+        self._newest, self._number = ray.train.collective.broadcast_from_rank_zero(found)
 
     def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
-        ray.train.report(
-            dict(metrics),
-            checkpoint=ray.train.Checkpoint.from_directory(checkpoint) if checkpoint is not None else None,
-            delete_local_checkpoint_after_upload=True,
-        )
-        if self._board is not None:
-            ray.get(self._board.put.remote("report", dict(metrics)))
+        if checkpoint is not None:
+            self._store.hand_over(checkpoint, self._number)
+            ray.train.collective.barrier()
+            if self.rank == 0:
+                self._store.commit(self._number, self.world)
+        ray.train.report(dict(metrics))  # when all are here: the checkpoint is there for all of them
+        if checkpoint is not None:
+            self._newest, self._number = checkpoint_name(self._number), self._number + 1
+        self._pin("report", dict(metrics), wait=True)
 
     def progress(self, metrics: Metrics) -> None:
         now = time.monotonic()
-        if self._board is not None and now - self._last_progress > PROGRESS_SECONDS:
+        if now - self._last_progress > PROGRESS_SECONDS:
             self._last_progress = now
-            self._board.put.remote("progress", dict(metrics))
+            self._pin("progress", dict(metrics))
 
     def image(self, name: str, epoch: int, png: bytes) -> None:
-        if self._board is not None:
-            self._board.put.remote("image", {"name": f"{name}-{epoch:04d}.png", "png": png})
+        self._pin("image", {"name": f"{name}-{epoch:04d}.png", "png": png})
+
+    def _pin(self, kind: str, metrics: dict[str, Any], *, wait: bool = False) -> None:
+        """Whatever becomes of the board, the training goes on."""
+        if self._board is None:
+            return
+        try:
+            pinned = self._board.put.remote(kind, metrics)
+            if wait:
+                ray.get(pinned, timeout=BOARD_SECONDS)
+        except RayError:
+            log.debug("the board does not answer", exc_info=True)
+
+    def warn(self, text: str) -> None:
+        """A warning for the user, who sees none of the workers' logs."""
+        self._pin("warning", {"text": text})
 
     def latest(self) -> Path | None:
-        checkpoint = ray.train.get_checkpoint()
-        return folder_of(checkpoint) if checkpoint is not None else None
+        return self._store.fetch(self._newest, self.rank) if self._newest is not None else None
+
+    @property
+    def last(self) -> str | None:
+        return self._store.path_of(self._newest) if self._newest is not None else None
 
     def new_folder(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix=f"rank-{self.rank}-"))
+        return self._store.begin(self._number)
+
+
+class _ToBoard(logging.Handler):
+    """Passes warnings of this package on to the driver."""
+
+    def __init__(self, reporter: TrainReporter) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reporter.warn(record.getMessage())
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """The training function; `config` holds the experiment as plain data, perhaps the board, and whether the
-    test split is read (`test`)."""
+    """The training function; `config` holds the experiment as plain data, the run's `folder`, perhaps the board,
+    and whether the test split is read (`test`)."""
     return run(
         load_experiment_dict(config["experiment"]),
-        TrainReporter(config.get("board")),
+        TrainReporter(config["folder"], config.get("board")),
         device=ray.train.torch.get_device(),
         test=config.get("test", True),
     )

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 
-import mlflow
 import yaml
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.config import Experiment, load_experiment_dict
 from raytrain_speedup.schedule import VERSION, Evidence, Schedule, TunedOn, save_schedule
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tracking import store
+from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.leaderboard import Row, rows
-from raytrain_speedup.tracking.store import Record
+from raytrain_speedup.tracking.provenance import package_version
+from raytrain_speedup.tracking.run_log import EXPERIMENT_FILE
+from raytrain_speedup.tracking.store import Record, short_ids
+from raytrain_speedup.tracking.tracker import SCHEDULE_FILE, NotTracked, Tracker
 
 RECENT = 8
 ALIAS = "proven"
@@ -33,8 +31,8 @@ def export(
 ) -> Schedule:
     """Write the schedule of a run.
 
-    It is also kept with the run (`schedule/schedule.yaml`) and as a version of the registered model
-    `<experiment>-schedule`; a proven one gets the alias `ALIAS`, so that a loop can ask MLflow for it by name.
+    It is also kept with the run (`schedule/schedule.yaml`) and as a version of the schedule
+    `<experiment>-schedule`; a proven one gets the alias `ALIAS`, so that a loop can ask for it by name.
 
     Args:
         run_id: the run, or the beginning of its id as the leaderboard shows it.
@@ -46,15 +44,15 @@ def export(
         UserError: if there is no such run, if it did not finish, if it was trained without data, if it is not
             proven, or if the file would be overwritten.
     """
-    client = store.connect(tracking_uri)
-    record = find(client, run_id)
-    experiment = experiment_of(record.run_id)
+    tracker = open_tracker(tracking_uri)
+    record = find(tracker, run_id)
+    experiment = experiment_of(tracker, record.run_id)
     if experiment.distillation is not None:
         raise UserError(
             f"run {record.run_id[:8]}: trained without data; expected a run whose pruning and curriculum make "
             "a schedule"
         )
-    row = next(row for row in rows(store.records(client, record.experiment)) if _holds(row, record))
+    row = next(row for row in rows(store.records(tracker, record.experiment)) if _holds(row, record))
     schedule = Schedule(
         version=VERSION,
         pruning=experiment.pruning,
@@ -69,7 +67,7 @@ def export(
         )
     _keep_others(Path(out), schedule, force=force)
     save_schedule(schedule, out)
-    _publish(client, record, schedule)
+    _publish(tracker, record, schedule)
     return schedule
 
 
@@ -88,37 +86,36 @@ def _keep_others(path: Path, schedule: Schedule, *, force: bool) -> None:
     raise UserError(f"{path}: is there already; expected another name ({free_name(path).name}) or --force")
 
 
-def find(client: MlflowClient, run_id: str) -> Record:
+def find(tracker: Tracker, run_id: str) -> Record:
     """The finished run whose id begins so.
 
     Raises:
         UserError: naming recent runs.
     """
-    known = store.records(client)
+    known = store.records(tracker)
     found = [record for record in known if record.run_id.startswith(run_id)] if run_id else []
     if len(found) == 1 and found[0].finished:
         return found[0]
     if len(found) == 1:
         raise UserError(f"run {run_id}: {found[0].state} ({found[0].reason}); expected a finished run")
     finished = [record for record in found or known if record.finished]
-    recent = [f"  {run.run_id[:8]}  {run.name}  {run.method}" for run in finished[: -RECENT - 1 : -1]]
+    ids = short_ids(record.run_id for record in known)
+    recent = [f"  {ids[run.run_id]}  {run.name}  {run.method}" for run in finished[: -RECENT - 1 : -1]]
     problem = "is the beginning of several runs" if found else "no such run"
     expected = "\n".join(["expected one of:", *recent]) if recent else "there are no finished runs yet"
-    raise UserError(f"run {run_id!r}: {problem} at {client.tracking_uri}; {expected}")
+    raise UserError(f"run {run_id!r}: {problem} at {tracker.uri}; {expected}")
 
 
-def experiment_of(run_id: str) -> Experiment:
+def experiment_of(tracker: Tracker, run_id: str) -> Experiment:
     """The experiment that a run was started with, or that a sweep varies.
 
     Raises:
         UserError: if its file cannot be read.
     """
     try:
-        return load_experiment_dict(
-            yaml.safe_load(mlflow.artifacts.load_text(f"runs:/{run_id}/experiment.yaml"))
-        )
-    except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id[:8]}: its experiment.yaml cannot be read ({error})") from None
+        return load_experiment_dict(yaml.safe_load(tracker.read_text(run_id, EXPERIMENT_FILE)))
+    except NotTracked as error:
+        raise UserError(str(error)) from None
 
 
 def _holds(row: Row, record: Record) -> bool:
@@ -131,10 +128,6 @@ def _holds(row: Row, record: Record) -> bool:
 
 def _tuned_on(experiment: Experiment, record: Record) -> TunedOn:
     content = experiment.to_dict()
-    try:
-        installed = version("raytrain-speedup")
-    except PackageNotFoundError:  # a checkout on the path
-        installed = "unknown"
     return TunedOn(
         experiment=experiment.name,
         run_id=record.run_id,
@@ -143,7 +136,7 @@ def _tuned_on(experiment: Experiment, record: Record) -> TunedOn:
         train=content["train"],
         workers=experiment.scaling.workers,
         hardware=str(record.metrics.get("hardware", "unknown")),
-        package_version=installed,
+        package_version=package_version(),
     )
 
 
@@ -174,13 +167,10 @@ def _evidence(row: Row) -> Evidence | None:
     )
 
 
-def _publish(client: MlflowClient, record: Record, schedule: Schedule) -> None:
-    """Keep the schedule with its run, and as the newest version of a registered model; the alias is for those
-    that a production loop may take without asking."""
-    client.log_text(record.run_id, schedule.to_yaml(), "schedule/schedule.yaml")
-    name = f"{record.experiment}-schedule"
-    with contextlib.suppress(MlflowException):  # there already
-        client.create_registered_model(name)
-    made = client.create_model_version(name, source=f"runs:/{record.run_id}/schedule", run_id=record.run_id)
+def _publish(tracker: Tracker, record: Record, schedule: Schedule) -> None:
+    """Keep the schedule with its run, and as the newest version by its name; the alias is for those that a
+    production loop may take without asking."""
+    tracker.log_text(record.run_id, schedule.to_yaml(), SCHEDULE_FILE)
+    made = tracker.publish(f"{record.experiment}-schedule", record.run_id)
     if schedule.proven:
-        client.set_registered_model_alias(name, ALIAS, made.version)
+        tracker.set_alias(made.name, ALIAS, made.version)

@@ -1,6 +1,6 @@
 """Which driver a sweep belongs to: a heartbeat on the run that holds it.
 
-A sweep is resumed from what MLflow holds, on any machine. Beside a driver that still lives this would run
+A sweep is resumed from what its tracker holds, on any machine. Beside a driver that still lives this would run
 everything twice, into the same folders. So a driver writes down every few seconds who it is and when it was
 alive. Whoever wants to resume is refused while somebody lives, and takes over from somebody who is silent; a
 driver that was only suspended, and is replaced when it wakes up, notices at its next beat and writes no more.
@@ -21,11 +21,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from types import TracebackType
 
-from mlflow.tracking import MlflowClient
-
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tracking.patience import PatientClient
 from raytrain_speedup.tracking.store import DRIVER
+from raytrain_speedup.tracking.tracker import Tracker
 
 BEAT_SECONDS = 5.0
 SILENCE_SECONDS = 60.0
@@ -59,15 +57,15 @@ class Heartbeat:
     """Holds a sweep for this process, as a context manager.
 
     Args:
-        client: of `store.connect`; its patience is for what is written, not for beats.
+        tracker: its patience is for what is written, not for beats.
         parent: the run that holds the sweep.
 
     Raises:
         UserError: on entering, while another driver runs the sweep.
     """
 
-    def __init__(self, client: PatientClient, parent: str) -> None:
-        self.client, self.parent = client, parent
+    def __init__(self, tracker: Tracker, parent: str) -> None:
+        self.tracker, self.parent = tracker, parent
         self.driver = uuid.uuid4().hex
         self.replaced_by: Beat | None = None
         """The driver that took over from this one."""
@@ -75,17 +73,17 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._go_on_beating, daemon=True)
 
     def __enter__(self) -> Heartbeat:
-        other = read_beat(self.client, self.parent)
+        other = read_beat(self.tracker, self.parent)
         if other is not None and other.lives():
             raise UserError(
                 f"--resume: this sweep is being run by process {other.pid} on {other.name}, last heard of "
                 f"{max(0.0, time.time() - other.at):.0f} s ago; expected to end that one first (a driver that "
                 f"is not heard of for {SILENCE_SECONDS:.0f} s is taken for dead)"
             )
-        self._beat(self.client)
+        self._beat(self.tracker)
         if other is not None:
             time.sleep(SETTLING_SECONDS)
-            now = read_beat(self.client, self.parent)
+            now = read_beat(self.tracker, self.parent)
             if now is not None and now.driver != self.driver:
                 raise UserError(f"--resume: process {now.pid} on {now.name} was faster to resume this sweep")
         self._thread.start()
@@ -98,27 +96,27 @@ class Heartbeat:
         self._thread.join()
         if self.replaced_by is None:
             with suppress(Exception):  # where nothing answers any more, that has been told
-                MlflowClient(self.client.tracking_uri).delete_tag(self.parent, DRIVER)
+                self.tracker.impatient().remove_tag(self.parent, DRIVER)
 
-    def _beat(self, client: MlflowClient) -> None:
+    def _beat(self, tracker: Tracker) -> None:
         beat = Beat(self.driver, this_host(), socket.gethostname(), os.getpid(), time.time())
-        client.set_tag(self.parent, DRIVER, json.dumps(asdict(beat)))
+        tracker.set_tags(self.parent, {DRIVER: json.dumps(asdict(beat))})
 
     def _go_on_beating(self) -> None:
-        client = MlflowClient(self.client.tracking_uri)  # without patience: the next beat makes up for one
+        tracker = self.tracker.impatient()  # the next beat makes up for one
         while not self._left.wait(BEAT_SECONDS):
             with suppress(Exception):
-                found = read_beat(client, self.parent)
+                found = read_beat(tracker, self.parent)
                 if found is not None and found.driver != self.driver:
                     self.replaced_by = found
                     os.kill(os.getpid(), signal.SIGINT)  # Tune ends the trials as after a Ctrl-C
                     return
-                self._beat(client)
+                self._beat(tracker)
 
 
-def read_beat(client: MlflowClient, parent: str) -> Beat | None:
+def read_beat(tracker: Tracker, parent: str) -> Beat | None:
     """The last sign of life of a sweep's driver; None if that one ended in order."""
-    text = client.get_run(parent).data.tags.get(DRIVER)
+    text = tracker.run(parent).tags.get(DRIVER)
     return Beat(**json.loads(text)) if text else None
 
 

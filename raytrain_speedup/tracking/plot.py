@@ -18,7 +18,8 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raytrain_speedup.tracking.leaderboard import SEARCHED, Row, metric_names
+from raytrain_speedup.tracking.leaderboard import SEARCHED, Row
+from raytrain_speedup.tracking.table import metric_names
 
 INK, QUIET, BLUE, GREEN, ORANGE = "#1f2937", "#9ca3af", "#2563eb", "#059669", "#d97706"
 MARKERS = ("s", "^", "v", "P", "X", "D")

@@ -1,11 +1,10 @@
-"""What the driver does when a trial says something: write it to MLflow, and show it."""
+"""What the driver does when a trial says something: write it down, and show it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from mlflow.tracking import MlflowClient
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
@@ -13,7 +12,8 @@ from ray.tune.result import AUTO_RESULT_KEYS
 from raytrain_speedup.config import Experiment, load_experiment_dict
 from raytrain_speedup.engine.verdict import Plan
 from raytrain_speedup.tracking.heartbeat import Heartbeat
-from raytrain_speedup.tracking.mlflow_log import RunLog, is_final, settings_of
+from raytrain_speedup.tracking.run_log import RunLog, is_final, settings_of
+from raytrain_speedup.tracking.tracker import State, Tracker
 
 TUNES_OWN = {*AUTO_RESULT_KEYS, "done", "trial_id", "experiment_tag", "should_checkpoint"}
 FAILURE = {"error", "traceback"}
@@ -30,20 +30,20 @@ class Listener(Protocol):
 
 
 class SweepCallback(Callback):
-    """Writes every trial as a nested MLflow run, from the one process that outlives them all.
+    """Writes every trial as a run of the sweep, from the one process that outlives them all.
 
     Args:
-        client: of `store.connect`.
-        into: id of the MLflow experiment.
+        tracker: where to.
+        into: name of the tracker's experiment.
         heartbeat: holds the sweep's own run; nothing is written once another driver has it.
         margin: of the sweep, kept with every run for the leaderboard.
-        reopen: run name to the MLflow run to go on with.
+        reopen: run name to the run to go on with.
         listener: is told the same.
     """
 
     def __init__(
         self,
-        client: MlflowClient,
+        tracker: Tracker,
         *,
         into: str,
         heartbeat: Heartbeat,
@@ -51,14 +51,14 @@ class SweepCallback(Callback):
         reopen: Mapping[str, str],
         listener: Listener,
     ) -> None:
-        self.client = client
+        self.tracker = tracker
         self.into, self.heartbeat, self.margin = into, heartbeat, margin
         self.reopen = dict(reopen)
         self.listener = listener
         self._logs: dict[str, RunLog] = {}
 
     def __reduce__(self) -> Any:
-        return Callback, ()  # Tune keeps a copy for its own restore; a sweep is resumed from MLflow
+        return Callback, ()  # Tune keeps a copy for its own restore; a sweep is resumed from its tracker
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if trial.trial_id in self._logs or self.heartbeat.replaced_by is not None:  # a retry starts again
@@ -71,9 +71,9 @@ class SweepCallback(Callback):
     def _open(self, config: Mapping[str, Any], experiment: Experiment) -> RunLog:
         name = config["run_name"]
         if name in self.reopen:
-            return RunLog.reopen(self.client, self.reopen.pop(name))
+            return RunLog.reopen(self.tracker, self.reopen.pop(name), experiment)
         return RunLog.start(
-            self.client,
+            self.tracker,
             experiment,
             name=name,
             into=self.into,
@@ -93,7 +93,7 @@ class SweepCallback(Callback):
         if log is None or self.heartbeat.replaced_by is not None:
             return
         if "error" in result:
-            self.client.log_text(log.run_id, str(result.get("traceback", "")), "error.txt")
+            self.tracker.log_text(log.run_id, str(result.get("traceback", "")), "error.txt")
             self._end(trial, "failed", str(result["error"]))
         elif is_final(metrics):
             log.finish(metrics)
@@ -113,7 +113,7 @@ class SweepCallback(Callback):
         for trial in trials:
             self._end(trial, "interrupted", "")
 
-    def _end(self, trial: Trial, state: str, reason: str) -> None:
+    def _end(self, trial: Trial, state: State, reason: str) -> None:
         """End the run of a trial that has not ended yet."""
         log = self._logs.pop(trial.trial_id, None)
         if log is not None and self.heartbeat.replaced_by is None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
+from typing import Any
 
-from raytrain_speedup.engine.compare import grain_of, metric_of
+from raytrain_speedup.engine.compare import settle_runs
 from raytrain_speedup.engine.estimate import SEEDS_NEEDED
-from raytrain_speedup.engine.verdict import Look, Plan, plan_for, settle
+from raytrain_speedup.engine.verdict import Look, Plan, plan_for
 from raytrain_speedup.tuning.planned import BASELINE, WINNER, PlannedRun, baseline_run, control_runs
 from raytrain_speedup.tuning.space import SEARCH_SEED, Sweep, SweepSettings
 from raytrain_speedup.tuning.winners import Outcome
@@ -148,12 +149,10 @@ class Confirmation:
     def _look(self, finished: Mapping[str, Outcome]) -> None:
         """Look at what the rounds up to here have found."""
         seeds = [seed for seed, _ in zip(seeds_of(self.sweep.settings), range(self._rounds), strict=False)]
-        baseline = _by_seed(finished, BASELINE, seeds)
-        methods = {winner.name: _by_seed(finished, winner.name, seeds) for winner in self.winners}
-        if self.plan is None or not baseline or not all(methods.values()):
-            return
-        runs = [outcome.metrics for outcome in finished.values() if outcome.role == BASELINE]
-        self.looks = settle(self.plan, methods, baseline, grain=grain_of([], runs, "test"))
+        baseline = _runs_of(finished, BASELINE, seeds)
+        methods = {winner.name: _runs_of(finished, winner.name, seeds) for winner in self.winners}
+        if self.plan is not None and all(methods.values()):
+            self.looks = settle_runs(self.plan, methods, baseline)
 
 
 def _spoken(look: Look) -> str:
@@ -170,9 +169,10 @@ def _listed(looks: Sequence[int]) -> str:
     return ", ".join(map(str, looks)) if few else f"{looks[0]}, {looks[1]}, ... {looks[-1]}"
 
 
-def _by_seed(finished: Mapping[str, Outcome], name: str, seeds: Sequence[int]) -> dict[int, float]:
-    """The metric on the test split of the runs of one setting."""
-    runs = {
-        seed: finished[f"{name}-seed{seed}"].metrics for seed in seeds if f"{name}-seed{seed}" in finished
-    }
-    return {seed: float(run[metric_of(run)]) for seed, run in runs.items()}
+def _runs_of(finished: Mapping[str, Outcome], name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The runs of one setting with these seeds."""
+    return [
+        {**finished[f"{name}-seed{seed}"].metrics, "seed": seed}
+        for seed in seeds
+        if f"{name}-seed{seed}" in finished
+    ]

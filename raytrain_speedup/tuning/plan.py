@@ -17,7 +17,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tracking.mlflow_log import group_of, is_final
+from raytrain_speedup.tracking.run_log import group_of, is_final
 from raytrain_speedup.tracking.store import Record
 from raytrain_speedup.tuning.confirmation import Confirmation, confirmation_plan
 from raytrain_speedup.tuning.planned import BASELINE, TRIAL, WINNER, PlannedRun, baseline_run

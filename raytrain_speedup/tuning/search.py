@@ -23,7 +23,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from raytrain_speedup.tracking.mlflow_log import is_final
+from raytrain_speedup.tracking.run_log import is_final
 from raytrain_speedup.tracking.store import Record
 from raytrain_speedup.tuning.space import Sweep, SweepSettings
 

@@ -283,7 +283,7 @@ def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
     beside = path.parent / read.experiment
     with _told(path, "experiment"):
         base = load_experiment(
-            beside if beside.suffix in (".yaml", ".yml") else read.experiment, read.overrides
+            beside if beside.suffix in (".yaml", ".yml") else read.experiment, read.overrides, beside=path
         )
     base = base.with_overrides(parse_overrides(overrides))
     if (

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,23 +17,31 @@ from typing import Any
 
 import optuna
 import ray
-from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
 from rich.console import Console
 
 from raytrain_speedup.config import ScalingSettings
 from raytrain_speedup.scaling.cluster import connect
+from raytrain_speedup.scaling.launch import termination_as_interrupt
 from raytrain_speedup.settings import RunFailed, UserError, explain
-from raytrain_speedup.tracking import store
+from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.export import experiment_of, export, find, free_name
 from raytrain_speedup.tracking.heartbeat import Heartbeat
-from raytrain_speedup.tracking.leaderboard import DEFAULT_MARGIN, Row, best, leaderboard, safest, show
-from raytrain_speedup.tracking.mlflow_log import log_outcome
-from raytrain_speedup.tracking.patience import PatientClient
+from raytrain_speedup.tracking.leaderboard import DEFAULT_MARGIN, Row, best, leaderboard, safest
+from raytrain_speedup.tracking.outcome import log_outcome
 from raytrain_speedup.tracking.plot import plot_leaderboard
+from raytrain_speedup.tracking.table import show
+from raytrain_speedup.tracking.tracker import Tracker
 from raytrain_speedup.tuning.callback import SweepCallback
 from raytrain_speedup.tuning.live import SweepTable
-from raytrain_speedup.tuning.parent import find_sweep, last_of, new_parent, past_runs, read_sweep
+from raytrain_speedup.tuning.parent import (
+    find_sweep,
+    last_of,
+    new_parent,
+    past_runs,
+    read_sweep,
+    write_sweep,
+)
 from raytrain_speedup.tuning.plan import SweepPlan
 from raytrain_speedup.tuning.planned import TRIAL
 from raytrain_speedup.tuning.space import (
@@ -80,7 +86,7 @@ def sweep(
         file: the search-space file.
         overrides: experiment keys set for every run.
         trials, seed, concurrency: replace those of the file.
-        tracking_uri: MLflow; MLFLOW_TRACKING_URI or ./mlflow.db by default.
+        tracking_uri: as `open_tracker` takes it; MLFLOW_TRACKING_URI or ./mlflow.db by default.
         out: folder for the plot and the schedule.
         resume: go on with the last sweep of the same question: finished runs are kept, interrupted ones
             run again. More trials or seeds may be asked for, see `space.MAY_DIFFER_ON_RESUME`.
@@ -88,15 +94,14 @@ def sweep(
 
     Raises:
         UserError: for a mistake in the file, before anything runs; where another driver runs the sweep; where
-            the baseline fails, and where MLflow does not answer any more.
+            the baseline fails, and where the tracker does not answer any more.
         KeyboardInterrupt: after Ctrl-C; the runs are marked as interrupted and can be resumed.
     """
     console = console or Console()
     loaded = load_sweep(file, overrides, trials=trials, seed=seed, concurrency=concurrency)
-    client = store.connect(tracking_uri or loaded.base.tracking.uri)
-    into = store.experiment_id(client, loaded.tracked_as)
-    parent = last_of(client, loaded, into) if resume else new_parent(client, loaded, into)
-    return _drive(client, loaded, parent, resume=resume, out=Path(out), console=console, trainable=trainable)
+    tracker = open_tracker(tracking_uri or loaded.base.tracking.uri)
+    parent = last_of(tracker, loaded) if resume else new_parent(tracker, loaded)
+    return _drive(tracker, loaded, parent, resume=resume, out=Path(out), console=console, trainable=trainable)
 
 
 def confirm(
@@ -112,7 +117,7 @@ def confirm(
     """Run seeds until there is a verdict: on the winners of a sweep, or on the setting of one run.
 
     Args:
-        target: the name of a sweep (its last one is meant), or the beginning of the id of its MLflow run, or of
+        target: the name of a sweep (its last one is meant), or the beginning of the id of its run, or of
             the id of a run as the leaderboard shows it.
         max_seeds: give up after so many; more than a sweep's plan has extend it.
         margin: points that count as no loss; of a single run only, a sweep's plan has its own.
@@ -121,22 +126,22 @@ def confirm(
     Raises:
         UserError: if there is no such sweep or run, and as `sweep`.
     """
-    client, console = store.connect(tracking_uri), console or Console()
+    tracker, console = open_tracker(tracking_uri), console or Console()
     options: dict[str, Any] = {"out": Path(out), "console": console, "trainable": trainable}
-    found = find_sweep(client, target)
+    found = find_sweep(tracker, target)
     if found is not None:
         if margin is not None:
             raise UserError(f"--margin: {margin:g} cannot be another than the sweep's; expected none here")
-        loaded = _with_seeds(read_sweep(client, found), max_seeds)
-        return _drive(client, loaded, found, resume=True, **options)
-    loaded, winner = _of_one_run(client, find(client, target), margin)
+        loaded = _with_seeds(read_sweep(tracker, found), max_seeds)
+        return _drive(tracker, loaded, found, resume=True, **options)
+    loaded, winner = _of_one_run(tracker, find(tracker, target), margin)
     loaded = _with_seeds(loaded, max_seeds)
-    parent = new_parent(client, loaded, store.experiment_id(client, loaded.tracked_as))
-    return _drive(client, loaded, parent, resume=False, winners=[winner], **options)
+    parent = new_parent(tracker, loaded)
+    return _drive(tracker, loaded, parent, resume=False, winners=[winner], **options)
 
 
 def _drive(
-    client: PatientClient,
+    tracker: Tracker,
     sweep: Sweep,
     parent: str,
     *,
@@ -155,23 +160,22 @@ def _drive(
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
-    with Heartbeat(client, parent) as heartbeat:
-        client.log_dict(parent, sweep.settings.model_dump(mode="json"), "search_space.yaml")
-        client.log_text(parent, sweep.base.to_yaml(), "experiment.yaml")
-        past = past_runs(client, name, parent) if resume else ()
+    with Heartbeat(tracker, parent) as heartbeat:
+        write_sweep(tracker, parent, sweep)
+        past = past_runs(tracker, name, parent) if resume else ()
         plan = SweepPlan(sweep, past, winners=winners, say=say)
-        _run(sweep, plan, heartbeat, store.experiment_id(client, name), trainable, console)
+        _run(sweep, plan, heartbeat, name, trainable, console)
         if plan.failure is not None:
-            client.set_terminated(parent, "FAILED")
+            tracker.end(parent, "failed")
             raise RunFailed(
                 f"{sweep.settings.name}: the baseline failed, and nothing can be compared: {plan.failure}"
             )
         if not plan.done:
-            client.set_terminated(parent, "KILLED")
+            tracker.end(parent, "interrupted")
             console.print("interrupted; the same command with --resume goes on from here")
             raise KeyboardInterrupt
-        client.set_terminated(parent, "FINISHED")
-        return _conclude(client, name, parent, plan, out, console)
+        tracker.end(parent, "finished")
+        return _conclude(tracker, name, parent, plan, out, console)
 
 
 def _run(
@@ -185,9 +189,9 @@ def _run(
     """Run what is planned, on Ray and before the user's eyes.
 
     Raises:
-        UserError: if MLflow does not answer any more, or another driver has taken over.
+        UserError: if the tracker does not answer any more, or another driver has taken over.
     """
-    client, settings, scaling = heartbeat.client, sweep.settings, sweep.base.scaling
+    tracker, settings, scaling = heartbeat.tracker, sweep.settings, sweep.base.scaling
     table = SweepTable(
         console,
         settings.name,
@@ -196,7 +200,7 @@ def _run(
         quality=next(iter(settings.objectives)),
     )
     callback = SweepCallback(
-        client,
+        tracker,
         into=into,
         heartbeat=heartbeat,
         margin=settings.margin,
@@ -204,11 +208,11 @@ def _run(
         listener=table,
     )
     try:
-        with _ray(scaling), table, _terminate_as_interrupt():
+        with _ray(scaling), table, termination_as_interrupt():
             fit(sweep, plan, callback, trainable or trainable_for(scaling), heartbeat.parent)
     finally:  # Tune wraps some errors of a callback in its own and passes over others
-        if client.lost is not None:
-            raise client.lost from None
+        if tracker.lost is not None:
+            raise tracker.lost from None
         if (other := heartbeat.replaced_by) is not None:
             raise RunFailed(
                 f"{settings.name}: process {other.pid} on {other.name} has resumed this sweep while this driver "
@@ -217,33 +221,29 @@ def _run(
 
 
 def _conclude(
-    client: MlflowClient, name: str, parent: str, plan: SweepPlan, out: Path, console: Console
+    tracker: Tracker, name: str, parent: str, plan: SweepPlan, out: Path, console: Console
 ) -> SweepResult:
     """Leaderboard, plot and schedule."""
     for refusal in plan.refused:
         console.print(f"[yellow]not allowed, and not run:[/yellow] {refusal}")
-    rows = leaderboard(name, tracking_uri=client.tracking_uri, parent=parent)
+    rows = leaderboard(name, tracking_uri=tracker.uri, parent=parent)
     show(rows, console)
     out.mkdir(parents=True, exist_ok=True)
     label = plan.sweep.settings.name
     plot = plot_leaderboard(rows, out / "leaderboard.png", title=label)
-    client.log_artifact(parent, str(plot))
     console.print(f"plot      {plot}", highlight=False, soft_wrap=True)
     chosen, schedule = best(rows), None
-    if (answer := chosen or safest(rows)) is not None:
-        log_outcome(client, parent, answer)
+    log_outcome(tracker, parent, rows, plot)
     if chosen is None:
         console.print(_unproven(rows, name), highlight=False, soft_wrap=True)
     elif plan.sweep.base.distillation is None:
         schedule = free_name(out / "schedule.yaml")
-        exported = export(chosen.run_id, schedule, tracking_uri=client.tracking_uri)
+        exported = export(chosen.run_id, schedule, tracking_uri=tracker.uri)
         console.print(f"schedule     {schedule}: {exported.headline()}", highlight=False, soft_wrap=True)
         if schedule.name != "schedule.yaml":
             console.print("             (schedule.yaml was there already, and is left as it is)")
-    console.print(
-        f"runs         mlflow ui --backend-store-uri {client.tracking_uri}", highlight=False, soft_wrap=True
-    )
-    return SweepResult(name, client.tracking_uri, rows, plot, schedule, chosen)
+    console.print(f"runs         {tracker.how_to_look()}", highlight=False, soft_wrap=True)
+    return SweepResult(name, tracker.uri, rows, plot, schedule, chosen)
 
 
 def _unproven(rows: Sequence[Row], name: str) -> str:
@@ -271,15 +271,15 @@ def _with_seeds(sweep: Sweep, max_seeds: int | None) -> Sweep:
     return replace(sweep, settings=sweep.settings.model_copy(update={"confirm": changed}))
 
 
-def _of_one_run(client: PatientClient, record: store.Record, margin: float | None) -> tuple[Sweep, Outcome]:
+def _of_one_run(tracker: Tracker, record: store.Record, margin: float | None) -> tuple[Sweep, Outcome]:
     """A sweep without a search: the setting of a run against the baseline of its sweep, or against none."""
-    base = experiment_of(record.run_id)
+    base = experiment_of(tracker, record.run_id)
     if record.parent is None and base.distillation is not None:
         raise UserError(
             f"run {record.run_id[:8]}: trained without data, and has no baseline; expected a run of a sweep"
         )
     of_sweep = (
-        {} if record.parent is None else {"baseline": read_sweep(client, record.parent).settings.baseline}
+        {} if record.parent is None else {"baseline": read_sweep(tracker, record.parent).settings.baseline}
     )
     settings = SweepSettings(
         name=record.experiment,
@@ -309,16 +309,3 @@ def _ray(scaling: ScalingSettings) -> Iterator[None]:
     finally:
         if ours:
             ray.shutdown()
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM, which `ray job stop` and schedulers send, as Ctrl-C: end the runs in MLflow first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

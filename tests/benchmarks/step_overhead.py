@@ -14,8 +14,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ from raytrain_speedup.data import Splits
 from raytrain_speedup.data.base import ArraySource
 from raytrain_speedup.data.batch import Step
 from raytrain_speedup.engine.assemble import assemble
+from raytrain_speedup.engine.learner import DTYPES
 from raytrain_speedup.engine.learning_rate import learning_rate
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.loop import Loop
@@ -35,6 +38,7 @@ from raytrain_speedup.models import build_model
 
 SAMPLES, BATCH = 1024, 128
 CPU = torch.device("cpu")
+NO_KEYS: Mapping[str, Any] = MappingProxyType({})
 
 
 def random_splits() -> Splits:
@@ -44,8 +48,9 @@ def random_splits() -> Splits:
     return Splits(source, source, source, 10, 3, 32, tuple("0123456789"), "random")
 
 
-def experiment(method: str) -> Experiment:
-    return load_experiment_dict(
+def experiment(method: str, keys: Mapping[str, Any]) -> Experiment:
+    """ResNet-8 unless `keys`, which are overrides, say otherwise."""
+    settings = load_experiment_dict(
         {
             "name": "overhead",
             "data": {"source": "cifar10"},  # replaced by random images
@@ -54,10 +59,18 @@ def experiment(method: str) -> Experiment:
             "pruning": {"method": method},
         }
     )
+    return settings.with_overrides(keys)
 
 
-def engine_step(method: str, splits: Splits, folder: Path) -> tuple[Loop, Callable[[Step, dict], None]]:
-    loop, _ = assemble(experiment(method), splits, LocalReporter(folder / method), Stopwatch(CPU))
+def engine_step(
+    method: str,
+    splits: Splits,
+    folder: Path,
+    *,
+    device: torch.device = CPU,
+    keys: Mapping[str, Any] = NO_KEYS,
+) -> tuple[Loop, Callable[[Step, dict], None]]:
+    loop, _ = assemble(experiment(method, keys), splits, LocalReporter(folder / method), Stopwatch(device))
     loop.model.train()
 
     def step(step: Step, batch: dict) -> None:
@@ -67,15 +80,21 @@ def engine_step(method: str, splits: Splits, folder: Path) -> tuple[Loop, Callab
     return loop, step
 
 
-def plain_step(splits: Splits) -> Callable[[Step, dict], None]:
-    settings = experiment("none")
+def plain_step(
+    splits: Splits, *, device: torch.device = CPU, keys: Mapping[str, Any] = NO_KEYS
+) -> Callable[[Step, dict], None]:
+    settings = experiment("none", keys)
     model = build_model(settings.model, num_classes=10, image_size=32)
-    model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    precision = settings.train.precision
+    autocast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
     optimizer = build_optimizer(model, settings.train)
 
     def step(step: Step, batch: dict) -> None:
         set_learning_rate(optimizer, learning_rate(step.progress, settings.train))
-        F.cross_entropy(model(batch["inputs"]), batch["target"]).backward()
+        with autocast:
+            output = model(batch["inputs"])
+        F.cross_entropy(output.float(), batch["target"]).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

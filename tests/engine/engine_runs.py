@@ -92,7 +92,8 @@ class WorkerDiary(Diary):
         if self.rank == 0:
             super().new_folder()
         dist.barrier()
-        return self.folder / "checkpoint.partial"
+        (partial,) = self.folder.glob(".checkpoint-*.partial")
+        return partial
 
     def report(self, metrics: Any, checkpoint: Path | None = None) -> None:
         dist.barrier()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import CPU, Diary, same, tiny, trained
+from engine_runs import CPU, Diary, same, tiny, trained, weights
 
 from raytrain_speedup.engine.checkpoint import CheckpointFailed, read_own, read_shared, write_checkpoint
 from raytrain_speedup.engine.loop import Stopped
@@ -120,11 +121,37 @@ def test_a_damaged_checkpoint_is_a_message(tmp_path: Path):
     whole = file.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"run.pt: not a whole checkpoint"):
+        with pytest.raises(
+            UserError, match=rf"not one whole .*: run.pt has {len(damaged)} of {len(whole)} b"
+        ):
             run(tiny(), Diary(tmp_path), device=CPU)
-    file.unlink()
+    file.write_bytes(bytes(len(whole)))
     with pytest.raises(UserError, match=r"run.pt: not a whole checkpoint"):
         run(tiny(), Diary(tmp_path), device=CPU)
+    file.unlink()
+    with pytest.raises(UserError, match=r"run.pt has 0 of"):
+        run(tiny(), Diary(tmp_path), device=CPU)
+
+
+@pytest.mark.parametrize("lost", ["run.pt", "rank-0.pt", "manifest.json"])
+def test_the_newest_whole_checkpoint_is_taken_and_said(
+    lost: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Two are kept, and the last one is cut off: the run goes on from the one before, to the same end."""
+    _, expected, _ = trained(tiny(), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(tiny(), Diary(tmp_path / "cut", stop_after=10), device=CPU)  # of 12
+    before, last = sorted((tmp_path / "cut").iterdir())
+    cut = last / lost
+    cut.write_bytes(cut.read_bytes()[:-1])
+    metrics, resumed, diary = trained(tiny(), tmp_path / "cut")
+    assert same(resumed, expected)
+    assert diary.steps == 4  # the last epoch, whose two first steps were in the lost one
+    assert metrics["samples_shown"] == 3 * 230
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert last.name in said and said.endswith(f"taking {before.name}")
+    names = [path.name for path in sorted((tmp_path / "cut").iterdir())]
+    assert last.name not in names and len(names) == 2
 
 
 def test_the_last_two_checkpoints_are_kept(tmp_path: Path):
@@ -141,3 +168,41 @@ def test_a_stop_checkpoints_and_names_it_and_the_step(tmp_path: Path):
     )
     assert error.value.exit_code == 130
     assert (tmp_path / "checkpoint-000000" / "run.pt").is_file()
+
+
+class Away(Diary):
+    """Its storage goes away after the first epoch, and comes back after `seconds`, if at all."""
+
+    def __init__(self, folder: Path, *, seconds: float | None) -> None:
+        super().__init__(folder)
+        self.seconds = seconds
+
+    def report(self, metrics: Any, checkpoint: Path | None = None) -> None:
+        super().report(metrics, checkpoint)
+        mount = self.folder.parent
+        if len(self.reports) == 1:
+            away = mount.rename(mount.with_name("away"))
+            if self.seconds is not None:
+                threading.Timer(self.seconds, lambda: away.rename(mount)).start()
+
+
+def test_a_storage_that_is_away_for_a_moment_costs_time_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    _, expected, _ = trained(tiny(), tmp_path / "whole")
+    away = Away(tmp_path / "mount" / "run", seconds=1.5)
+    run(tiny(), away, device=CPU)
+    assert same(weights(away), expected)
+    said = [record.getMessage() for record in caplog.records]
+    assert "does not answer (No such file or directory); trying for 120 s" in said[0]
+    assert said[-1].endswith("answers again")
+
+
+def test_a_storage_that_stays_away_is_told_by_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("raytrain_speedup.engine.outage.PATIENCE_SECONDS", 0.5)
+    folder = tmp_path / "mount" / "run"
+    with pytest.raises(CheckpointFailed) as error:
+        run(tiny(), Away(folder, seconds=None), device=CPU)
+    assert "checkpoint not written (No such file or directory)" in str(error.value)
+    assert f"the last good checkpoint is {folder / 'checkpoint-000000'}" in str(error.value)
+    assert not (tmp_path / "mount").exists(), "nothing was written beside the storage that was away"

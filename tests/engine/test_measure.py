@@ -182,14 +182,14 @@ def test_progress_reaches_its_end_with_the_last_step(tmp_path: Path):
 def test_the_metrics_of_a_run_name_all_that_ran():
     """Runs are compared where this is equal: how many devices, which, how many threads, which arithmetic."""
     told = {
-        hardware(CPU, world=world, precision=precision)
+        hardware(CPU, workers=[world], precision=precision)
         for world, precision in [(1, "fp32"), (2, "fp32"), (1, "bf16")]
     }
     assert len(told) == 3
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        told.add(hardware(CPU, world=1, precision="fp32"))
+        told.add(hardware(CPU, workers=[1], precision="fp32"))
     finally:
         torch.set_num_threads(threads)
     assert len(told) == 4

@@ -38,6 +38,33 @@ def test_ranks_share_every_step_and_show_no_sample_twice(
         assert len(shown) == kept
 
 
+@given(st.integers(8, 300), st.integers(1, 5), st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
+def test_another_number_of_workers_shows_the_rest(
+    kept: int, per_rank: int, worlds: list[int], data: st.DataObject
+):
+    """Whoever goes on, and wherever: no sample twice, none left out but fewer than a step of all workers takes."""
+    budget, batch = Budget(2, kept, [FULL]), 12 * per_rank
+    plan = FullData(kept, budget.epoch_ends(), seed=1).plan(1)
+    shown: list[int] = []
+    taken = (0, 0)
+    for world in worlds:
+        ranks = [
+            epoch_steps(plan, budget, 1, batch_size=batch, rank=rank, world=world, taken=taken)
+            for rank in range(world)
+        ]
+        stop = data.draw(st.integers(0, len(ranks[0]))) if world != worlds[-1] else len(ranks[0])
+        for together in list(zip(*ranks, strict=True))[:stop]:
+            assert together[0].number == taken[0]
+            assert min(len(step.index) for step in together) >= min(2, kept // world)
+            assert together[0].progress == budget.progress(1, taken[1] / kept)
+            shown += [int(index) for step in together for index in step.index]
+            taken = taken[0] + 1, taken[1] + together[0].count
+    assert len(set(shown)) == len(shown) == taken[1]
+    assert shown == plan.indices[: taken[1]].tolist()
+    if stop == len(ranks[0]):
+        assert kept - taken[1] < max(2 * worlds[-1], 1)
+
+
 @given(st.integers(20, 300), st.floats(0.2, 3.0))
 def test_the_last_epoch_is_shown_as_far_as_the_budget_reaches(kept: int, epochs: float):
     """To a sample; two are the least."""

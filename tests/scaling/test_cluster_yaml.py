@@ -1,6 +1,8 @@
 """`cluster.yaml` by Ray's own schema, and what the rest of the package expects of the cluster; no network."""
 
 import copy
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import ray
 import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from raytrain_speedup.config import load_experiment, recipes
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,3 +67,31 @@ def test_every_node_installs_this_package_and_one_ray(cluster: dict[str, Any]) -
     name = Path(package).name
     (install,) = [command for command in cluster["setup_commands"] if f"install -q ~/{name}" in command]
     assert f"ray[default,train,tune]=={ray.__version__}" in install
+    assert re.search(r" torch==\d", install) and re.search(r" torchvision==\d", install)
+
+
+def test_ray_is_at_least_the_version_relied_on() -> None:
+    """The facts that scaling/ is built on were tried with this one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (floor,) = [name for name in project["dependencies"] if name.startswith("ray[")]
+    assert floor.rpartition(">=")[2] == ".".join(ray.__version__.split(".")[:2])
+
+
+def test_nobody_else_knocks_and_the_gpu_nodes_may_reach_the_storage(cluster: dict[str, Any]) -> None:
+    """Ray's own security group takes SSH from the whole world, and only the head gets a role from Ray."""
+    types = cluster["available_node_types"]
+    assert all(node["node_config"]["SecurityGroupIds"] for node in types.values())
+    assert types["gpu"]["node_config"]["IamInstanceProfile"]
+
+
+def test_apt_waits_for_its_lock(cluster: dict[str, Any]) -> None:
+    calls = [part for command in cluster["setup_commands"] for part in re.findall(r"apt-get[^&]*", command)]
+    assert len(calls) == 2 and all("DPkg::Lock::Timeout=" in call for call in calls)
+
+
+@pytest.mark.parametrize("recipe", sorted(recipes()))
+def test_a_worker_of_every_recipe_fits_a_node(cluster: dict[str, Any], recipe: str) -> None:
+    node = cluster["available_node_types"]["gpu"]["resources"]
+    scaling = load_experiment(recipe).scaling
+    assert scaling.cpus_per_worker <= node["CPU"]
+    assert scaling.gpus_per_worker <= node["GPU"]

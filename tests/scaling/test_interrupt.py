@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.scaling.launch import launch
@@ -47,8 +49,8 @@ def speedup_train(folder: Path, *arguments: str) -> Iterator[subprocess.Popen]:
         process.wait()
 
 
-def interrupted(process: subprocess.Popen, *, after: str) -> str:
-    """Press Ctrl-C when a line begins with `after`; gives everything the process wrote."""
+def interrupted(process: subprocess.Popen, *, after: str, by: int = signal.SIGINT) -> str:
+    """Press Ctrl-C (or another signal) when a line begins with `after`; gives everything the process wrote."""
     assert process.stdout is not None
     written = ""
     for line in process.stdout:
@@ -57,7 +59,7 @@ def interrupted(process: subprocess.Popen, *, after: str) -> str:
             break
     assert process.poll() is None, written
     time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, by)
     written += process.stdout.read()
     process.wait(timeout=60)
     return written
@@ -87,6 +89,39 @@ def test_one_worker_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
         assert torch.equal(went_on[name], tensor), name
 
 
+def runs_in(folder: Path) -> list[Any]:
+    """All MLflow runs of the tests' database."""
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    return client.search_runs([found.experiment_id for found in client.search_experiments()])
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_was_ended_goes_on_as_the_same_run(by: int, tmp_path: Path) -> None:
+    """SIGTERM leaves a checkpoint and says how it ended, SIGKILL nothing; either way there is one run in MLflow."""
+    with speedup_train(tmp_path, "train.epochs=12") as process:
+        written = interrupted(process, after="epoch   2", by=by)
+    (folder,) = tmp_path.glob("digits-*")
+    (ended,) = runs_in(tmp_path)
+    if by == signal.SIGTERM:
+        assert process.returncode == 130, written
+        assert f"--resume {folder}" in written and "Traceback" not in written
+        assert max(folder.glob("checkpoint-*")).name in written
+        assert ended.info.status == "KILLED"
+    else:
+        assert ended.info.status == "RUNNING", "nobody could say that it ended"
+
+    with speedup_train(tmp_path, "train.epochs=12", f"--resume={folder}") as process:
+        resumed = process.communicate()[0]
+    assert process.returncode == 0, resumed
+    (run,) = runs_in(tmp_path)
+    assert run.info.run_id == ended.info.run_id and run.info.status == "FINISHED"
+    epochs = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_metric_history(
+        run.info.run_id, "epoch/epoch"
+    )
+    assert [metric.step for metric in epochs] == list(range(1, 13))
+    assert run.data.metrics["samples_shown"] > 0
+
+
 @pytest.mark.timeout(300)
 def test_two_workers_stop_and_name_where_to_go_on(tmp_path: Path) -> None:
     with speedup_train(tmp_path, "train.epochs=500", "scaling.workers=2") as process:
@@ -95,4 +130,4 @@ def test_two_workers_stop_and_name_where_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in written
     (folder,) = tmp_path.glob("digits-*")
     assert f"--resume {folder}" in written
-    assert list(folder.glob("checkpoint_*/run.pt"))
+    assert list(folder.glob("checkpoint-*/run.pt"))

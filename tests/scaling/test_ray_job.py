@@ -140,7 +140,7 @@ def test_a_job_trains_on_two_workers(head: Head, tmp_path: Path) -> None:
     written = job.stdout + job.stderr
     assert job.returncode == 0 and "succeeded" in written, written
     assert "epoch   2" in written
-    assert len(list(tmp_path.glob("runs/digits-*/checkpoint_*/run.pt"))) == 2
+    assert len(list(tmp_path.glob("runs/digits-*/checkpoint-*/run.pt"))) == 2
 
 
 def test_a_job_sweeps(head: Head, tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-import ray.train
-from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.scaling.cluster import connect
-from raytrain_speedup.scaling.storage import exists, folder_of, inside, parent_and_name
+from raytrain_speedup.scaling.launch import launch
+from raytrain_speedup.scaling.storage import exists, folder_name, inside, parent_and_name
+from raytrain_speedup.scaling.uri_store import UriStore, store_of
 from raytrain_speedup.settings import UserError
 
 
@@ -38,11 +38,48 @@ def test_what_is_there(tmp_path: Path) -> None:
         connect(load_experiment("digits", {"scaling.storage": "s4://bucket/runs"}).scaling)
 
 
-def test_a_checkpoint_elsewhere_is_copied(tmp_path: Path) -> None:
-    (tmp_path / "store" / "checkpoint").mkdir(parents=True)
-    (tmp_path / "store" / "checkpoint" / "run.pt").write_text("state")
-    away = SubTreeFileSystem(str(tmp_path / "store"), LocalFileSystem())
-    copy = folder_of(ray.train.Checkpoint("checkpoint", filesystem=away))
+def test_a_checkpoint_behind_a_uri_is_there_with_its_manifest(tmp_path: Path) -> None:
+    """As an object store has it: nothing is renamed, and a copy that broke off is no checkpoint."""
+    store = UriStore(tmp_path.as_uri())
+    assert store.newest() is None and store.next_number() == 0
+    for rank in (0, 1):
+        folder = store.begin(0)
+        (folder / f"rank-{rank}.pt").write_text(f"of {rank}")
+        if rank == 0:
+            (folder / "run.pt").write_text("state")
+        store.hand_over(folder, 0)
+        assert not folder.exists()
+    assert store.newest() is None, "not committed yet"
+    assert store.commit(0, 2) == store.newest() == "checkpoint-000000"
+    copy = store.fetch("checkpoint-000000", 1)
     assert (copy / "run.pt").read_text() == "state" and tmp_path not in copy.parents
-    here = ray.train.Checkpoint(str(tmp_path / "store" / "checkpoint"))
-    assert folder_of(here) == tmp_path / "store" / "checkpoint"
+    assert {path.name for path in copy.iterdir()} >= {"run.pt", "rank-0.pt", "rank-1.pt"}
+    assert not (store.fetch("checkpoint-000000", 0) / "rank-1.pt").exists()
+
+    folder = store.begin(1)
+    (folder / "run.pt").write_text("half")
+    store.hand_over(folder, 1)
+    assert store.newest() == "checkpoint-000000"
+    store.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000000"]
+
+
+@pytest.mark.parametrize("uri", [False, True])
+def test_storage_that_cannot_be_written_is_a_line(uri: bool, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match=r"file/run: cannot be written \(.*\); expected a folder") as error:
+        store_of((file / "run").as_uri() if uri else file / "run").create()
+    assert "\n" not in str(error.value)
+
+
+def test_a_uri_that_leads_nowhere_is_a_line_where_a_run_is_launched() -> None:
+    experiment = load_experiment("digits", {"scaling.storage": "s4://bucket/runs"})
+    with pytest.raises(UserError, match=r"s4://bucket/runs: no storage that can be reached"):
+        launch(experiment, "s4://bucket/runs/one", lambda kind, metrics: None)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "..", "s3://x"])
+def test_a_run_stays_inside_its_storage(name: str, tmp_path: Path) -> None:
+    folder = Path(inside(tmp_path, folder_name(name)))
+    assert folder.resolve().parent == tmp_path

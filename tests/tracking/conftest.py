@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.engine.verdict import Plan
-from raytrain_speedup.tracking import store
-from raytrain_speedup.tracking.mlflow_log import RunLog
+from raytrain_speedup.tracking import open_tracker
+from raytrain_speedup.tracking.run_log import RunLog
+from raytrain_speedup.tracking.tracker import Tracker
 
 
 @pytest.fixture(scope="session")
-def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
-    return store.connect(f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    return open_tracker(f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
 
 
 @pytest.fixture
@@ -25,10 +25,9 @@ def experiment_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def write(client: MlflowClient, experiment_name: str) -> Callable[..., str]:
+def write(tracker: Tracker, experiment_name: str) -> Callable[..., str]:
     """Write a finished run; keyword arguments are metrics, or `keys` of the experiment, its `role` and the sweep's
     `plan`, `margin` and `parent`. It cost as many reference steps as seconds."""
-    into = store.experiment_id(client, experiment_name)
 
     def run(
         role: str,
@@ -43,7 +42,7 @@ def write(client: MlflowClient, experiment_name: str) -> Callable[..., str]:
         experiment = load_experiment("digits", {"pruning.method": "none", **(keys or {}), "train.seed": seed})
         name = f"{role}-{seed}"
         sweep = {"plan": plan, "margin": margin, "parent": parent}
-        log = RunLog.start(client, experiment, name=name, into=into, role=role, **sweep)  # type: ignore[arg-type]
+        log = RunLog.start(tracker, experiment, name=name, into=experiment_name, role=role, **sweep)  # type: ignore[arg-type]
         log.epoch({"epoch": 1, "val_accuracy": 50.0})
         known = {"train_seconds": 10.0, "passes_saved": 0.0, "progress": 1.0} | metrics
         seconds = known["train_seconds"]

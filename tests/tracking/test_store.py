@@ -14,28 +14,28 @@ from pathlib import Path
 
 import pytest
 from full_disk import fill, tiny_disk
-from mlflow.tracking import MlflowClient
 
+from raytrain_speedup import tracking
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tracking import patience, store
-from raytrain_speedup.tracking.patience import PatientClient, TrackingLost, reason_of
+from raytrain_speedup.tracking import open_tracker, patience
+from raytrain_speedup.tracking.patience import reason_of
+from raytrain_speedup.tracking.tracker import Tracker, TrackingLost
 
 FIRST_COMMAND = """
 import sys, time
 from pathlib import Path
-from raytrain_speedup.tracking import store
+from raytrain_speedup.tracking import open_tracker
 Path(sys.argv[2]).touch()
 while not Path(sys.argv[3]).exists():
     time.sleep(0.01)
-client = store.connect(f"sqlite:///{sys.argv[1]}")
-print(client.create_run(store.experiment_id(client, "shared")).info.run_id)
+print(open_tracker(f"sqlite:///{sys.argv[1]}").start("shared", "first", {"speedup.role": "run"}))
 """
 
 
 def first_command(database: Path, ready: Path, together: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", FIRST_COMMAND, str(database), str(ready), str(together)],
-        env=os.environ | {"PYTHONPATH": str(Path(store.__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[2])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -60,10 +60,8 @@ def test_first_commands_killed_and_at_once_make_one_database(tmp_path: Path) -> 
     together.touch()
     told = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
-    client = store.connect(f"sqlite:///{database}")
-    experiment = client.get_experiment_by_name("shared")
-    assert experiment is not None
-    runs = {run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+    found = open_tracker(f"sqlite:///{database}").runs("shared", tag="speedup.role")
+    runs = {run.run_id for run in found}
     assert runs == {out.strip() for out, _ in told} and len(runs) == 2
     assert [file.name for file in database.parent.iterdir()] == ["mlflow.db"], "nothing is left lying about"
 
@@ -77,16 +75,16 @@ def test_what_is_no_database_is_reported_at_once(content: bytes | None, tmp_path
         place.write_bytes(content)
     start = time.monotonic()
     with pytest.raises(UserError, match="does not answer .(unable to open|file is not a) database.") as told:
-        store.connect(f"sqlite:///{place}")
+        open_tracker(f"sqlite:///{place}")
     assert len(str(told.value).splitlines()) == 1
     assert time.monotonic() - start < 20, "MLflow would try for 100 s"
 
 
-def copied(client: MlflowClient, folder: Path) -> str:
+def copied(tracker: Tracker, folder: Path) -> str:
     """A database with its tables, made in no time; gives its address."""
     place = folder / "mlflow.db"
     with (
-        closing(sqlite3.connect(client.tracking_uri.removeprefix("sqlite:///"))) as source,
+        closing(sqlite3.connect(tracker.uri.removeprefix("sqlite:///"))) as source,
         closing(sqlite3.connect(place)) as target,
     ):
         source.backup(target)
@@ -99,45 +97,45 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-def test_a_full_disk_is_a_line(disk: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_line(disk: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the database is made, and after; and where space comes in time nothing is lost."""
     filler = fill(disk)
     with pytest.raises(UserError, match="does not answer .*(No space left|disk is full)") as told:
-        store.connect(f"sqlite:///{disk / 'other.db'}")
+        open_tracker(f"sqlite:///{disk / 'other.db'}")
     assert len(str(told.value).splitlines()) == 1
     filler.unlink()
-    client = store.connect(copied(client, disk))
-    run = client.create_run("0").info.run_id
-    client.log_text(run, "x", "small.txt")
+    tracker = open_tracker(copied(tracker, disk))
+    run = tracker.start("full", "run", {})
+    tracker.log_text(run, "x", "small.txt")
     filler = fill(disk)
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 1.0)
     with pytest.raises(TrackingLost, match="disk is full") as lost:
         for number in range(100):  # the pages that are there have some room
-            client.set_tag(run, f"tag-{number}", "x" * 4000)
-    assert len(str(lost.value).splitlines()) == 1 and client.lost is lost.value
+            tracker.set_tags(run, {f"tag-{number}": "x" * 4000})
+    assert len(str(lost.value).splitlines()) == 1 and tracker.lost is lost.value
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 30.0)
     start = time.monotonic()
     with pytest.raises(TrackingLost):
-        client.set_tag(run, "last", "x" * 5000)
+        tracker.set_tags(run, {"last": "x" * 5000})
     assert time.monotonic() - start < 15, "given up once, a call is tried once"
     filler.unlink()
-    client.set_tag(run, "last", "x" * 4000)
+    tracker.set_tags(run, {"last": "x" * 4000})
 
 
 def test_a_database_that_is_away_for_a_while_is_waited_for(
-    tmp_path: Path, client: MlflowClient, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tracker: Tracker, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = tmp_path / "mlflow.db"
-    client = store.connect(copied(client, tmp_path))
-    run = client.create_run("0").info.run_id
+    tracker = open_tracker(copied(tracker, tmp_path))
+    run = tracker.start("away", "run", {})
     mover = subprocess.Popen(
         f"mv {database} {database}.away; sleep 1.5; mv {database}.away {database}", shell=True
     )
     while database.exists():
         time.sleep(0.01)
-    client.set_tag(run, "meanwhile", "x")
+    tracker.set_tags(run, {"speedup.meanwhile": "x"})
     assert mover.wait() == 0, "the call came back because the database did"
-    assert client.get_run(run).data.tags["meanwhile"] == "x" and client.lost is None
+    assert tracker.run(run).tags["speedup.meanwhile"] == "x" and tracker.lost is None
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith(f"tracking at sqlite:///{database} does not answer (")
     assert said[0].endswith("trying again for up to 120 s")
@@ -151,9 +149,9 @@ def test_the_reason_is_the_databases_own_word() -> None:
     assert reason_of(ValueError()) == "ValueError"
 
 
-def test_a_mistake_is_not_waited_for(client: MlflowClient) -> None:
+def test_a_mistake_is_not_waited_for(tracker: Tracker) -> None:
     start = time.monotonic()
     with pytest.raises(Exception, match="not found"):
-        client.get_run("0" * 32)
+        tracker.run("0" * 32)
     assert time.monotonic() - start < 5
-    assert isinstance(client, PatientClient) and client.lost is None
+    assert tracker.lost is None

@@ -8,9 +8,9 @@ import pytest
 from ray.tune.experiment import Trial
 
 from raytrain_speedup.config import load_experiment
-from raytrain_speedup.tracking import store
+from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.heartbeat import Beat, Heartbeat
-from raytrain_speedup.tracking.patience import PatientClient
+from raytrain_speedup.tracking.tracker import Tracker
 from raytrain_speedup.tuning.callback import SweepCallback
 
 FINAL = {"val_accuracy": 91.0, "accuracy": 90.0, "train_flops": 1.0, "baseline_key": "k", "done": True}
@@ -26,26 +26,25 @@ def trial(name: str) -> Trial:
 class Sitting:
     """A callback, what it told, and the records it wrote."""
 
-    def __init__(self, client: PatientClient, name: str) -> None:
-        into = store.experiment_id(client, name)
-        self.client, self.name = client, name
-        self.heartbeat = Heartbeat(client, client.create_run(into).info.run_id)
+    def __init__(self, tracker: Tracker, name: str) -> None:
+        self.tracker, self.name = tracker, name
+        self.heartbeat = Heartbeat(tracker, tracker.start(name, "a sweep", {}))
         self.told: list[tuple[Any, ...]] = []
         self.callback = SweepCallback(
-            client, into=into, heartbeat=self.heartbeat, margin=0.2, reopen={}, listener=self.listen
+            tracker, into=name, heartbeat=self.heartbeat, margin=0.2, reopen={}, listener=self.listen
         )
 
     def listen(self, name: str, state: str, metrics: Any, reason: str = "", settings: str = "") -> None:
         self.told.append((name, state, reason, settings))
 
     def state(self) -> dict[str, str]:
-        found = store.records(self.client, self.name, parent=self.heartbeat.parent)
+        found = store.records(self.tracker, self.name, parent=self.heartbeat.parent)
         return {run.name: run.state for run in found}
 
 
 @pytest.fixture
 def sitting(uri: str, request: pytest.FixtureRequest) -> Sitting:
-    return Sitting(store.connect(uri), request.node.name)
+    return Sitting(open_tracker(uri), request.node.name)
 
 
 def test_a_run_is_shown_with_its_settings_and_written_with_its_sweep(sitting: Sitting) -> None:
@@ -57,7 +56,7 @@ def test_a_run_is_shown_with_its_settings_and_written_with_its_sweep(sitting: Si
     sitting.callback.on_trial_result(3, [one], one, FINAL)
     sitting.callback.on_trial_complete(4, [one], one)
     assert [state for _, state, *_ in sitting.told] == ["running", "running", "finished"]
-    (run,) = store.records(sitting.client, sitting.name)
+    (run,) = store.records(sitting.tracker, sitting.name)
     assert (run.parent, run.margin, run.folder) == (sitting.heartbeat.parent, 0.2, "trial-01-a")
     assert run.finished and run.metrics["accuracy"] == 90.0
 

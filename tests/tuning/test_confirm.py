@@ -13,8 +13,8 @@ from tiny_runs import space, tiny
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.schedule import load_schedule
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tracking import store
-from raytrain_speedup.tracking.mlflow_log import RunLog
+from raytrain_speedup.tracking import open_tracker, store
+from raytrain_speedup.tracking.run_log import RunLog
 from raytrain_speedup.tuning.sweep import SweepResult, confirm, sweep
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -44,9 +44,9 @@ def test_a_sweep_that_is_not_yet_known_goes_on(tmp_path: Path, uri: str) -> None
     assert "speedup confirm open --max-seeds N" in screen.file.getvalue()  # type: ignore[attr-defined]
     (tmp_path / "schedule.yaml").write_text("somebody's own\n")
 
-    before = {run.run_id for run in store.records(store.connect(uri), "open")}
+    before = {run.run_id for run in store.records(open_tracker(uri), "open")}
     result, said = go("open", uri, tmp_path, max_seeds=9)
-    after = store.records(store.connect(uri), "open")
+    after = store.records(open_tracker(uri), "open")
     assert {run.name for run in after if run.run_id not in before} == {
         f"{name}-seed{seed}"
         for name in ("baseline", "trial-01")
@@ -58,7 +58,7 @@ def test_a_sweep_that_is_not_yet_known_goes_on(tmp_path: Path, uri: str) -> None
     )
     assert "lossless" in said and "(schedule.yaml was there already" in said
     assert (tmp_path / "schedule.yaml").read_text() == "somebody's own\n"
-    parent = store.connect(uri).get_run(result.best.sweep).data
+    parent = open_tracker(uri).run(result.best.sweep)  # type: ignore[arg-type]
     assert (
         parent.tags["speedup.verdict"] == "lossless" and "prune_ratio=0.5" in parent.tags["speedup.settings"]
     )
@@ -71,10 +71,10 @@ def test_a_sweep_that_is_not_yet_known_goes_on(tmp_path: Path, uri: str) -> None
 
 def test_the_setting_of_one_run_against_no_method(tmp_path: Path, uri: str) -> None:
     """A run of `speedup train` that loses six points: lossy, and nothing is exported."""
-    client = store.connect(uri)
+    tracker = open_tracker(uri)
     keys = {"pruning.method": "infobatch", "pruning.prune_ratio": 0.8, "train.lr": 1e-3}
     experiment = load_experiment("digits", keys | {"scaling.storage": str(tmp_path / "runs")})
-    log = RunLog.start(client, experiment, name="mine", into=store.experiment_id(client, "single"))
+    log = RunLog.start(tracker, experiment, name="mine", into="single")
     log.finish({"accuracy": 84.0, "baseline_key": "tiny", "hardware": "a desk", "passes_saved": 0.4,
                 "train_seconds": 1.0, "progress": 1.0})  # fmt: skip
     result, said = go(log.run_id[:8], uri, tmp_path, margin=1.0)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tracking import store
+from raytrain_speedup.tracking import open_tracker
 from raytrain_speedup.tracking.export import export
 from raytrain_speedup.tuning.sweep import sweep
 
@@ -52,7 +52,7 @@ def test_a_sweep_without_data(ray_session: None, tmp_path: Path):
     assert rows["winner"].speedup is not None
     assert rows["winner"].method == "fastdfkd"
     assert rows["noise"].difference is not None
-    client = store.connect(uri)
+    client = open_tracker(uri)
     for name in ("loss", "bn", "oh", "adv"):
         logged = client.get_metric_history(rows["winner"].run_id, f"epoch/synthesis_{name}")
         assert [metric.step for metric in logged] == [1, 2]

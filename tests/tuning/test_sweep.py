@@ -20,8 +20,8 @@ from rich.console import Console
 from tiny_runs import EPOCHS, space, tiny
 
 from raytrain_speedup.settings import RunFailed, UserError
-from raytrain_speedup.tracking import patience, store
-from raytrain_speedup.tracking.patience import TrackingLost
+from raytrain_speedup.tracking import open_tracker, patience, store
+from raytrain_speedup.tracking.tracker import TrackingLost
 from raytrain_speedup.tuning.sweep import SweepResult, sweep
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -34,7 +34,7 @@ def go(file: Path, uri: str, **arguments: object) -> tuple[SweepResult, str]:
 
 
 def runs_of(uri: str, name: str) -> list[store.Record]:
-    return store.records(store.connect(uri), name)
+    return store.records(open_tracker(uri), name)
 
 
 def test_a_sweep_of_the_engine(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_a_disk_that_is_full_and_a_proof_that_goes_on(
     file = space(tmp_path, [0.4, 0.5, 0.3])
     text = file.read_text().replace("seeds: [0, 1, 2]", "seeds: [0]")
     file.write_text(text.replace("{winners: 1}", "{winners: 1, until: seeds}"))
-    store.connect(uri)
+    open_tracker(uri)
     with tiny_disk(tmp_path / "disk") as disk:
         shutil.copy(uri.removeprefix("sqlite:///"), disk / "mlflow.db")
         here = f"sqlite:///{disk / 'mlflow.db'}"
@@ -155,7 +155,7 @@ def test_a_disk_that_is_full_and_a_proof_that_goes_on(
 
         def fill_when(finished: int, seconds: float) -> threading.Thread:
             def wait() -> None:
-                while sum(run.finished for run in store.records(MlflowClient(here))) < finished:
+                while sum(run.finished for run in store.records(open_tracker(here))) < finished:
                     time.sleep(0.05)
                 filler.append(fill(disk))
                 time.sleep(seconds)
@@ -209,10 +209,10 @@ def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None
     file.write_text(file.read_text().replace("name: tiny", "name: resumed"))
 
     def finished() -> set[str]:
-        client = store.connect(uri)
-        if client.get_experiment_by_name("resumed") is None:
+        tracker = open_tracker(uri)
+        if "resumed" not in tracker.experiments():
             return set()
-        return {run.run_id for run in store.records(client, "resumed") if run.finished}
+        return {run.run_id for run in store.records(tracker, "resumed") if run.finished}
 
     def epochs(run: store.Record) -> int:
         return int(MlflowClient(uri).get_run(run.run_id).data.metrics.get("epoch/epoch", 0))

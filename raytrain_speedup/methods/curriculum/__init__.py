@@ -28,12 +28,18 @@ from raytrain_speedup.methods.curriculum.published import (
     NoCurriculum,
     ProgressiveResize,
 )
+from raytrain_speedup.registry import Registry
 
-CURRICULA: dict[str, type[CurriculumSettings]] = {
-    "none": NoCurriculum,
-    "resize": ProgressiveResize,
-    "efficienttrain": EfficientTrain,
-    "efficienttrain++": EfficientTrainPlusPlus,
-    "custom": CustomCurriculum,
-    "simplex": SimplexCurriculum,
-}
+CURRICULA = Registry(
+    CurriculumSettings,
+    tag="method",
+    group="raytrain_speedup.curriculum",
+    entries={
+        "none": NoCurriculum,
+        "resize": ProgressiveResize,
+        "efficienttrain": EfficientTrain,
+        "efficienttrain++": EfficientTrainPlusPlus,
+        "custom": CustomCurriculum,
+        "simplex": SimplexCurriculum,
+    },
+)

@@ -10,17 +10,23 @@ from raytrain_speedup.methods.distillation.fastdfkd import FastDFKDSettings
 from raytrain_speedup.methods.distillation.noise import NoiseSettings
 from raytrain_speedup.methods.distillation.real import RealSettings
 from raytrain_speedup.methods.distillation.zskt import ZSKTSettings
+from raytrain_speedup.registry import Registry
 
-SYNTHESIZERS: dict[str, type[SynthesisSettings]] = {
-    "fastdfkd": FastDFKDSettings,
-    "dafl": DAFLSettings,
-    "zskt": ZSKTSettings,
-    "dfad": DFADSettings,
-    "dfq": DFQSettings,
-    "deepinversion": DeepInversionSettings,
-    "cmi": CMISettings,
-    "noise": NoiseSettings,
-    "real": RealSettings,
-}
+SYNTHESIZERS = Registry(
+    SynthesisSettings,
+    tag="method",
+    group="raytrain_speedup.distillation",
+    entries={
+        "fastdfkd": FastDFKDSettings,
+        "dafl": DAFLSettings,
+        "zskt": ZSKTSettings,
+        "dfad": DFADSettings,
+        "dfq": DFQSettings,
+        "deepinversion": DeepInversionSettings,
+        "cmi": CMISettings,
+        "noise": NoiseSettings,
+        "real": RealSettings,
+    },
+)
 
 __all__ = ["SYNTHESIZERS", "Synthesis", "SynthesisSettings", "Synthesizer"]

@@ -10,13 +10,19 @@ from raytrain_speedup.methods.pruning.full_data import (
 )
 from raytrain_speedup.methods.pruning.infobatch import InfoBatch, InfoBatchSettings
 from raytrain_speedup.methods.pruning.shard import Shard, constant_offsets, rank_bounds, shard
+from raytrain_speedup.registry import Registry
 
-PRUNERS: dict[str, type[PrunerSettings]] = {
-    "none": NoPruningSettings,
-    "infobatch": InfoBatchSettings,
-    "random": DynamicRandomSettings,
-    "epochs": FewerEpochsSettings,
-}
+PRUNERS = Registry(
+    PrunerSettings,
+    tag="method",
+    group="raytrain_speedup.pruning",
+    entries={
+        "none": NoPruningSettings,
+        "infobatch": InfoBatchSettings,
+        "random": DynamicRandomSettings,
+        "epochs": FewerEpochsSettings,
+    },
+)
 
 __all__ = [
     "PRUNERS",

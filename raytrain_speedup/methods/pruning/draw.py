@@ -62,7 +62,7 @@ def draw(among: NDArray[np.bool_], count: int, random: np.random.Generator) -> N
     return drawn
 
 
-def lay_out(
+def shuffled_plan(
     num_samples: int,
     codes: NDArray[np.uint8] | None,
     weights: Sequence[float],

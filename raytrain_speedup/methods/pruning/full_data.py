@@ -95,4 +95,4 @@ class FewerEpochs(Pruner):
 
 def full_pass(num_samples: int, seed: int, number: int) -> EpochPlan:
     """All samples at weight 1, shuffled."""
-    return draw.lay_out(num_samples, None, (), draw.generator(seed, number, draw.ORDER), {})
+    return draw.shuffled_plan(num_samples, None, (), draw.generator(seed, number, draw.ORDER), {})

@@ -201,7 +201,7 @@ class ScheduledPruner(Pruner):
                 self._tell_what_is_missed(epoch)
         shown = self._selection
         order = draw.generator(self.seed, epoch, draw.ORDER)
-        return draw.lay_out(self.num_samples, shown.codes, shown.weights, order, shown.stats)
+        return draw.shuffled_plan(self.num_samples, shown.codes, shown.weights, order, shown.stats)
 
     def _drop_for_saving(self, epoch: int, saving: float) -> int:
         """How many samples `epoch` must drop to stay on course for `saving`."""

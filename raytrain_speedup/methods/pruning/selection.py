@@ -20,7 +20,7 @@ class Selection:
     """What a pruned epoch shows.
 
     Attributes:
-        codes: (N,) uint8 as in `draw.lay_out`; None for all samples at weight 1.
+        codes: (N,) uint8 as in `draw.shuffled_plan`; None for all samples at weight 1.
         weights: the weight of each code.
         stats: metrics for the log.
         droppable: how many samples it could have dropped at most, with the losses as they are.

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain_speedup.methods.pruning.draw import ORDER, SURVIVORS, draw, generator, lay_out
+from raytrain_speedup.methods.pruning.draw import ORDER, SURVIVORS, draw, generator, shuffled_plan
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=300), st.data())
@@ -36,10 +36,10 @@ def test_keys_that_collide_are_drawn_fairly():
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=300))
-def test_lay_out_carries_each_sample_with_its_weight(values):
+def test_a_shuffled_plan_carries_each_sample_with_its_weight(values):
     codes = np.array(values, dtype=np.uint8)
     weights = (0.0, 1.0, 2.5, 3.0, 4.0)
-    plan = lay_out(len(codes), codes, weights, generator(0, 0, ORDER), {})
+    plan = shuffled_plan(len(codes), codes, weights, generator(0, 0, ORDER), {})
     assert sorted(plan.indices.tolist()) == np.flatnonzero(codes).tolist()
     assert plan.weights.tolist() == [weights[codes[i]] for i in plan.indices.tolist()]
 
@@ -47,15 +47,15 @@ def test_lay_out_carries_each_sample_with_its_weight(values):
 def test_every_sample_comes_at_every_place():
     places = np.zeros(20)
     for epoch in range(2000):
-        places += np.argsort(lay_out(20, None, (), generator(5, epoch, ORDER), {}).indices.numpy())
+        places += np.argsort(shuffled_plan(20, None, (), generator(5, epoch, ORDER), {}).indices.numpy())
     assert abs(places / 2000 - 9.5).max() < 4 * (20 / 12**0.5) / 2000**0.5
 
 
 def test_layout_is_the_same_in_several_chunks(monkeypatch):
     codes = np.random.default_rng(0).integers(0, 3, 1000, dtype=np.uint8)
     args = (1000, codes, (0.0, 1.0, 2.0))
-    whole = lay_out(*args, generator(0, 0, ORDER), {})
+    whole = shuffled_plan(*args, generator(0, 0, ORDER), {})
     monkeypatch.setattr("raytrain_speedup.methods.pruning.draw._CHUNK", 64)
-    chunked = lay_out(*args, generator(0, 0, ORDER), {})
+    chunked = shuffled_plan(*args, generator(0, 0, ORDER), {})
     assert whole.indices.equal(chunked.indices)
     assert whole.weights.equal(chunked.weights)

@@ -1,7 +1,6 @@
 """What every registered pruning method promises, whatever it decides."""
 
 import itertools
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,8 +8,8 @@ import torch
 
 from raytrain_speedup.methods.pruning import PRUNERS, InfoBatchSettings, Pruner, PrunerSettings, equal_epochs
 from raytrain_speedup.settings import UserError
+from raytrain_speedup.testing import EPOCHS, PRUNER_CHECKS, N, losses_of, plans_of
 
-N, EPOCHS = 1013, 16  # N is prime, so nothing divides evenly
 VARIANTS = [
     *(settings() for settings in PRUNERS.values()),
     InfoBatchSettings(saving=0.4),
@@ -35,60 +34,13 @@ def dropping(settings: PrunerSettings) -> bool:
     return settings.method in ("infobatch", "random")
 
 
-def losses(index: torch.Tensor, epoch: int) -> torch.Tensor:
-    """Losses that differ by sample and epoch: most small, a few large, as in training."""
-    return (torch.sin(index * 12.9898 + epoch).abs() + 1e-3).log().neg() / (epoch + 1)
-
-
-def run(pruner, epochs=range(EPOCHS)):
-    plans = []
-    for epoch in epochs:
-        plan = pruner.plan(epoch)
-        for index, _ in plan.batches(128):
-            pruner.observe(index, losses(index, epoch))
-        pruner.exchange()
-        plans.append(plan)
-    return plans
-
-
-def same(a, b) -> bool:
-    return torch.equal(a.indices, b.indices) and torch.equal(a.weights, b.weights) and a.stats == b.stats
-
-
-def test_each_sample_is_shown_at_most_once_with_the_promised_types(settings):
-    for plan in run(build(settings)):
-        assert plan.indices.dtype == torch.int64
-        assert plan.weights.dtype == torch.float32
-        assert plan.indices.shape == plan.weights.shape == (plan.kept,)
-        assert plan.num_samples == N
-        assert len(plan.indices.unique()) == plan.kept
-        assert plan.indices.min() >= 0
-        assert plan.indices.max() < N
-
-
-def test_weights_sum_to_the_number_of_samples(settings):
-    """Exactly, once the one rounding of each weight to float32 (2^-24 of it) is undone."""
-    for plan in run(build(settings)):
-        total = sum(Fraction(weight) for weight in plan.weights.tolist())
-        assert abs(total - N) <= Fraction(N, 2**24)
-
-
-def test_plans_are_a_function_of_seed_and_epoch(settings):
-    plans, again, other = (run(build(settings, seed)) for seed in (3, 3, 4))
-    assert all(same(a, b) for a, b in zip(plans, again, strict=True))
-    assert not any(torch.equal(a.indices[:20], b.indices[:20]) for a, b in zip(plans, other, strict=True))
-    assert not any(torch.equal(a.indices[:20], b.indices[:20]) for a, b in itertools.pairwise(plans))
-
-
-def test_the_global_generators_are_left_alone(settings):
-    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    run(build(settings))
-    assert torch.equal(torch.get_rng_state(), states[0])
-    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+@pytest.mark.parametrize("check", PRUNER_CHECKS, ids=lambda check: check.__name__)
+def test_it_keeps_what_every_method_promises(settings, check):
+    check(settings)
 
 
 def test_warm_up_and_annealing_show_all_data_at_weight_one(settings):
-    plans = run(build(settings))
+    plans = plans_of(build(settings))
     for epoch, plan in enumerate(plans):
         if epoch < 1 or epoch >= 0.875 * EPOCHS:
             assert plan.kept == N
@@ -107,7 +59,7 @@ def test_others_survive_in_every_epoch(settings):
     if not dropping(settings):
         pytest.skip("drops nothing")
     pruner = build(settings)
-    pruner.observe(torch.arange(N), losses(torch.arange(N), 0))
+    pruner.observe(torch.arange(N), losses_of(torch.arange(N), 0))
     dropped = [
         set(range(N)) - set(plan.indices.tolist()) for epoch in range(1, 14) for plan in [pruner.plan(epoch)]
     ]
@@ -136,35 +88,6 @@ def test_where_a_sample_comes_says_nothing_about_who_survives(settings):
         survived, place = np.isfinite(both[:, one]), both[:, other]
         if survived.any() and not survived.all():
             assert abs(np.corrcoef(survived, place)[0, 1]) < 5 / len(both) ** 0.5
-
-
-def test_resuming_between_or_within_epochs_equals_going_on(settings):
-    straight = run(build(settings))
-    for epoch in range(EPOCHS):
-        first = build(settings)
-        run(first, range(epoch))
-        batches = list(first.plan(epoch).batches(128))
-        for index, _ in batches[:3]:
-            first.observe(index, losses(index, epoch))
-        resumed = build(settings, seed=3)
-        resumed.load_state_dict(first.state_dict())
-        assert same(resumed.plan(epoch), straight[epoch])
-        for index, _ in batches[3:]:
-            resumed.observe(index, losses(index, epoch))
-        rest = run(resumed, range(epoch + 1, EPOCHS))
-        assert all(same(a, b) for a, b in zip(rest, straight[epoch + 1 :], strict=True))
-
-
-def test_the_state_survives_a_round_trip_through_a_file(settings, tmp_path):
-    pruner = build(settings)
-    run(pruner, range(3))
-    torch.save(pruner.state_dict(), tmp_path / "state.pt")
-    loaded = build(settings)
-    loaded.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    before, after = pruner.state_dict(), loaded.state_dict()
-    assert before.keys() == after.keys()
-    for key, value in before.items():
-        assert torch.equal(value, after[key]) if isinstance(value, torch.Tensor) else value == after[key]
 
 
 @pytest.mark.parametrize(
@@ -224,10 +147,6 @@ def test_no_samples_and_no_epochs_are_reported(settings):
                 make(settings, 10, epochs)
     with pytest.raises(UserError, match="^epochs: the run has none; expected at least 1$"):
         settings.build(10, [], seed=0)
-
-
-def test_settings_survive_a_round_trip(settings):
-    assert type(settings).model_validate(settings.model_dump(mode="json")) == settings
 
 
 def test_every_field_is_described(settings):

@@ -1,9 +1,9 @@
-"""Writing runs down in MLflow: settings, metrics per epoch, final metrics, and how it ended.
+"""Writing runs down: settings, metrics per epoch, final metrics, and how it ended.
 
 Metrics of an epoch are named `epoch/...`; final metrics have names of their own (`accuracy`), because a
 table of MLflow runs shows the last value of a name. An epoch that is replayed after a fault is logged once.
 A sweep writes all its runs from the driver (`tuning/callback.py`): a trial that is killed cannot leave its
-run behind as RUNNING.
+run behind as running.
 """
 
 from __future__ import annotations
@@ -11,26 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.tracking import MlflowClient
-
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.verdict import Plan
 from raytrain_speedup.settings import UserError, flatten
-from raytrain_speedup.tracking import store
-from raytrain_speedup.tracking.leaderboard import Row
-
-ENDINGS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
-"""Our states and MLflow's; a trial that was stopped early is no finished run."""
+from raytrain_speedup.tracking import open_tracker, store
+from raytrain_speedup.tracking.provenance import provenance
+from raytrain_speedup.tracking.tracker import EPOCH, OURS, NotTracked, State, Tracker
 
 LONGEST_PARAM = 500
+EXPERIMENT_FILE = "experiment.yaml"
+"""The file of a run with its settings, every default written out."""
+
 SECTIONS_OF_METHODS = ("pruning", "curriculum", "distillation")
 BESIDE_THE_QUESTION = ("name", "about", "tracking", "scaling")
 
@@ -41,23 +38,30 @@ def is_final(metrics: Mapping[str, Any]) -> bool:
 
 
 class RunLog:
-    """One MLflow run.
+    """One run of a tracker.
 
     Args:
-        client: of `store.connect`.
-        run_id: the run, RUNNING.
+        run_id: the run, running.
         last_epoch: epochs up to this one are logged already.
+        data: what the run is trained on, as `data_of` has it.
+
+    Attributes:
+        ended: whether its end is written down.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, last_epoch: int = 0) -> None:
-        self.client = client
+    def __init__(
+        self, tracker: Tracker, run_id: str, *, data: Mapping[str, str], last_epoch: int = 0
+    ) -> None:
+        self.tracker = tracker
         self.run_id = run_id
         self.last_epoch = last_epoch
+        self.data = data
+        self.ended = False
 
     @classmethod
     def start(
         cls,
-        client: MlflowClient,
+        tracker: Tracker,
         experiment: Experiment,
         *,
         name: str,
@@ -72,10 +76,10 @@ class RunLog:
         """Create a run with its settings.
 
         Args:
-            into: id of the MLflow experiment.
+            into: name of the tracker's experiment.
             role, parent, params, margin, plan, folder: as in `store.Record`.
         """
-        tags = {
+        tags = provenance() | {
             store.ROLE: role,
             store.STATE: "running",
             store.SEED: str(experiment.train.seed),
@@ -83,30 +87,29 @@ class RunLog:
             store.SETTINGS: settings_of(experiment, params or {}),
             store.GROUP: group_of(experiment),
             store.PARAMS: json.dumps(dict(params or {})),
-            "mlflow.runName": name,
+            store.DATA: experiment.data.source,
+            store.MODEL: experiment.model.name,
         }
-        if parent is not None:
-            tags[store.PARENT] = parent
         if margin is not None:
             tags[store.MARGIN] = str(margin)
         if plan is not None:
             tags[store.PLAN] = json.dumps(plan.to_dict())
         if folder is not None:
             tags[store.FOLDER] = folder
-        run_id = client.create_run(into, tags=tags).info.run_id
+        run_id = tracker.start(into, name, tags, parent=parent)
         flat = flatten(experiment.to_dict())
-        logged = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in flat.items()]
-        client.log_batch(run_id, params=logged)
-        client.log_text(run_id, experiment.to_yaml(), "experiment.yaml")
-        return cls(client, run_id)
+        tracker.log_params(run_id, {key: str(value)[:LONGEST_PARAM] for key, value in flat.items()})
+        tracker.log_text(run_id, experiment.to_yaml(), EXPERIMENT_FILE)
+        return cls(tracker, run_id, data=data_of(experiment))
 
     @classmethod
-    def reopen(cls, client: MlflowClient, run_id: str) -> RunLog:
+    def reopen(cls, tracker: Tracker, run_id: str, experiment: Experiment) -> RunLog:
         """Go on with an interrupted run."""
-        client.update_run(run_id, status="RUNNING")
-        client.set_tag(run_id, store.STATE, "running")
-        last = client.get_run(run_id).data.metrics.get("epoch/epoch", 0)
-        return cls(client, run_id, int(last))
+        tracker.reopen(run_id)
+        tracker.set_tags(run_id, {store.STATE: "running"})
+        epochs = tracker.curve(run_id, EPOCH + "epoch")
+        last = int(epochs[-1][1]) if epochs else 0
+        return cls(tracker, run_id, last_epoch=last, data=data_of(experiment))
 
     def __call__(self, kind: str, metrics: Mapping[str, Any]) -> None:
         """Listen to a run in this process: a report of an epoch or of the end, or an image."""
@@ -120,85 +123,80 @@ class RunLog:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / name
             file.write_bytes(png)
-            self.client.log_artifact(self.run_id, str(file), "images")
+            self.tracker.log_file(self.run_id, file, "images")
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
         """Log the metrics of an epoch, once however often it is reported."""
         number = int(metrics.get("epoch", 0))
         if number <= self.last_epoch:
             return
-        self._metrics(metrics, step=number, prefix="epoch/")
+        self._metrics(metrics, step=number, prefix=EPOCH)
         self.last_epoch = number
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Log the final metrics and end the run."""
         self._metrics(metrics, step=0, prefix="")
-        for key in store.TEXTS:
-            if key in metrics:
-                self.client.set_tag(self.run_id, f"speedup.{key}", str(metrics[key]))
+        if words := {OURS + key: str(metrics[key]) for key in store.TEXTS if key in metrics}:
+            self.tracker.set_tags(self.run_id, words)
+        if fingerprint := metrics.get("data_fingerprint"):
+            self.tracker.log_dataset(self.run_id, self.data["source"], str(fingerprint), self.data)
         self.end("finished")
 
-    def end(self, state: str, reason: str = "") -> None:
-        """End the run as `finished`, `stopped`, `failed` or `interrupted`."""
-        tags = {store.STATE: state} | ({store.REASON: reason[:LONGEST_PARAM]} if reason else {})
-        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        self.client.set_terminated(self.run_id, ENDINGS[state])
+    def end(self, state: State, reason: str = "") -> None:
+        """End the run."""
+        tags = {store.STATE: str(state)} | ({store.REASON: reason[:LONGEST_PARAM]} if reason else {})
+        self.tracker.set_tags(self.run_id, tags)
+        self.tracker.end(self.run_id, state)
+        self.ended = True
 
     def _metrics(self, metrics: Mapping[str, Any], *, step: int, prefix: str) -> None:
-        now = int(time.time() * 1000)
         numbers = {
-            key: float(value)
+            prefix + key: float(value)
             for key, value in metrics.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
-        self.client.log_batch(
-            self.run_id, metrics=[Metric(prefix + key, value, now, step) for key, value in numbers.items()]
-        )
-
-
-def log_outcome(client: MlflowClient, run_id: str, row: Row) -> None:
-    """Write a sweep's answer down with its own run: the speedup and the difference, each with its bounds, and the
-    verdict."""
-    values = {"speedup": row.speedup, "difference": row.difference, "flops_ratio": row.flops_ratio}
-    bounds = {"speedup": row.speedup_interval, "difference": row.interval}
-    for name, interval in bounds.items():
-        low, high = interval or (None, None)
-        values |= {f"{name}_low": low, f"{name}_high": high}
-    now = int(time.time() * 1000)
-    client.log_batch(
-        run_id,
-        metrics=[Metric(name, value, now, 0) for name, value in values.items() if value is not None],
-        tags=[
-            RunTag(store.VERDICT, row.verdict or "not yet known"),
-            RunTag(store.SETTINGS, f"{row.label} {row.settings}".strip()),
-        ],
-    )
+        self.tracker.log_metrics(self.run_id, numbers, step)
 
 
 @contextmanager
-def log_run(experiment: Experiment, *, tracking_uri: str | None = None) -> Iterator[RunLog]:
-    """The MLflow run of one `speedup train`: call `epoch` with each report and `finish` with the metrics.
+def log_run(
+    experiment: Experiment, *, tracking_uri: str | None = None, run_id: str | None = None
+) -> Iterator[RunLog]:
+    """The run of one `speedup train`: call it with each report, image and the final metrics.
 
+    A run that is resumed goes on in its own, `run_id`, where this tracker has it.
     It ends as failed after an exception, as interrupted after Ctrl-C, and as interrupted too if nobody
     called `finish`. A user's mistake that is found before the first epoch is no run: it is taken back.
     """
-    client = store.connect(tracking_uri or experiment.tracking.uri)
-    into = store.experiment_id(client, experiment.tracking.experiment or experiment.name)
+    tracker = open_tracker(tracking_uri or experiment.tracking.uri)
+    into = experiment.tracking.experiment or experiment.name
     role = "baseline" if method_of(experiment) == "none" else "run"
-    log = RunLog.start(client, experiment, name=experiment.name, into=into, role=role)
+    again = run_id is not None and _is_there(tracker, run_id)
+    if again:
+        log = RunLog.reopen(tracker, str(run_id), experiment)
+    else:
+        log = RunLog.start(tracker, experiment, name=experiment.name, into=into, role=role)
     try:
         yield log
     except UserError as error:
         log.end("interrupted" if isinstance(error, Stopped) else "failed", str(error))
-        if type(error) is UserError and not log.last_epoch:
-            client.delete_run(log.run_id)
+        if type(error) is UserError and not log.last_epoch and not again:
+            tracker.delete(log.run_id)
         raise
     except Exception as error:
         log.end("failed", f"{type(error).__name__}: {error}")
         raise
     finally:
-        if client.get_run(log.run_id).info.status == "RUNNING":
+        if not log.ended:
             log.end("interrupted")
+
+
+def _is_there(tracker: Tracker, run_id: str) -> bool:
+    try:
+        tracker.run(run_id)
+    except NotTracked:  # deleted, or of another tracker
+        return False
+    return True
 
 
 def method_of(experiment: Experiment) -> str:
@@ -234,6 +232,12 @@ def group_of(experiment: Experiment) -> str:
     for section in BESIDE_THE_QUESTION:
         content.pop(section)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def data_of(experiment: Experiment) -> dict[str, str]:
+    """Where the samples come from: the source, and the settings that are not its defaults."""
+    data = experiment.data.model_dump(mode="json", exclude_defaults=True)
+    return {"source": experiment.data.source} | {key: str(value) for key, value in data.items()}
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,132 @@
+"""Checkpoints behind a URI such as s3://bucket/runs: brought there file by file, complete with their manifest."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pyarrow import ArrowException
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+
+from raytrain_speedup.engine.checkpoint import CheckpointFailed, rank_file
+from raytrain_speedup.engine.checkpoint_store import (
+    MANIFEST,
+    NAME,
+    CheckpointStore,
+    FolderStore,
+    checkpoint_name,
+)
+from raytrain_speedup.engine.outage import outlast, reason_of
+from raytrain_speedup.scaling.storage import PathOrUri, inside, is_uri
+from raytrain_speedup.settings import UserError
+
+
+def store_of(folder: PathOrUri) -> CheckpointStore:
+    """The checkpoints of the run in a folder or behind a URI."""
+    return UriStore(str(folder)) if is_uri(folder) else FolderStore(Path(folder))
+
+
+class UriStore(CheckpointStore):
+    """Checkpoints behind a URI, where nothing can be renamed: one is there as soon as its manifest is."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self._files, self._folder = FileSystem.from_uri(uri)
+
+    def create(self) -> None:
+        probe = f"{self._folder}/.written"
+        try:
+            self._files.create_dir(self._folder)
+            with self._files.open_output_stream(probe) as file:
+                file.write(b"")
+            self._files.delete_file(probe)
+        except (ArrowException, OSError) as error:
+            raise UserError(
+                f"{self.location}: cannot be written ({str(error).splitlines()[0]}); expected a folder or a URI "
+                "such as s3://bucket/runs (scaling.storage)"
+            ) from error
+
+    def clear(self) -> None:
+        for name in set(self._folders()) - set(self._names()):
+            self._remove(name)
+
+    def begin(self, number: int) -> Path:
+        return Path(tempfile.mkdtemp(prefix="speedup-checkpoint-"))
+
+    def hand_over(self, folder: Path, number: int) -> None:
+        target = self._path(checkpoint_name(number))
+
+        def bring() -> None:
+            self._files.create_dir(target)
+            for file in sorted(folder.iterdir()):
+                copy_files(
+                    str(file),
+                    f"{target}/{file.name}",
+                    source_filesystem=LocalFileSystem(),
+                    destination_filesystem=self._files,
+                )
+
+        name = self.path_of(checkpoint_name(number))
+        try:
+            outlast(bring, name)
+        except OSError as error:
+            raise CheckpointFailed(f"{name}: checkpoint not written ({reason_of(error)})") from error
+        finally:
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+
+    def fetch(self, name: str, rank: int) -> Path:
+        """A copy without what only the other ranks need."""
+        folder = Path(tempfile.mkdtemp(prefix=f"speedup-{name}-"))
+        unread = set(map(rank_file, range(1, len(self._sizes(name))))) - {rank_file(rank)}
+        for file in sorted(self._sizes(name).keys() - unread):
+            outlast(self._copying(f"{self._path(name)}/{file}", folder / file), self.path_of(name))
+        return folder
+
+    def _copying(self, source: str, target: Path) -> Callable[[], None]:
+        return lambda: copy_files(
+            source, str(target), source_filesystem=self._files, destination_filesystem=LocalFileSystem()
+        )
+
+    def path_of(self, name: str) -> str:
+        return inside(self.location, name)
+
+    def _names(self) -> list[str]:
+        """Without those that were being brought there when their workers ended."""
+        return [name for name in self._folders() if MANIFEST in self._sizes(name)]
+
+    def _folders(self) -> list[str]:
+        found = self._files.get_file_info(FileSelector(self._folder))
+        names = [info.base_name for info in found if info.type == FileType.Directory]
+        return [name for name in names if re.fullmatch(NAME, name)]
+
+    def _manifest(self, name: str) -> Mapping[str, int] | None:
+        try:
+            with self._files.open_input_stream(f"{self._path(name)}/{MANIFEST}") as file:
+                return json.loads(file.read())["files"]
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _sizes(self, name: str) -> Mapping[str, int]:
+        found = self._files.get_file_info(FileSelector(self._path(name)))
+        return {info.base_name: info.size for info in found if info.type == FileType.File}
+
+    def _publish(self, number: int, world: int) -> None:
+        name = checkpoint_name(number)
+        files = dict(self._sizes(name))
+        files.pop(MANIFEST, None)
+        missing = {rank_file(rank) for rank in range(world)} - files.keys()
+        if missing:
+            raise FileNotFoundError(f"{min(missing)} is not there yet")
+        with self._files.open_output_stream(f"{self._path(name)}/{MANIFEST}") as file:
+            file.write(json.dumps({"workers": world, "files": files}, indent=2).encode())
+
+    def _remove(self, name: str) -> None:
+        self._files.delete_dir(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._folder}/{name}"

@@ -1,0 +1,100 @@
+"""A sweep's answer, written down with its own run: whoever opens that run in the tracker needs no other page.
+
+Metrics and tags for tables and searches; a note with the verdict, the plot and the leaderboard for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from raytrain_speedup.tracking import store
+from raytrain_speedup.tracking.leaderboard import Row, best, safest
+from raytrain_speedup.tracking.store import short_ids
+from raytrain_speedup.tracking.table import markdown_table
+from raytrain_speedup.tracking.tracker import Tracker
+
+SHOWN = 20
+"""Rows of the note: a tag of MLflow holds 8,000 characters."""
+
+
+def log_outcome(tracker: Tracker, run_id: str, rows: Sequence[Row], plot: Path) -> None:
+    """Write down what a sweep found: the setting that is proven, or else the one whose loss is bounded best.
+
+    Args:
+        run_id: the sweep's own run.
+        rows: its leaderboard.
+        plot: of the leaderboard, a PNG.
+    """
+    tracker.log_file(run_id, plot)
+    answer = best(rows) or safest(rows)
+    if answer is not None:
+        if metrics := outcome_metrics(answer):
+            tracker.log_metrics(run_id, metrics)
+        tags = {
+            store.VERDICT: answer.verdict or "not yet known",
+            store.METHOD: answer.method,
+            store.SETTINGS: f"{answer.label} {answer.settings}".strip(),
+            store.DATA: answer.data,
+            store.MODEL: answer.model,
+        }
+        tracker.set_tags(run_id, tags)
+    for row in rows:
+        if row.verdict is not None:
+            for one in row.run_ids:
+                tracker.set_tags(one, {store.VERDICT: row.verdict})
+    tracker.describe(run_id, outcome_note(rows, tracker.file_link(run_id, plot.name)))
+
+
+def outcome_metrics(row: Row) -> dict[str, float]:
+    """The speedup and the difference with their bounds, and what they are of; what is not known is left out."""
+    (speedup_low, speedup_high), (low, high) = (
+        interval or (None, None) for interval in (row.speedup_interval, row.interval)
+    )
+    found = row.comparison
+    values = {
+        "speedup": row.speedup,
+        "speedup_low": speedup_low,
+        "speedup_high": speedup_high,
+        "difference": row.difference,
+        "difference_low": low,
+        "difference_high": high,
+        "flops_ratio": row.flops_ratio,
+        "passes_saved": row.passes_saved,
+        "accuracy": row.accuracy,
+        "baseline_accuracy": None if found is None else found.baseline_accuracy,
+        "seeds": float(len(row.seeds)),
+        "margin": row.margin,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def outcome_note(rows: Sequence[Row], plot: str) -> str:
+    """The answer as Markdown.
+
+    Args:
+        plot: how the page refers to the plot.
+    """
+    ids = short_ids(run_id for row in rows for run_id in row.run_ids)
+    shown = [row for row in rows if row.state == "finished"][:SHOWN]
+    lines = [f"**{_sentence(rows)}**", "", f"![speedup against accuracy]({plot})", ""]
+    lines += [markdown_table(shown, ids), ""]
+    if left := len(rows) - len(shown):
+        lines += [f"and {left} more runs, stopped, failed or further down (`speedup leaderboard`)", ""]
+    if (chosen := best(rows)) is not None:
+        lines += [f"`speedup export {ids[chosen.run_id]} -o schedule.yaml` writes the proven setting."]
+    return "\n".join(lines)
+
+
+def _sentence(rows: Sequence[Row]) -> str:
+    row = best(rows)
+    if row is None:
+        least = safest(rows)
+        known = "" if least is None else f"; the safest is {least.label} {least.settings}".rstrip()
+        return f"No setting is proven lossless{known}."
+    times = "at a time that is not known" if row.speedup is None else f"{row.speedup:.2f} times as fast"
+    interval = "" if row.interval is None else f" [{row.interval[0]:+.2f}, {row.interval[1]:+.2f}]"
+    return (
+        f"{row.label} {row.settings} trains {times}, {row.difference:+.2f} points{interval} over "
+        f"{len(row.seeds)} seeds: {row.verdict} (margin {row.margin:g})."
+    )

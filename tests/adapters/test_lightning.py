@@ -1,0 +1,188 @@
+"""Lightning trains the engine's weights from an exported schedule, resumed anywhere, on any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapter_runs import (
+    BATCH,
+    EPOCHS,
+    RATES,
+    STEADY,
+    VIT,
+    digits,
+    engine_run,
+    equal,
+    network,
+    recorded,
+    same_plan,
+    settings,
+    sgd,
+    tiny,
+)
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from raytrain_speedup.adapters import ProgressLR, PrunedLoader
+from raytrain_speedup.settings import UserError
+
+lightning = pytest.importorskip("lightning.pytorch")
+
+from raytrain_speedup.adapters.lightning import DataPruning  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Classifier(lightning.LightningModule):
+    def __init__(self, experiment: Any, loader: PrunedLoader) -> None:
+        super().__init__()
+        self.net, self.loader = network(experiment), loader
+        self.validated: list[int] = []
+        self.rates: list[float] = []
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        self.rates.append(self.optimizers().param_groups[0]["lr"])
+        losses = cross_entropy(self.net(batch["inputs"]), batch["target"], reduction="none")
+        return self.trainer.train_dataloader.loss(batch, losses)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.validated.append(self.current_epoch)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = sgd(self.net)
+        scheduler = ProgressLR(optimizer, self.loader, **RATES)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+def trainer(folder: Path, **options: Any) -> Any:
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    options = {"enable_checkpointing": False, "callbacks": []} | options
+    callbacks = [DataPruning(), *options.pop("callbacks")]
+    return lightning.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        callbacks=callbacks,
+        **quiet,
+        **{"max_epochs": EPOCHS} | options,
+    )
+
+
+def fit(folder: Path, experiment: Any = None, *, path: Any = None, accumulate: int = 1, **options: Any):
+    experiment = experiment or tiny()
+    loader = PrunedLoader(
+        digits(experiment), **settings(experiment), batch_size=BATCH // accumulate, accumulate=accumulate
+    )
+    module = Classifier(experiment, loader)
+    with recorded() as shown:
+        trainer(folder, accumulate_grad_batches=accumulate, **options).fit(
+            module, loader, val_dataloaders=DataLoader([0, 1]), ckpt_path=path
+        )
+    return shown, module
+
+
+class Stop(lightning.Callback):
+    """A checkpoint and the end after so many batches."""
+
+    def __init__(self, after: int, path: Path) -> None:
+        self.after, self.path = after, path
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.after -= 1
+        if self.after == 0:
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory) -> tuple[list[Tensor], dict[str, Tensor]]:
+    return engine_run(tiny(), tmp_path_factory.mktemp("engine"))
+
+
+def test_the_engine_and_lightning_train_the_same_weights(tmp_path: Path, engine):
+    shown, module = fit(tmp_path)
+    assert same_plan(shown, engine[0])
+    assert equal(module.net.state_dict(), engine[1])
+    assert module.validated == sorted([*range(EPOCHS)] * 2)  # pruned epochs too
+    assert module.rates[-1] < 0.01 * max(module.rates)
+
+
+@pytest.mark.parametrize("stop_after", [2, 6, 7, 8])
+def test_resumed_anywhere_it_ends_with_the_same_weights(stop_after: int, tmp_path: Path, engine):
+    path = tmp_path / "last.ckpt"
+    with pytest.raises(BaseException) as stopped:
+        fit(tmp_path, callbacks=[Stop(stop_after, path)])
+    assert isinstance(stopped.value, KeyboardInterrupt | SystemExit)
+    shown, module = fit(tmp_path, path=path)
+    assert same_plan(shown, engine[0][stop_after:])
+    assert equal(module.net.state_dict(), engine[1])
+
+
+def test_lightnings_own_checkpoint_at_the_end_of_an_epoch(tmp_path: Path, engine):
+    saving = lightning.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    fit(tmp_path, enable_checkpointing=True, callbacks=[saving])
+    for path in (tmp_path / "epoch=1.ckpt", tmp_path / "epoch=2.ckpt"):
+        shown, module = fit(tmp_path, path=path)
+        assert same_plan(shown, engine[0][-len(shown) :])
+        assert equal(module.net.state_dict(), engine[1])
+
+
+def test_accumulated_batches_are_whole_steps(tmp_path: Path):
+    _, expected = engine_run(tiny(STEADY), tmp_path / "engine")
+    _, module = fit(tmp_path, tiny(STEADY), accumulate=4)
+    torch.testing.assert_close(module.net.state_dict(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes(tmp_path: Path, engine):
+    """In a process of its own, which may be forked: this one has threads."""
+    import subprocess
+    import sys
+
+    _, expected = engine_run(tiny(VIT), tmp_path / "engine")
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(torch.load(tmp_path / "net.pt"), expected, rtol=1e-3, atol=1e-5)
+
+
+def on_two_processes(folder: Path) -> None:
+    torch.set_num_threads(1)
+    experiment = tiny(VIT)
+    loader = PrunedLoader(digits(experiment), **settings(experiment), batch_size=BATCH // 2)
+    module = Classifier(experiment, loader)
+    trainer(folder, devices=2, strategy="ddp_fork").fit(module, loader)
+    torch.save(module.net.state_dict(), folder / "net.pt")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_epochs": 7}, r"Trainer\(max_epochs=7\): the loader has 6; expected max_epochs=6"),
+        ({"accumulate_grad_batches": 2}, r"Trainer\(accumulate_grad_batches=2\): the loader has 1"),
+    ],
+)
+def test_a_trainer_that_does_not_agree_is_refused(options: dict[str, Any], message: str, tmp_path: Path):
+    loader = PrunedLoader(digits(tiny()), **settings(tiny()), batch_size=BATCH)
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path, **options).fit(Classifier(tiny(), loader), loader)
+
+
+def test_another_loader_is_refused(tmp_path: Path):
+    loader = PrunedLoader(digits(tiny()), **settings(tiny()), batch_size=BATCH)
+    with pytest.raises(UserError, match="the training loader is DataLoader; expected a PrunedLoader"):
+        trainer(tmp_path).fit(Classifier(tiny(), loader), DataLoader(digits(tiny()), batch_size=BATCH))
+
+
+if __name__ == "__main__":
+    import sys
+
+    on_two_processes(Path(sys.argv[1]))

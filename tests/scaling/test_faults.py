@@ -1,0 +1,123 @@
+"""Faults of a worker group that must not end its run, or end it in a line: real processes, a real full disk."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from full_disk import fill, tiny_disk
+from ray.util.state import list_actors
+
+from raytrain_speedup.config import Experiment, load_experiment
+from raytrain_speedup.engine.checkpoint import CheckpointFailed
+from raytrain_speedup.scaling.launch import launch
+
+TINY = {
+    "data.image_size": 8,
+    "data.augment": "none",
+    "data.val_fraction": 0.84,
+    "train.epochs": 8,
+    "pruning.method": "none",
+    "scaling.workers": 2,
+    "scaling.start_timeout": 300,
+}
+
+
+def digits() -> Experiment:
+    return load_experiment("digits", TINY)
+
+
+class AtFirstReport:
+    """Does something once, when the first epoch is reported; remembers the epochs and the end."""
+
+    def __init__(self, what: Any) -> None:
+        self.epochs: list[int] = []
+        self.ends = 0
+        self._what = what
+
+    def __call__(self, kind: str, metrics: Any) -> None:
+        if kind != "report":
+            return
+        self.ends += bool(metrics.get("done"))
+        if "kept_fraction" in metrics:
+            self.epochs.append(metrics["epoch"])
+        if self._what is not None:
+            what, self._what = self._what, None
+            what()
+
+
+def test_a_killed_board_costs_a_few_lines_and_nothing_else(ray_session: None, tmp_path: Path) -> None:
+    def kill_the_board() -> None:
+        (board,) = list_actors(filters=[("class_name", "=", "Board"), ("state", "=", "ALIVE")], detail=True)
+        os.kill(int(board.pid), signal.SIGKILL)
+
+    listener = AtFirstReport(kill_the_board)
+    metrics = launch(digits(), tmp_path / "run", listener)
+    assert metrics["samples_shown"] == 8 * 230
+    assert listener.epochs[-1] == 8 and listener.ends == 1
+
+
+def test_a_storage_that_is_away_for_a_while_is_waited_for(
+    ray_session: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mount, away = tmp_path / "mount", tmp_path / "away"
+
+    def outage() -> None:
+        mount.rename(away)
+        threading.Timer(4, lambda: away.rename(mount)).start()
+
+    began = time.monotonic()
+    listener = AtFirstReport(outage)
+    metrics = launch(digits(), mount / "run", listener)
+    assert time.monotonic() - began > 4
+    assert metrics["samples_shown"] == 8 * 230 and listener.epochs == list(range(1, 9))
+    said = [record.getMessage() for record in caplog.records]
+    assert any("does not answer (No such file or directory); trying for 120 s" in text for text in said), said
+    assert any("answers again" in text for text in said)
+
+
+def test_a_full_disk_names_the_checkpoint_and_leaves_no_half_one(ray_session: None, tmp_path: Path) -> None:
+    with tiny_disk(tmp_path / "disk") as disk:
+        folder = disk / "run"
+        with pytest.raises(CheckpointFailed) as error:
+            launch(digits(), folder, AtFirstReport(lambda: fill(disk)))
+        assert "checkpoint not written (No space left on device)" in str(error.value)
+        assert f"the last good checkpoint is {folder / 'checkpoint-0'}" in str(error.value)
+        assert {path.name[:12] for path in folder.iterdir()} == {"checkpoint-0"}
+
+
+BOARDS = """
+import ray
+from ray.cluster_utils import Cluster
+
+from raytrain_speedup.scaling.board import new_board
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+for _ in range(2):
+    cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+from ray.util.state import list_actors
+boards = [new_board() for _ in range(8)]
+ray.get([board.take.remote() for board in boards])
+nodes = {actor.node_id for actor in list_actors(filters=[("class_name", "=", "Board")], detail=True)}
+print("on the driver's node:", nodes == {ray.get_runtime_context().get_node_id()})
+"""
+
+
+def test_the_board_is_on_the_node_of_whoever_listens(tmp_path: Path) -> None:
+    """On another it would be lost with that node. (Left to itself, Ray put most on the others.)"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    found = subprocess.run(
+        [sys.executable, "-c", BOARDS],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert "on the driver's node: True" in found.stdout, found.stderr[-2000:]
