@@ -241,7 +241,7 @@ def test_its_network_takes_every_size_of_its_curriculum(name: str):
     experiment = load_experiment(name)
     size = experiment.data.image_size or 32
     model = experiment.model.model_copy(update={"pretrained": None, "weights": None})
-    dense = experiment.task.dense
+    dense = experiment.task.build().logits == "pixel"
     stages = experiment.curriculum.stages(
         size, stride=stride_of(model, image_size=size), model=model.name.rpartition("/")[2]
     )

@@ -399,7 +399,7 @@ def test_teacher_and_student_of_a_recipe_fit_its_synthesis(name: str):
     assert experiment.teacher is not None and experiment.distillation is not None
     shapes = {"num_classes": classes, "in_channels": channels, "image_size": side}
     networks = [
-        build_model(without_weights(model), **shapes, dense=experiment.task.dense)
+        build_model(without_weights(model), **shapes, dense=experiment.task.build().logits == "pixel")
         for model in (experiment.teacher.model, experiment.model)
     ]
     synthesizer = experiment.distillation.build(

@@ -299,7 +299,7 @@ def test_the_temperature_is_the_settings(teacher: Path, tmp_path: Path):
     loop = loop_of(taught(teacher, distillation__temperature=3.0), tmp_path)
     target, output = torch.randn(4, 10), torch.randn(4, 10)
     p, q = (target / 3).softmax(1), (output / 3).softmax(1)
-    torch.testing.assert_close(loop.task.losses(output, target), 9 * (p * (p / q).log()).sum(1))
+    torch.testing.assert_close(loop.task.per_sample(output, target), 9 * (p * (p / q).log()).sum(1))
     loop.loader.close()
 
 

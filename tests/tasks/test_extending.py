@@ -23,7 +23,7 @@ def page() -> dict[str, Any]:
         r"test_extending\.py -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
     )
     defined: dict[str, Any] = {"__name__": "extending"}
-    exec(compile(code, str(PAGE), "exec"), defined)
+    exec(compile(code, str(PAGE), "exec", dont_inherit=True), defined)
     return defined
 
 
