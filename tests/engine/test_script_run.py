@@ -168,6 +168,10 @@ def test_the_last_validation_counts(tmp_path: Path) -> None:
         (lambda run: run.report(progress=0.5, train_seconds=9), "run.report: train_seconds is measured"),
         (lambda run: run.report(progress=2), "run.report: progress: 2 is not allowed after 0"),
         (lambda run: run.report(progress=float("nan")), "run.report: progress: nan is not allowed"),
+        (
+            lambda run: run.report(progress=1, val_loss=float("nan")),
+            "run.report: val_loss: nan is not allowed",
+        ),
         (lambda run: run.report(progress=1, val_loss="low"), "run.report: val_loss: 'low' is no number"),
         (lambda run: run.finish(test_acuracy=9), "run.finish: test_accuracy is missing; .* 'test_acuracy'"),
         (
