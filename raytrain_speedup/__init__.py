@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raytrain_speedup.api import leaderboard, sweep, train
+    from raytrain_speedup.engine.script_run import Run
     from raytrain_speedup.schedule import load_schedule
 
 __version__ = "0.1.0"
-__all__ = ["leaderboard", "load_schedule", "sweep", "train"]
+__all__ = ["Run", "leaderboard", "load_schedule", "set_environment", "sweep", "train"]
 
-_HOMES = dict.fromkeys(("leaderboard", "sweep", "train"), "api") | {"load_schedule": "schedule"}
+_HOMES = dict.fromkeys(("leaderboard", "sweep", "train"), "api") | {
+    "Run": "engine.script_run",
+    "load_schedule": "schedule",
+}
 
 
 def __getattr__(name: str) -> Any:
