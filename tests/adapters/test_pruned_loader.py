@@ -320,6 +320,21 @@ def test_pruning_and_curriculum_together_are_the_engines(tmp_path: Path):
     assert same.budget.epoch_ends() == loader.budget.epoch_ends()
 
 
+def test_images_of_a_stage_are_cropped_by_their_spectrum():
+    experiment = tiny({"data.image_size": 16})
+    data = digits(experiment)
+    curriculum = CustomCurriculum(**CURRICULUM)
+    loader = PrunedLoader(
+        data, InfoBatchSettings(), curriculum=curriculum, epochs=4, batch_size=BATCH, image_size=16
+    )
+    batch = next(iter(loader))
+    images, target = data[batch["index"]]
+    spectrum = torch.fft.fftshift(torch.fft.fft2(images), dim=(-2, -1))[..., 4:12, 4:12]
+    expected = torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).real / 4
+    torch.testing.assert_close(batch["inputs"], expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(batch["target"], target)
+
+
 def test_larger_batches_have_larger_rates():
     sampler = PrunedBatchSampler(
         N,
