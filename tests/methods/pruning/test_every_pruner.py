@@ -1,14 +1,23 @@
 """What every registered pruning method promises, whatever it decides."""
 
 import itertools
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
-from raytrain_speedup.methods.pruning import PRUNERS, InfoBatchSettings, Pruner, PrunerSettings, equal_epochs
+from raytrain_speedup.methods.pruning import (
+    PRUNERS,
+    EpochPlan,
+    FullData,
+    InfoBatchSettings,
+    Pruner,
+    PrunerSettings,
+    equal_epochs,
+)
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.testing import EPOCHS, PRUNER_CHECKS, N, losses_of, plans_of
+from raytrain_speedup.testing import EPOCHS, PRUNER_CHECKS, N, check_pruner, losses_of, plans_of
 
 VARIANTS = [
     *(settings() for settings in PRUNERS.values()),
@@ -160,3 +169,24 @@ def test_the_registry_names_the_methods():
 def test_only_fewer_epochs_shorten_the_run():
     factors = {name: settings().budget_factor() for name, settings in PRUNERS.items()}
     assert factors == {"none": 1, "infobatch": 1, "random": 1, "epochs": 1 - PRUNERS["epochs"]().saving}
+
+
+class Forgetful(FullData):
+    """Leaves out a sample and does not make up for it."""
+
+    def _plan(self, epoch):
+        plan = super()._plan(epoch)
+        return EpochPlan(plan.indices[1:], plan.weights[1:], plan.num_samples)
+
+
+class ForgetfulSettings(PrunerSettings):
+    method: Literal["forgetful"] = "forgetful"
+
+    def build(self, num_samples, epoch_ends, *, seed, device=None, last_epoch_fraction=1.0):
+        return Forgetful(num_samples, epoch_ends, seed=seed)
+
+
+def test_a_method_that_breaks_a_promise_is_found_out():
+    with pytest.raises(AssertionError, match="^forgetful: weights sum to the number of samples: not kept"):
+        check_pruner(ForgetfulSettings)
+    check_pruner(ForgetfulSettings, unbiased=False)
