@@ -49,7 +49,7 @@ def settings(train, test=None, val=None, **keys) -> PythonSettings:
         (Image.fromarray(GRAY), GRAY[..., None]),
         (Image.fromarray(COLOUR), COLOUR),
         (torch.from_numpy(COLOUR).permute(2, 0, 1), COLOUR),
-        (torch.from_numpy(COLOUR).permute(2, 0, 1) / 255, COLOUR),
+        ((torch.from_numpy(COLOUR).permute(2, 0, 1) - 0.4).clamp_min(0) / 255, COLOUR),
     ],
     ids=["array HW", "array HWC", "PIL gray", "PIL colour", "uint8 CHW", "float CHW"],
 )
