@@ -16,8 +16,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import raytrain_speedup
 
-names = ["cli", "config", "explain", "settings", "terminal"]
-names += [name for name in ("schedule",) if importlib.util.find_spec(f"raytrain_speedup.{name}")]
+names = [m.name for m in pkgutil.iter_modules(raytrain_speedup.__path__) if not m.ispkg]
 for room in ("methods", "data", "models", "tasks", "engine"):
     package = importlib.import_module(f"raytrain_speedup.{room}")
     names += [m.name.removeprefix("raytrain_speedup.") for m in
