@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 def page() -> dict[str, Any]:
     """What the example defines."""
     (code,) = re.findall(
-        r"test_extending\.py -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
+        r"test_task_page\.py -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
     )
     defined: dict[str, Any] = {"__name__": "extending"}
     exec(compile(code, str(PAGE), "exec", dont_inherit=True), defined)
