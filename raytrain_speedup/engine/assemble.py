@@ -10,9 +10,9 @@ from torch import nn
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Loader, Splits, build_loader, check_readable
+from raytrain_speedup.engine.cost.measure import Stopwatch, asked, forward_flops, training_flops
 from raytrain_speedup.engine.learner import DTYPES
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.measure import Stopwatch, asked, forward_flops, training_flops
 from raytrain_speedup.engine.pool_loader import PoolLoader
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.teacher import prepare_teacher

@@ -1,7 +1,7 @@
 """Runs of a method against runs of a baseline: how much faster, and is the quality the same?
 
-The only place where runs are compared. What each side cost is `speedup.py`'s business, what a difference over
-the seeds says that of `verdict.py`; here stands which runs may be compared at all.
+The only place where runs are compared. What each side cost is `cost/speedup.py`'s business, what a difference over
+the seeds says that of `statistics/verdict.py`; here stands which runs may be compared at all.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-from raytrain_speedup.engine.speedup import Run, Speedup, by_seed
-from raytrain_speedup.engine.verdict import Look, Plan, Verdict, fixed_look, settle
+from raytrain_speedup.engine.cost.speedup import Run, Speedup, by_seed
+from raytrain_speedup.engine.statistics.verdict import Look, Plan, Verdict, fixed_look, settle
 
 DEFAULT_METRIC = "accuracy"
 """Of runs that do not say what theirs is."""

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from raytrain_speedup.config import TrainSettings
 from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.engine.checkpoint import random_state, restore_random_state
+from raytrain_speedup.engine.cost.measure import within_memory
 from raytrain_speedup.engine.ema import MovingAverage
-from raytrain_speedup.engine.measure import within_memory
 from raytrain_speedup.engine.mixing import Mix, mix_batch
 from raytrain_speedup.engine.optimizer import build_optimizer, set_learning_rate
 from raytrain_speedup.methods.curriculum.base import Stage

@@ -30,12 +30,12 @@ from raytrain_speedup.engine.checkpoint import (
     restore_random_state,
     write_checkpoint,
 )
+from raytrain_speedup.engine.cost.measure import Stopwatch
+from raytrain_speedup.engine.cost.reference import NoReference, Reference
 from raytrain_speedup.engine.evaluate import evaluate, show
 from raytrain_speedup.engine.identity import check_same, identity
 from raytrain_speedup.engine.learner import Learner
 from raytrain_speedup.engine.learning_rate import learning_rate
-from raytrain_speedup.engine.measure import Stopwatch
-from raytrain_speedup.engine.reference import NoReference, Reference
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.steps import epoch_steps
 from raytrain_speedup.methods.curriculum.base import Stage, scaled_lr

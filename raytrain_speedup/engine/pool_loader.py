@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from raytrain_speedup.data import Loader
 from raytrain_speedup.data.batch import WARM_UP, Batch, Step
 from raytrain_speedup.data.skipped import Skipped
-from raytrain_speedup.engine.measure import FlopCounter, Stopwatch
+from raytrain_speedup.engine.cost.measure import FlopCounter, Stopwatch
 from raytrain_speedup.engine.synthesis_alarm import check_call
 from raytrain_speedup.methods.distillation import Synthesis, SynthesisSettings, Synthesizer
 from raytrain_speedup.methods.distillation.evaluation_set import evaluation_images

@@ -21,8 +21,8 @@ from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import WorkerLoader, open_data
 from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.engine.assemble import assemble
+from raytrain_speedup.engine.cost.measure import Stopwatch, peak_memory, synchronize, within_memory
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.measure import Stopwatch, peak_memory, synchronize, within_memory
 from raytrain_speedup.engine.reporter import Metrics, Reporter
 from raytrain_speedup.engine.run import pick_device
 from raytrain_speedup.methods.curriculum.base import Stage

@@ -14,9 +14,9 @@ from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import open_data
 from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.checkpoint import random_state, restore_random_state, save_json, save_tensors
+from raytrain_speedup.engine.cost.measure import Stopwatch, hardware, peak_memory
 from raytrain_speedup.engine.identity import check_same, comparison_keys, identity, setup_of
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.measure import Stopwatch, hardware, peak_memory
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.settings import UserError
 

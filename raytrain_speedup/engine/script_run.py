@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 
 from raytrain_speedup.engine.checkpoint import save_json
+from raytrain_speedup.engine.cost.measure import PHASES, Stopwatch, hardware, peak_memory
+from raytrain_speedup.engine.cost.reference import MOST_STEPS, Yardstick
 from raytrain_speedup.engine.identity import check_same, comparison_keys
 from raytrain_speedup.engine.loop import Stopped
-from raytrain_speedup.engine.measure import PHASES, Stopwatch, hardware, peak_memory
-from raytrain_speedup.engine.reference import MOST_STEPS, Yardstick
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.run import numerics, pick_device
 from raytrain_speedup.engine.run import run as run_loop

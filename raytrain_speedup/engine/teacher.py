@@ -15,9 +15,9 @@ from raytrain_speedup.config import Experiment, TeacherSettings
 from raytrain_speedup.data import Splits, build_loader
 from raytrain_speedup.engine.alarm import NonFinite
 from raytrain_speedup.engine.checkpoint import random_state, read_shared, restore_random_state
+from raytrain_speedup.engine.cost.measure import Stopwatch, training_flops
 from raytrain_speedup.engine.identity import check_same, identity
 from raytrain_speedup.engine.loop import Loop, Stopped
-from raytrain_speedup.engine.measure import Stopwatch, training_flops
 from raytrain_speedup.engine.reporter import Metrics, Reporter
 from raytrain_speedup.methods.curriculum.base import FULL
 from raytrain_speedup.methods.curriculum.budget import Budget

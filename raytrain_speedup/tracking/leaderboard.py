@@ -23,8 +23,8 @@ from raytrain_speedup.engine.compare import (
     settle_runs,
     split_of,
 )
-from raytrain_speedup.engine.speedup import Run, by_seed
-from raytrain_speedup.engine.verdict import Look, Plan
+from raytrain_speedup.engine.cost.speedup import Run, by_seed
+from raytrain_speedup.engine.statistics.verdict import Look, Plan
 from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.store import Record
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_speedup.engine.loop import Stopped
-from raytrain_speedup.engine.verdict import Plan
+from raytrain_speedup.engine.statistics.verdict import Plan
 from raytrain_speedup.script import AnyExperiment
 from raytrain_speedup.settings import UserError, flatten
 from raytrain_speedup.tracking import open_tracker, store

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raytrain_speedup.engine.verdict import Plan
+from raytrain_speedup.engine.statistics.verdict import Plan
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking.tracker import OURS, Entry, Tracker
 

@@ -9,7 +9,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
 
-from raytrain_speedup.engine.verdict import Plan
+from raytrain_speedup.engine.statistics.verdict import Plan
 from raytrain_speedup.script import AnyExperiment, load_any_dict
 from raytrain_speedup.tracking.heartbeat import Heartbeat
 from raytrain_speedup.tracking.run_log import RunLog, is_final, settings_of

@@ -15,8 +15,8 @@ from itertools import count
 from typing import Any
 
 from raytrain_speedup.engine.compare import settle_runs
-from raytrain_speedup.engine.estimate import SEEDS_NEEDED
-from raytrain_speedup.engine.verdict import Look, Plan, plan_for
+from raytrain_speedup.engine.statistics.estimate import SEEDS_NEEDED
+from raytrain_speedup.engine.statistics.verdict import Look, Plan, plan_for
 from raytrain_speedup.tuning.planned import BASELINE, WINNER, PlannedRun, baseline_run, control_runs
 from raytrain_speedup.tuning.space import SEARCH_SEED, Sweep, SweepSettings
 from raytrain_speedup.tuning.winners import Outcome

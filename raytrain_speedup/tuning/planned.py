@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from raytrain_speedup.engine.verdict import Plan
+from raytrain_speedup.engine.statistics.verdict import Plan
 from raytrain_speedup.script import AnyExperiment
 from raytrain_speedup.tuning.space import Sweep
 

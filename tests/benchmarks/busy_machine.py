@@ -30,11 +30,11 @@ from side_by_side import provenance
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import open_data
 from raytrain_speedup.engine.assemble import assemble
+from raytrain_speedup.engine.cost.measure import Stopwatch
+from raytrain_speedup.engine.cost.speedup import Speedup
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.run import run
-from raytrain_speedup.engine.speedup import Speedup
 from raytrain_speedup.tuning.space import load_sweep
 
 SEEDS = (0, 1, 2)

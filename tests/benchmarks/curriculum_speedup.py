@@ -17,7 +17,7 @@ from typing import Any
 from side_by_side import provenance, side_by_side, small_cifar10
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.engine.measure import training_flops
+from raytrain_speedup.engine.cost.measure import training_flops
 from raytrain_speedup.engine.preflight import preflight
 from raytrain_speedup.models import build_model
 from raytrain_speedup.tasks.classification import Classification

@@ -27,11 +27,11 @@ from raytrain_speedup.data import Splits
 from raytrain_speedup.data.base import ArraySource
 from raytrain_speedup.data.batch import Step
 from raytrain_speedup.engine.assemble import assemble
+from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.engine.learner import DTYPES
 from raytrain_speedup.engine.learning_rate import learning_rate
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.optimizer import build_optimizer, set_learning_rate
 from raytrain_speedup.methods.curriculum.base import FULL
 from raytrain_speedup.models import build_model

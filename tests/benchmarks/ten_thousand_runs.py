@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raytrain_speedup.engine.verdict import plan_for
+from raytrain_speedup.engine.statistics.verdict import plan_for
 from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.leaderboard import rows
 from raytrain_speedup.tracking.mlflow_tracker import MlflowTracker

@@ -17,9 +17,9 @@ from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import open_data
 from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.engine.assemble import assemble
+from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.engine.learning_rate import learning_rate
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.methods.curriculum import CURRICULA
 from raytrain_speedup.models.resize import position_tables, size_of

@@ -16,10 +16,10 @@ from raytrain_speedup.config import Experiment, load_experiment, recipes
 from raytrain_speedup.data import build_loader, open_data
 from raytrain_speedup.engine.alarm import NonFinite
 from raytrain_speedup.engine.checkpoint import read_own, read_shared
+from raytrain_speedup.engine.cost.measure import Stopwatch
+from raytrain_speedup.engine.cost.reference import Reference
 from raytrain_speedup.engine.loop import Loop, Stopped
-from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.pool_loader import PoolLoader
-from raytrain_speedup.engine.reference import Reference
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.methods.distillation import SYNTHESIZERS, evaluation_set
 from raytrain_speedup.methods.distillation.augment import Augment

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from raytrain_speedup.engine.estimate import (
+from raytrain_speedup.engine.statistics.estimate import (
     Estimate,
     correlation_over_seeds,
     over_seeds,

@@ -13,8 +13,8 @@ from torch import nn
 
 from raytrain_speedup.data import DeviceLoader
 from raytrain_speedup.engine import loop
+from raytrain_speedup.engine.cost.measure import Stopwatch, hardware, training_flops
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.measure import Stopwatch, hardware, training_flops
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.methods.pruning import InfoBatch
 from raytrain_speedup.models import ModelSettings, build_model

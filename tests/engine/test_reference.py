@@ -13,11 +13,11 @@ import torch
 from engine_runs import CPU, VIT, Diary, same, tiny, trained
 from torch import nn
 
-from raytrain_speedup.engine.clock import CpuClock, involuntary_switches
+from raytrain_speedup.engine.cost.clock import CpuClock, involuntary_switches
+from raytrain_speedup.engine.cost.measure import Stopwatch
+from raytrain_speedup.engine.cost.reference import Reference
 from raytrain_speedup.engine.learner import Learner
 from raytrain_speedup.engine.loop import Stopped
-from raytrain_speedup.engine.measure import Stopwatch
-from raytrain_speedup.engine.reference import Reference
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.tasks.classification import Classification
 
@@ -125,7 +125,7 @@ def test_what_it_tells_of_the_runs_peace(monkeypatch: pytest.MonkeyPatch) -> Non
     """One step of twenty was slow: neither the median nor its quarter sees it. Of fifty milliseconds of the wall at
     least, ten were worked; and between two measurements the core was lost thrice."""
     switches = count(100, 3)
-    monkeypatch.setattr("raytrain_speedup.engine.reference.involuntary_switches", lambda: next(switches))
+    monkeypatch.setattr("raytrain_speedup.engine.cost.reference.involuntary_switches", lambda: next(switches))
     reference, watch, clock = by_hand([*[1.0] * 19, 9.0])
     with watch.phase("train"):
         for _ in range(20):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raytrain_speedup.engine.speedup import Speedup
+from raytrain_speedup.engine.cost.speedup import Speedup
 
 
 def run(seed: int = 0, steps: float = 100.0, wall: float = 10.0, flops: float = 1e9, **other: Any) -> dict:

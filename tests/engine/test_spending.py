@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raytrain_speedup.engine.estimate import Pairing
-from raytrain_speedup.engine.spending import _smallest_levels, chance_of_any, look_level
+from raytrain_speedup.engine.statistics.estimate import Pairing
+from raytrain_speedup.engine.statistics.spending import _smallest_levels, chance_of_any, look_level
 
 EVERY = tuple(range(3, 13))
 ROWS = 100_000

@@ -16,8 +16,8 @@ from raytrain_speedup.data.batch import Step
 from raytrain_speedup.engine.alarm import NonFinite
 from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.checkpoint import read_own, read_shared
+from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.engine.loop import Loop, Stopped
-from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.engine.pool_loader import PoolLoader
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.engine.synthesis_alarm import NothingShown, check_call

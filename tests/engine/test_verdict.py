@@ -14,8 +14,8 @@ import yaml
 from numpy.typing import NDArray
 from scipy import stats
 
-from raytrain_speedup.engine.estimate import Pairing
-from raytrain_speedup.engine.verdict import Look, Plan, fixed_look, plan_for, settle, verdict
+from raytrain_speedup.engine.statistics.estimate import Pairing
+from raytrain_speedup.engine.statistics.verdict import Look, Plan, fixed_look, plan_for, settle, verdict
 
 Array = NDArray[np.float64]
 Hits = NDArray[np.bool_]

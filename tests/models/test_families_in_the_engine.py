@@ -19,8 +19,8 @@ from tiny_models import FAMILIES
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.data import open_data
 from raytrain_speedup.engine.assemble import assemble
+from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.engine.local import LocalReporter
-from raytrain_speedup.engine.measure import Stopwatch
 from raytrain_speedup.models import NETWORKS
 from raytrain_speedup.models.cswin import CSWin
 from raytrain_speedup.models.resize import size_of

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raytrain_speedup.config import load_experiment
-from raytrain_speedup.engine.verdict import Plan
+from raytrain_speedup.engine.statistics.verdict import Plan
 from raytrain_speedup.tracking import open_tracker
 from raytrain_speedup.tracking.run_log import RunLog
 from raytrain_speedup.tracking.tracker import Tracker

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raytrain_speedup.engine.verdict import Plan, plan_for
+from raytrain_speedup.engine.statistics.verdict import Plan, plan_for
 from raytrain_speedup.schedule import load_schedule
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking.export import ALIAS, export, find, free_name

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.engine.loop import Stopped
-from raytrain_speedup.engine.verdict import fixed_look, plan_for, settle
+from raytrain_speedup.engine.statistics.verdict import fixed_look, plan_for, settle
 from raytrain_speedup.settings import RunFailed, UserError
 from raytrain_speedup.tracking import open_tracker, uri_or_default
 from raytrain_speedup.tracking.leaderboard import Row, best, leaderboard, safest

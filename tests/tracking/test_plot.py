@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from raytrain_speedup.engine.compare import Comparison
-from raytrain_speedup.engine.speedup import Speedup
-from raytrain_speedup.engine.verdict import Look
+from raytrain_speedup.engine.cost.speedup import Speedup
+from raytrain_speedup.engine.statistics.verdict import Look
 from raytrain_speedup.tracking.leaderboard import Row
 from raytrain_speedup.tracking.plot import pareto_front, plot_leaderboard
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from raytrain_speedup.engine.verdict import plan_for, settle
+from raytrain_speedup.engine.statistics.verdict import plan_for, settle
 from raytrain_speedup.tracking.store import Record
 from raytrain_speedup.tuning.confirmation import Confirmation, confirmation_plan
 from raytrain_speedup.tuning.plan import SweepPlan

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from raytrain_speedup.engine.verdict import plan_for
+from raytrain_speedup.engine.statistics.verdict import plan_for
 from raytrain_speedup.tuning.winners import Outcome, pick_winners
 
 OBJECTIVES = {"val_accuracy": "max", "train_flops": "min"}

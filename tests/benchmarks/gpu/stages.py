@@ -11,7 +11,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from raytrain_speedup.engine.measure import training_flops
+from raytrain_speedup.engine.cost.measure import training_flops
 from raytrain_speedup.models import ModelSettings, build_model
 from raytrain_speedup.tasks.classification import Classification
 from tests.benchmarks.gpu.rows import Kit, Row, Rows, table

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from raytrain_speedup.data.batch import Batch
-from raytrain_speedup.engine.clock import clock_for
+from raytrain_speedup.engine.cost.clock import clock_for
 from raytrain_speedup.models.resize import change_size
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks import Losses, Task

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from raytrain_speedup.engine.estimate import ratio_interval
+from raytrain_speedup.engine.statistics.estimate import ratio_interval
 
 Run = Mapping[str, Any]
 """The final metrics of a run, and its `seed`."""

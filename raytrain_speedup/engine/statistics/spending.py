@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from raytrain_speedup.engine.estimate import Array, Estimate, Pairing
+from raytrain_speedup.engine.statistics.estimate import Array, Estimate, Pairing
 
 POINTS = 400
 """Of the integration, whose error is then met to within two thousandths of itself."""

@@ -26,7 +26,7 @@ from typing import Any, Literal, Self, cast
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from raytrain_speedup.engine.estimate import (
+from raytrain_speedup.engine.statistics.estimate import (
     MOST_SEEDS,
     SEEDS_NEEDED,
     Array,
@@ -36,7 +36,7 @@ from raytrain_speedup.engine.estimate import (
     correlation_over_seeds,
     over_seeds,
 )
-from raytrain_speedup.engine.spending import chance_of_any, look_level
+from raytrain_speedup.engine.statistics.spending import chance_of_any, look_level
 
 Verdict = Literal["lossless", "lossy", "not yet known"]
 Status = Literal["lossless", "lossy", "not yet known", "futile", "continue"]

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from raytrain_speedup.engine.checkpoint import random_state, restore_random_state
-from raytrain_speedup.engine.clock import involuntary_switches, other_processes
-from raytrain_speedup.engine.measure import Stopwatch
+from raytrain_speedup.engine.cost.clock import involuntary_switches, other_processes
+from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.tasks import Task
 
 EVERY = 0.05
