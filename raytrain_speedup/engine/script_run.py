@@ -29,7 +29,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raytrain_speedup.engine.checkpoint import save_json
+from raytrain_speedup.engine.checkpoint import (
+    random_state,
+    rank_file,
+    read_own,
+    restore_random_state,
+    save_json,
+    save_tensors,
+)
 from raytrain_speedup.engine.cost.measure import PHASES, Stopwatch, hardware, peak_memory
 from raytrain_speedup.engine.cost.reference import MOST_STEPS, Yardstick
 from raytrain_speedup.engine.identity import check_same, comparison_keys
@@ -132,6 +139,7 @@ class Run:
         self._last_val: dict[str, float] = {}
         self._reports, self._progress = 0, 0.0
         self._before: dict[str, Any] = {}
+        self._random: dict[str, Any] | None = None  # of a checkpoint, until training goes on
         if self.resumed_from is not None:
             self._go_on(self.resumed_from)
 
@@ -183,7 +191,13 @@ class Run:
     @contextmanager
     def training(self) -> Iterator[None]:
         """What happens inside is the training that a speedup is of: planning, loading, steps, exchange. What is
-        outside (preparing, warm-up, evaluation, checkpoints) is not."""
+        outside (preparing, warm-up, evaluation, checkpoints) is not.
+
+        After a resume, torch's random generators go on here from where the checkpoint left them.
+        """
+        if self._random is not None:
+            restore_random_state(self._random)
+            self._random = None
         with self._watch.phase("train"):
             yield
 
@@ -352,8 +366,11 @@ class Run:
         return {"trainable": self.experiment.trainable, "metric": self.experiment.metric, **keys}
 
     def _checkpoint(self) -> Path | None:
-        """The folder that the script has filled since the last report, and in it what the run has cost."""
+        """The folder that the script has filled since the last report; in it what the run has cost, and the random
+        state of each rank."""
         folder, self._folder = self._folder, None
+        if folder is not None:
+            save_tensors({"random": random_state()}, folder / rank_file(self.rank))
         if folder is not None and self.rank == 0:
             content: dict[str, Any] = {
                 "identity": self._identity() | {"code": self.experiment.code},
@@ -382,6 +399,8 @@ class Run:
             ) from None
         expected = self._identity() | {"code": self.experiment.code}
         check_same(self._before["identity"], expected, f"{folder} is a checkpoint")
+        own = read_own(folder, self.rank)
+        self._random = None if own is None else own["random"]
         self._watch.load_state_dict(self._before["watch"])
         self._reports, self._progress = self._before["reports"], self._before["progress"]
         self._last_val = self._before["last_val"]

@@ -278,6 +278,7 @@ def test_a_run_goes_on_from_its_own_files(tmp_path: Path) -> None:
             with run.training():
                 time.sleep(0.05)
                 pruner.plan(epoch)
+                drawn[epoch] = torch.rand(1).item()
             state = {"epoch": epoch + 1, "pruner": pruner.state_dict()}
             torch.save(state, run.checkpoint_dir / "mine.pt")
             run.report(progress=(epoch + 1) / 4, val_accuracy=90)
@@ -286,10 +287,13 @@ def test_a_run_goes_on_from_its_own_files(tmp_path: Path) -> None:
         run.finish(test_accuracy=91)
 
     begun: list[int] = []
+    drawn: dict[int, float] = {}
     keys = {"train__epochs": 4, "pruning__method": "random", "pruning__prune_ratio": 0.5}
     with pytest.raises(RunFailed, match="ArithmeticError: lost"):
         go(body, tmp_path, **keys)
     metrics, reports = go(body, tmp_path, **keys)
+    torch.manual_seed(0)
+    assert [drawn[epoch] for epoch in range(4)] == torch.rand(4).tolist(), "as if nothing had happened"
     assert begun == [0, 2] and [report["epoch"] for report in reports] == [3, 4, 4]
     assert metrics["train_seconds"] >= 0.2, "the first two epochs are paid for"
     assert metrics["samples_shown"] == 30 + 15 * 2 + 30 and metrics["reference_steps"] > 0

@@ -42,12 +42,12 @@ def tiny(config: dict[str, Any]) -> None:
         }
 
     latest = reporter.latest()
-    done = int((latest / "epoch").read_text()) if latest is not None else 0
+    done = int((latest / "rank-0.pt").read_text()) if latest is not None else 0
     for epoch in range(done + 1, EPOCHS + 1):
         time.sleep(experiment["train"]["lr"])
         FAULTS.get(ratio, lambda *_: None)(config, epoch)
         folder = reporter.new_folder()
-        (folder / "epoch").write_text(str(epoch))
+        (folder / "rank-0.pt").write_text(str(epoch))
         reporter.report(metrics(epoch), folder)
     final = {
         **({"accuracy": accuracy} if config["test"] else {}),
