@@ -20,6 +20,7 @@ import json
 import logging
 import re
 import shutil
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -183,9 +184,8 @@ class FolderStore(CheckpointStore):
     def create(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / ".written"
-            probe.touch()
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.folder):  # of its own: several ranks try at once
+                pass
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot be written ({error.strerror}); expected a folder for checkpoints "

@@ -11,7 +11,6 @@ import torch
 from engine_runs import CPU, VIT, Diary, same, tiny, trained
 from torch import nn
 
-from raytrain_speedup.data import DeviceLoader
 from raytrain_speedup.engine import loop
 from raytrain_speedup.engine.cost.measure import Stopwatch, hardware, training_flops
 from raytrain_speedup.engine.loop import Loop
@@ -100,7 +99,7 @@ def test_what_a_method_does_to_train_is_training(tmp_path: Path, monkeypatch: py
 
     for name in ("plan", "observe", "exchange"):
         slowed(InfoBatch, name)
-    slowed(DeviceLoader, "_augmented")
+    slowed(Appearance, "show")
     slowed(loop, "epoch_steps")
     slowed(loop, "evaluate")
     slowed(Loop, "save")

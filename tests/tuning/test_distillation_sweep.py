@@ -52,10 +52,10 @@ def test_a_sweep_without_data(ray_session: None, tmp_path: Path):
     assert rows["winner"].speedup is not None
     assert rows["winner"].method == "fastdfkd"
     assert rows["noise"].difference is not None
-    client = open_tracker(uri)
+    tracker = open_tracker(uri)
     for name in ("loss", "bn", "oh", "adv"):
-        logged = client.get_metric_history(rows["winner"].run_id, f"epoch/synthesis_{name}")
-        assert [metric.step for metric in logged] == [1, 2]
+        curve = tracker.curve(rows["winner"].run_id, f"epoch/synthesis_{name}")
+        assert [step for step, _ in curve] == [1, 2]
     assert result.plot is not None and result.plot.is_file()
     assert result.schedule is None, "there is no schedule of pruning and curriculum to take away"
     with pytest.raises(UserError, match="trained without data; expected a run whose pruning and curriculum"):
