@@ -11,6 +11,7 @@ import torch
 from engine_runs import CPU, VIT, Diary, same, tiny, trained
 from torch import nn
 
+from raytrain_speedup.data.appearance import Appearance
 from raytrain_speedup.engine import loop
 from raytrain_speedup.engine.cost.measure import Stopwatch, hardware, training_flops
 from raytrain_speedup.engine.loop import Loop
