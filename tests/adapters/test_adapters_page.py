@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PLAIN = Path(__file__).parent / "plain"
 EXAMPLES = dict(
     re.findall(
-        r"test_extending\.py: (\w+) -->\n```python\n(.*?)```",
+        r"test_adapters_page\.py: (\w+) -->\n```python\n(.*?)```",
         (ROOT / "docs/extending.md").read_text(encoding="utf-8"),
         flags=re.DOTALL,
     )
