@@ -66,8 +66,9 @@ class TrainProgress:
             self.console.print(epoch_line(metrics), highlight=False)
             if losses := synthesis_line(metrics):
                 self.console.print(losses, highlight=False)
-
-        elif not metrics.get("done"):
+        elif "progress" in metrics and not metrics.get(
+            "done"
+        ):  # not a checkpoint within an epoch, nor an image
             self.console.print(script_line(metrics), highlight=False)
 
     def _move(self, progress: float, samples: float, metrics: Metrics) -> None:

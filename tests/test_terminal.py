@@ -112,3 +112,13 @@ def test_an_epoch_is_a_line_of_80_columns_that_ends_with_the_metric_of_merit(
     told = {"epoch": 100, "progress": 1.0, "train_loss": 12.3456, "kept_fraction": 1.0, "val_loss": 0.5}
     line = epoch_line(told | {"samples_per_second": 123456.7} | metrics)
     assert line.endswith(expected) and len(line) <= 80
+
+
+def test_only_what_a_script_reports_is_a_line_of_its_own():
+    """A checkpoint within an epoch, an image and the end are no news of an epoch."""
+    progress = TrainProgress(Console(file=io.StringIO(), width=100), "mine")
+    progress("report", {"epoch": 0, "partial": True})
+    progress("image", {"name": "decisions-0001.png", "png": b""})
+    progress("report", {"epoch": 2, "progress": 1.0, "val_accuracy": 90.0, "done": True})
+    progress("report", {"epoch": 1, "progress": 0.5, "val_accuracy": 90.0})
+    assert progress.console.file.getvalue() == "report   1   50%  val_accuracy 90\n"  # type: ignore[attr-defined]
