@@ -19,15 +19,15 @@ hypothesis.settings.register_profile("speedup", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("speedup")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several processes (`-n 2 --dist loadgroup`): all that uses Ray in one, first and in one session; of the
-    rest a file at a time, whose fixtures are made once."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        group = "ray" if _uses_ray(item) else item.location[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """With several processes (`-n 2 --dist loadgroup`) all that uses Ray runs in one, which has one session for it;
+    of the rest a file stays together, whose fixtures are then made once."""
+    if item.config.pluginmanager.hasplugin("xdist"):
+        item.add_marker(pytest.mark.xdist_group("ray" if _uses_ray(item) else item.location[0]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses Ray comes first: it is the longest part."""
     items.sort(key=lambda item: not _uses_ray(item))
 
 
