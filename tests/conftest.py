@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # two processes on two cores; read by torch when it is imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes on two cores; torch reads it when it is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
@@ -19,20 +20,18 @@ hypothesis.settings.register_profile("speedup", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("speedup")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """With several processes (`-n 2 --dist loadgroup`) all that uses Ray runs in one, which has one session for it;
-    of the rest a file stays together, whose fixtures are then made once."""
-    if item.config.pluginmanager.hasplugin("xdist"):
-        item.add_marker(pytest.mark.xdist_group("ray" if _uses_ray(item) else item.location[0]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes (`-n 2`) one runs all that uses Ray, in one session; of the rest a file stays together,
+    whose fixtures are then made once."""
+    from xdist.scheduler import LoadScopeScheduling
 
+    class OneForRay(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if "ray_session" in (ROOT / file).read_text(encoding="utf-8") else file
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What uses Ray comes first: it is the longest part."""
-    items.sort(key=lambda item: not _uses_ray(item))
-
-
-def _uses_ray(item: pytest.Item) -> bool:
-    return "ray_session" in getattr(item, "fixturenames", ())
+    return OneForRay(config, log)
 
 
 @pytest.fixture(scope="session")
