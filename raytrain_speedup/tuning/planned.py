@@ -17,7 +17,7 @@ TRIAL, WINNER, BASELINE = "trial", "winner", "baseline"
 class PlannedRun:
     """A run to be: its name is unique in the sweep and the same when the sweep is resumed.
 
-    Its folder for checkpoints has the id of a Tune trial in its name, which is unique among sittings: only a run
+    Its folder for checkpoints has the id of a Tune trial in its name, which is unique among its runs: only a run
     that goes on gets the folder that it had.
     """
 

@@ -80,7 +80,7 @@ class Pool:
         return torch.index_select(self._images, 0, index, out=out).to(self.device, non_blocking=True)
 
     def newest(self, count: int) -> Tensor:
-        """The last `count` images, oldest first, uint8 beside the pool: what a picture grid shows."""
+        """The last `count` images, oldest first, uint8 beside the pool: what an image grid shows."""
         count = min(count, self._count)
         index = torch.arange(self._next - count, self._next) % self.capacity
         return self._images[index.to(self._images.device)]
