@@ -6,8 +6,8 @@ because its settings are refused, violates a constraint: TPE does not look at a 
 goes on asking for the like of it.
 
 Every suggestion has a number, and a sampler of its own that is seeded by it; the suggestions of an earlier
-run of the sweep are asked and told again in their order. So a sweep that was interrupted goes on with the points that it
-would have had, as far as its trials end in the same order (one at a time they do).
+run of the sweep are asked and told again in their order. So a sweep that was interrupted goes on with the points
+that it would have had, as far as its trials end in the same order (one at a time they do).
 """
 
 from __future__ import annotations
