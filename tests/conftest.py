@@ -9,6 +9,7 @@ from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes on two cores; torch reads it when it is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.pop("COLUMNS", None)  # pytest's; tests say how wide their terminal is
 
 import hypothesis
 import pytest
