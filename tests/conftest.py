@@ -15,10 +15,21 @@ import hypothesis
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SLOW = "SPEEDUP_SLOW"
+"""The variable with which tests of a minute or more run too; what they show, quicker ones show in part."""
 
 # A busy machine is no failure, and a test that fails here fails everywhere.
 hypothesis.settings.register_profile("speedup", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("speedup")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"slow: takes a minute or more; runs where {SLOW} is set")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("slow") and not os.environ.get(SLOW):
+        pytest.skip(f"slow; runs where {SLOW} is set")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -70,7 +70,7 @@ def test_two_workers_train(elsewhere: Path, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_sweep_searches_its_keys(elsewhere: Path, monkeypatch, capsys, workers: int) -> None:
     keys = [f"scaling.workers={workers}", "scaling.start_timeout=300", "train.epochs=1"]
     assert speedup(monkeypatch, "sweep", str(elsewhere / "space.yaml"), *keys) == 0, capsys.readouterr().err

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from benchmarks.gpu.rows import read
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,7 @@ def run_kit(out: Path, *arguments: str) -> list[dict]:
     return read(out / "rows.jsonl")
 
 
+@pytest.mark.slow
 def test_every_part_fills_its_rows_and_goes_on_where_it_was_cut_off(tmp_path):
     rows = run_kit(tmp_path)
     assert not [row for row in rows if "error" in row]

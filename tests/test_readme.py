@@ -40,5 +40,5 @@ def test_snippets_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_there_are_two_setup_commands_at_the_top() -> None:
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
     assert blocks[0].strip().endswith("speedup sweep search_spaces/quickstart.yaml")
-    assert blocks[1].strip().endswith("-m pytest")
+    assert blocks[1].strip().endswith("-m pytest -n 2")
     assert README.index(blocks[1]) < README.index("## ")

@@ -141,6 +141,7 @@ def test_accumulated_batches_are_whole_steps(tmp_path: Path):
     torch.testing.assert_close(module.net.state_dict(), expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path, engine):
     """In a process of its own, which may be forked: this one has threads."""
     import subprocess

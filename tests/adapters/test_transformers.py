@@ -159,6 +159,7 @@ def test_schedules_of_the_trainer_end_where_they_should(kind: str, tmp_path: Pat
     )
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path):
     """Started as `torchrun` does."""
     _, expected = engine_run(tiny(VIT | CONSTANT), tmp_path / "engine")
