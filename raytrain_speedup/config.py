@@ -319,8 +319,12 @@ def read_raw(
     beside: Path | None = None,
 ) -> dict[str, Any]:
     """An experiment's content and overrides as plain data, of which only the form is known to be right."""
-    path = None if isinstance(name, Mapping) else find_experiment(name)
-    content = dict(name) if isinstance(name, Mapping) else read_yaml(find_experiment(name))
+    path: Path | None = None
+    if isinstance(name, Mapping):
+        content = dict(name)
+    else:
+        path = find_experiment(name)
+        content = read_yaml(path)
     content = _overridden(content, overrides)
     if not content.get("python_path") and _names_own_code(content):
         files = [file for file in (path, beside) if file is not None and file not in recipes().values()]

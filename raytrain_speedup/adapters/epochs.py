@@ -16,7 +16,6 @@ Where the run stands is counted by the losses that were given, not by the batche
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from raytrain_speedup.engine.steps import epoch_steps
 from raytrain_speedup.methods.curriculum import CurriculumSettings, NoCurriculum
 from raytrain_speedup.methods.curriculum.base import FULL, scaled_lr
 from raytrain_speedup.methods.curriculum.budget import Budget
+from raytrain_speedup.methods.plain_loop import loop_budget, loop_pruner
 from raytrain_speedup.methods.pruning import Pruner, PrunerSettings
 from raytrain_speedup.methods.pruning.base import TOLERANCE
 from raytrain_speedup.schedule import Schedule, load_schedule
@@ -124,15 +124,8 @@ class PrunedEpochs:
         if isinstance(pruning, Schedule):
             budget = pruning.budget(epochs, num_samples, size, stride=stride)
             return pruning.pruner(num_samples, budget, seed=self.seed), budget
-        stages = [replace(stage, replay=1) for stage in self.curriculum.stages(size, stride=stride)]
-        budget = Budget(epochs * pruning.budget_factor(), num_samples, stages)
-        pruner = pruning.build(
-            num_samples,
-            budget.epoch_ends(),
-            seed=self.seed,
-            last_epoch_fraction=budget.last_epoch_fraction,
-        )
-        return pruner, budget
+        budget = loop_budget(pruning, self.curriculum.stages(size, stride=stride), epochs, num_samples)
+        return loop_pruner(pruning, num_samples, budget, seed=self.seed), budget
 
     def _check_pruner(self, pruner: Pruner, num_samples: int, epochs: float | None) -> tuple[Pruner, Budget]:
         budget = Budget(len(pruner.epoch_ends), num_samples, [FULL])

@@ -15,6 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytrain_speedup.settings import UserError
 
+BOARD_SECONDS = 30.0
+"""Who reports or listens waits so long for the board; it is started again where it was killed."""
+
 
 class Board:
     """The notice board of a run, a Ray actor: callbacks of the controller cannot draw on the user's terminal."""

@@ -25,7 +25,7 @@ from ray.train.torch import TorchTrainer
 from raytrain_speedup.engine.local import Listener, LocalReporter, stop_at_interrupt
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.script_run import run_any
-from raytrain_speedup.scaling.board import new_board
+from raytrain_speedup.scaling.board import BOARD_SECONDS, new_board
 from raytrain_speedup.scaling.cluster import connect, on_cluster
 from raytrain_speedup.scaling.group import fit, worker_group
 from raytrain_speedup.scaling.storage import RUN_ID, PathOrUri, is_uri, may_hold_checkpoint
@@ -35,7 +35,6 @@ from raytrain_speedup.script import AnyExperiment
 log = logging.getLogger("raytrain_speedup")
 
 LISTEN_SECONDS = 0.25
-BOARD_SECONDS = 30.0
 
 
 def launch(experiment: AnyExperiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def exists(target: PathOrUri) -> bool:
     """Whether there is such a folder.
 
     Raises:
-        UserError: if the uri leads nowhere.
+        UserError: if the URI leads nowhere.
     """
     if not is_uri(target):
         return Path(target).is_dir()
@@ -61,7 +61,7 @@ def exists(target: PathOrUri) -> bool:
     except (ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{target}: no storage that can be reached ({reason}); expected a folder or an uri such as "
+            f"{target}: no storage that can be reached ({reason}); expected a folder or a URI such as "
             "s3://bucket/runs"
         ) from error
 

@@ -17,14 +17,12 @@ from raytrain_speedup.engine.checkpoint_store import checkpoint_name
 from raytrain_speedup.engine.local import PROGRESS_SECONDS
 from raytrain_speedup.engine.reporter import Metrics, Reporter
 from raytrain_speedup.engine.script_run import run_any
+from raytrain_speedup.scaling.board import BOARD_SECONDS
 from raytrain_speedup.scaling.storage import PathOrUri
 from raytrain_speedup.scaling.uri_store import store_of
 from raytrain_speedup.script import load_any_dict
 
 log = logging.getLogger("raytrain_speedup")
-
-BOARD_SECONDS = 30.0
-"""A report waits so long for the board; it is started again where it was killed."""
 
 
 class TrainReporter(Reporter):
