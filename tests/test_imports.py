@@ -39,3 +39,10 @@ def test_the_commands_help_imports_nothing_heavy():
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     heavy = {"torch", "ray", "mlflow", "optuna", "pydantic", "numpy", "pyarrow", "sklearn", "yaml"}
     assert not heavy & set(found.stdout.split())
+
+
+def test_an_engine_imports_neither_timm_nor_torchvision():
+    """Each takes a second in every process of a sweep, and most runs need neither."""
+    program = "import sys, raytrain_speedup.engine.run; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"timm", "torchvision", "matplotlib", "sklearn", "pandas"} & set(found.stdout.split())
