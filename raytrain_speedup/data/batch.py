@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raytrain_speedup.data import noise
+from raytrain_speedup import randomness
 from raytrain_speedup.methods.curriculum.base import Stage
 
 Batch = dict[str, Tensor]
@@ -20,7 +20,7 @@ What a loader yields:
 - `weight`: (b,) float32, the pruning weight
 
 What the engine adds before a task sees it:
-- `draws`: (b,) int64, keys whatever the task draws: `noise.bits(batch["draws"], seed=0, epoch=0, streams=...)`
+- `draws`: (b,) int64, keys whatever the task draws: `randomness.bits(batch["draws"], seed=0, epoch=0, streams=...)`
 - `mixed_target`, `fraction`: of a batch that is mixed, the target of what was mixed into each input, (b,) or
   (b, H, W), and the fraction of the input that is its own, (b,) float64
 """
@@ -60,14 +60,14 @@ def draw_keys(index: Tensor, step: Step, *, seed: int, epoch: int) -> Tensor:
     A function of seed, epoch and sample alone; where a stage shows samples again, also of the step and of how many
     times the sample has come in it.
     """
-    keys = noise.words(index, seed=seed, epoch=epoch, streams=(0,))[0]
+    keys = randomness.words(index, seed=seed, epoch=epoch, streams=(0,))[0]
     times = step.stage.replay
     if times == 1:
         return keys
     part = torch.arange(len(index), device=index.device) // max(1, len(index) // times)
-    return noise.words(keys + part, seed=step.number, epoch=epoch, streams=(1,))[0]
+    return randomness.words(keys + part, seed=step.number, epoch=epoch, streams=(1,))[0]
 
 
 def evaluation_keys(index: Tensor) -> Tensor:
     """The row `draws` of samples that are evaluated: the same in every evaluation of every run."""
-    return noise.words(index, seed=0, epoch=EVALUATION, streams=(0,))[0]
+    return randomness.words(index, seed=0, epoch=EVALUATION, streams=(0,))[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from raytrain_speedup.data import noise
+from raytrain_speedup import randomness
 
 
 def balanced_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -20,7 +20,7 @@ def balanced_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.
     """
     counts = np.bincount(targets)
     quota = _apportion(counts, fraction)
-    random = noise.bits(torch.arange(len(targets)), seed=seed, epoch=0, streams=[0])[0].numpy()
+    random = randomness.bits(torch.arange(len(targets)), seed=seed, epoch=0, streams=[0])[0].numpy()
     order = np.lexsort((random, targets))
     starts = np.cumsum(counts) - counts
     rank = np.empty(len(targets), dtype=np.int64)

@@ -44,7 +44,9 @@ def as_judged(batch: Batch) -> Batch:
 
 
 @torch.inference_mode()
-def show(model: nn.Module, task: Task, loader: BatchSource, *, autocast: torch.autocast) -> dict[str, bytes]:
+def validation_images(
+    model: nn.Module, task: Task, loader: BatchSource, *, autocast: torch.autocast
+) -> dict[str, bytes]:
     """What the task has to show of the first samples of the validation split, of which one at least can be read:
     PNG files by name."""
     batches = loader.eval_batches("val", batch_size=task.shown)

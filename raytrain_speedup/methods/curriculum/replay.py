@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raytrain_speedup.randomness import philox
 from raytrain_speedup.settings import UserError
 
 
@@ -117,8 +118,7 @@ class ReplayBuffer:
 
     def _draw(self, count: int, epoch: int, step: int) -> dict[str, Tensor]:
         """`count` samples, uniformly and with replacement; chosen by age, so slots may lie anywhere."""
-        bits = np.random.Philox(key=self.seed, counter=[0, 0, step, epoch])
-        age = np.random.Generator(bits).integers(max(1, len(self)), size=count)
+        age = philox((self.seed, 0), (step, epoch)).integers(max(1, len(self)), size=count)
         slots = torch.from_numpy((self._pushed - 1 - age) % self.capacity)
         return {
             name: held.index_select(0, slots.to(held.device, non_blocking=True))

@@ -23,8 +23,8 @@ from raytrain_speedup.methods.distillation.base import (
 )
 from raytrain_speedup.methods.distillation.generator import Architecture, build_generator
 from raytrain_speedup.methods.distillation.pool import to_uint8
-from raytrain_speedup.methods.distillation.rng import INITIALISE, LATENT
 from raytrain_speedup.methods.distillation.synthesis import Score
+from raytrain_speedup.randomness import INITIALISE, LATENT
 
 
 class GenerativeSettings(SynthesisSettings):

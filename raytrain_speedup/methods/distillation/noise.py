@@ -9,7 +9,7 @@ import torch
 from raytrain_speedup.methods.distillation import workers
 from raytrain_speedup.methods.distillation.base import Problem, Synthesis, SynthesisSettings, Synthesizer
 from raytrain_speedup.methods.distillation.pool import to_uint8
-from raytrain_speedup.methods.distillation.rng import LATENT
+from raytrain_speedup.randomness import LATENT
 
 
 class NoiseSettings(SynthesisSettings):

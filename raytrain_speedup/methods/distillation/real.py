@@ -19,7 +19,7 @@ from raytrain_speedup.methods.distillation.base import (
     SynthesisSettings,
     Synthesizer,
 )
-from raytrain_speedup.methods.distillation.rng import ORDER, generator_for
+from raytrain_speedup.randomness import ORDER, torch_generator
 from raytrain_speedup.settings import UserError
 
 
@@ -60,6 +60,7 @@ def positions(start: int, length: int, count: int, seed: int) -> Tensor:
     stop = start + length
     first, last = start // count, (stop - 1) // count
     orders = [
-        torch.randperm(count, generator=generator_for("cpu", seed, ORDER, i)) for i in range(first, last + 1)
+        torch.randperm(count, generator=torch_generator("cpu", seed, ORDER, i))
+        for i in range(first, last + 1)
     ]
     return torch.cat(orders)[start - first * count : stop - first * count]

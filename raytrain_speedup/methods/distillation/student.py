@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from raytrain_speedup.methods.distillation.augment import Augment, augment
-from raytrain_speedup.methods.distillation.rng import AUGMENT, generator_for
 from raytrain_speedup.methods.distillation.teacher import logits_of
+from raytrain_speedup.randomness import AUGMENT, torch_generator
 
 
 def student_inputs(images: Tensor, how: Augment, mean: Tensor, std: Tensor, *key: int) -> Tensor:
@@ -28,7 +28,7 @@ def student_inputs(images: Tensor, how: Augment, mean: Tensor, std: Tensor, *key
         mean, std: (C, 1, 1), for images in [0, 1].
         key: what decides the augmentation, such as (seed, rank, step).
     """
-    varied = augment(images.float(), how, generator_for(images.device, AUGMENT, *key))
+    varied = augment(images.float(), how, torch_generator(images.device, AUGMENT, *key))
     return (varied - 255 * mean) / (255 * std)
 
 
