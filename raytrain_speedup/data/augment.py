@@ -56,8 +56,8 @@ def shift_and_flip(
 def take_pixels(images: Tensor, position: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """images[position, rows, columns] for (b, H') rows and (b, W') columns, as one gather of whole pixels."""
     _, height, width, channels = images.shape
-    pixel = ((position[:, None] * height + rows) * width)[:, :, None] + columns[:, None, :]
-    taken = images.view(-1, channels).index_select(0, pixel.flatten())
+    pixel = ((position[:, None] * height + rows) * width)[:, :, None] + columns[:, None, :]  # (b, H', W')
+    taken = images.view(-1, channels).index_select(0, pixel.flatten())  # (b H' W', C)
     return taken.view(*pixel.shape, channels)
 
 
@@ -79,13 +79,15 @@ def random_boxes(
     Returns:
         (4, b) int64: left, top, width, height.
     """
-    tries = randomness.unit(randomness.bits(index, seed=seed, epoch=epoch, streams=BOX_TRIES))
+    tries = randomness.unit(
+        randomness.bits(index, seed=seed, epoch=epoch, streams=BOX_TRIES)
+    )  # (2 attempts, b)
     area = (height * width) * (min_scale + (1 - min_scale) * tries[:BOX_ATTEMPTS])
     aspect = torch.exp((2 * tries[BOX_ATTEMPTS:] - 1) * torch.tensor(4 / 3).log())
     wide, high = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-    fits = (wide >= 1) & (high >= 1) & (wide <= width) & (high <= height)
-    first = fits.int().argmax(0, keepdim=True)
-    wide, high = wide.gather(0, first)[0], high.gather(0, first)[0]
+    fits = (wide >= 1) & (high >= 1) & (wide <= width) & (high <= height)  # (attempts, b)
+    first = fits.int().argmax(0, keepdim=True)  # (1, b)
+    wide, high = wide.gather(0, first)[0], high.gather(0, first)[0]  # (b,)
     random = randomness.bits(index, seed=seed, epoch=epoch, streams=(BOX_Y, BOX_X))
     top = randomness.below(random[0], (height - high + 1).clamp_min(1))
     left = randomness.below(random[1], (width - wide + 1).clamp_min(1))

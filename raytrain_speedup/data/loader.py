@@ -15,9 +15,10 @@ from torch import Tensor
 
 from raytrain_speedup import randomness
 from raytrain_speedup.data.appearance import Appearance
-from raytrain_speedup.data.base import DataSettings, Source, Splits
+from raytrain_speedup.data.base import DataSettings, Source
 from raytrain_speedup.data.batch import WARM_UP, Batch, Step
-from raytrain_speedup.data.skipped import Skipped, log
+from raytrain_speedup.data.splits import Splits
+from raytrain_speedup.data.unreadable import Skipped, log
 from raytrain_speedup.methods.curriculum.base import Kernel
 from raytrain_speedup.methods.curriculum.replay import ReplayBuffer
 

@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raytrain_speedup.data.batch import Batch, evaluation_keys
-from raytrain_speedup.data.batch_source import BatchSource
+from raytrain_speedup.data.batch import Batch, BatchSource, evaluation_keys
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks import Model, Split, Task
 

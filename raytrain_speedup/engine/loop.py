@@ -19,8 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data.batch import WARM_UP, Batch, Step, draw_keys
-from raytrain_speedup.data.batch_source import BatchSource
+from raytrain_speedup.data.batch import WARM_UP, Batch, BatchSource, Step, draw_keys
 from raytrain_speedup.engine.alarm import LossAlarm, NonFinite
 from raytrain_speedup.engine.checkpoint import (
     CheckpointFailed,

@@ -39,8 +39,8 @@ from torchvision import transforms
 from raytrain_speedup.methods.distillation.fastdfkd import FastDFKDSettings
 from raytrain_speedup.methods.distillation.generator import build_generator
 from raytrain_speedup.methods.distillation.losses import distillation_loss
+from raytrain_speedup.methods.distillation.networks import student_inputs, teacher_logits
 from raytrain_speedup.methods.distillation.pool import Pool
-from raytrain_speedup.methods.distillation.student import student_inputs, teacher_logits
 from raytrain_speedup.randomness import torch_generator
 
 WHO = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN

@@ -4,7 +4,7 @@ EfficientTrain++ (Wang et al., TPAMI 2024, https://arxiv.org/abs/2405.08768): ev
 first-in first-out buffer, and the training batch is the fresh one plus (r - 1) times as many samples drawn
 from the buffer; each sample is then shown r times on average. The reference stores augmented images in half
 precision and loses them with every stage. Here the loaders keep samples as they were before any augmentation:
-images in device memory by their index, others as the files they came in (`raytrain_speedup.data.kept`), a
+images in device memory by their index, others as the files they came in (`raytrain_speedup.data.worker_loader`), a
 third of the memory. So they are augmented anew each time and serve every stage, but a file is decoded for
 every showing: replay spares the storage, and what spares the decoders is the kernel `resize`, which takes
 JPEGs straight to the size of the stage.

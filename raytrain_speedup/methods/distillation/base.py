@@ -6,7 +6,7 @@
     for call in range(calls):
         pool.add(synthesizer.synthesize(call).images)
         for step in range(settings.student_steps if call >= settings.warmup else 0):
-            ...                                   # `student.py` says what a step is
+            ...                                   # `networks.py` says what a step is
 
 A method is a settings class (what the experiment file says) and a synthesizer (what the loop talks to).
 """
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from raytrain_speedup.methods.distillation.augment import Augment, augment
 from raytrain_speedup.methods.distillation.bn_statistics import BatchNormProbe, Observation
-from raytrain_speedup.methods.distillation.teacher import borrowed, freeze, logits_of
+from raytrain_speedup.methods.distillation.networks import borrowed, freeze, logits_of
 from raytrain_speedup.randomness import torch_generator
 from raytrain_speedup.settings import Settings, UserError
 

@@ -49,7 +49,7 @@ def draw(among: NDArray[np.bool_], count: int, random: np.random.Generator) -> N
     if count == 0:
         return np.zeros_like(among)
     n = len(among)
-    keys = random.bit_generator.random_raw(-(-n // 4)).view(np.uint16)[:n]
+    keys = random.bit_generator.random_raw(-(-n // 4)).view(np.uint16)[:n]  # four of 16 bits in a word
     smallest = (~among).astype(np.uint16)
     smallest *= 2**16 - 1  # the others go last; `keys[among]` would take 6 times as long
     smallest |= keys
@@ -84,14 +84,14 @@ def shuffled_plan(
     code_bits = 0 if codes is None else (len(weights) - 1).bit_length()
     low = np.uint64((1 << ((num_samples - 1).bit_length() + code_bits)) - 1)
     shown = num_samples if codes is None else int(np.count_nonzero(codes))
-    words = random.bit_generator.random_raw(shown)
+    words = random.bit_generator.random_raw(shown)  # (M,) uint64: random bits | sample | code
     filled = 0
     for start in range(0, num_samples, _CHUNK):
         if codes is None:
             samples = np.arange(start, min(start + _CHUNK, num_samples), dtype=np.uint64)
         else:
             part = codes[start : start + _CHUNK]
-            kept = np.flatnonzero(part)
+            kept = np.flatnonzero(part)  # (m,), m of the chunk's samples are shown
             samples = (kept + start).astype(np.uint64) << np.uint64(code_bits) | part[kept]
         block = words[filled : filled + len(samples)]
         block &= ~low
@@ -99,7 +99,7 @@ def shuffled_plan(
         filled += len(samples)
     words.sort()
 
-    words &= low
+    words &= low  # (M,) sample | code, in the epoch's order
     if codes is None:
         weight = torch.ones(1).expand(shown)  # one number in memory
     else:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from raytrain_speedup.methods.distillation import SYNTHESIZERS, losses
 from raytrain_speedup.methods.distillation.augment import Augment
 from raytrain_speedup.methods.distillation.generator import initialise
+from raytrain_speedup.methods.distillation.networks import freeze, student_inputs, teacher_logits
 from raytrain_speedup.methods.distillation.pool import Pool
-from raytrain_speedup.methods.distillation.student import student_inputs, teacher_logits
-from raytrain_speedup.methods.distillation.teacher import freeze
 from raytrain_speedup.randomness import torch_generator
 
 
