@@ -33,7 +33,7 @@ from raytrain_speedup.config import (
     _overridden,
     find_experiment,
     import_own_code,
-    load_experiment,
+    load_content,
     load_experiment_dict,
     parse_overrides,
     read_yaml,
@@ -215,7 +215,7 @@ def load_any(
     path = find_experiment(name)
     content = read_yaml(path)
     if "trainable" not in content:
-        return load_experiment(name, overrides, beside=beside)
+        return load_content(content, overrides, files=(path, beside), where=str(name))
     return load_script(content, overrides, folder=path.parent, where=name)
 
 
