@@ -1,7 +1,8 @@
 """DFAD: as ZSKT, with the mean absolute difference of the logits as divergence, on a logarithmic scale.
 
 Fang et al., "Data-Free Adversarial Distillation", 2019, https://arxiv.org/abs/1912.11006. The paper's student
-minimises the same difference; here every student minimises the engine's distillation loss.
+minimises the same difference; here every student minimises the engine's distillation loss. As there, the student
+is judged with the statistics of the batch (it is in training mode).
 """
 
 from __future__ import annotations
@@ -23,4 +24,5 @@ class DFADSettings(GenerativeSettings):
     adv: float = Field(1.0, gt=0, description="weight of the discrepancy loss")
 
     def terms(self, view: View, problem: Problem) -> dict[str, Tensor]:
-        return {"adv": self.adv * losses.discrepancy_loss(view.teacher.logits, view.student_logits())}
+        student = view.student_logits(batch_statistics=True)
+        return {"adv": self.adv * losses.discrepancy_loss(view.teacher.logits, student)}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from raytrain_speedup.methods.distillation import workers
 from raytrain_speedup.methods.distillation.base import (
@@ -38,6 +38,8 @@ class GenerativeSettings(SynthesisSettings):
         5, ge=1, description="fresh batches per call; the student sees these and no older ones"
     )
     lr_g: float = Field(1e-3, gt=0, description="learning rate of the generator (Adam)")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the generator's gradient")
+    output_norm: bool = Field(False, description="a batch norm before the generator's sigmoid")
     generator: Architecture = Field(
         "small", description="small: CIFAR, 8 to 64 pixels; deep: ImageNet, latent maps"
     )
@@ -68,6 +70,7 @@ class GenerativeSynthesizer(Synthesizer):
             width=settings.width,
             latent=settings.latent,
             rng=problem.rng(INITIALISE),
+            output_norm=settings.output_norm,
         )
         self._weights = list(self.generator.parameters())
         self.optimizer = torch.optim.Adam(self._weights, lr=settings.lr_g, fused=True)
@@ -79,6 +82,8 @@ class GenerativeSynthesizer(Synthesizer):
             gradients = workers.average(torch.autograd.grad(scored.loss, self._weights))
             for parameter, gradient in zip(self._weights, gradients, strict=True):
                 parameter.grad = gradient
+            if self.settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self._weights, self.settings.clip_norm)
             self.optimizer.step()
         with torch.no_grad():
             images = torch.cat([to_uint8(self._render(rng)) for _ in range(self.settings.batches)])
