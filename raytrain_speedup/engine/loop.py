@@ -67,7 +67,7 @@ class Loop:
         pruner: plans every epoch.
         budget: progress as a function of the samples shown.
         reporter: where metrics and checkpoints go.
-        flops: training FLOPs of one sample by input size.
+        flops: training FLOPs of one sample by input size and fraction of the tokens kept.
         watch: counts the seconds.
         frozen_models: networks that take part without being trained, kept in the checkpoint by name.
         timed: whether its cost is counted in reference steps.
@@ -82,7 +82,7 @@ class Loop:
         loader: BatchSource,
         pruner: Pruner,
         budget: Budget,
-        flops: Mapping[int | None, float],
+        flops: Mapping[tuple[int | None, float], float],
         reporter: Reporter,
         watch: Stopwatch,
         frozen_models: Mapping[str, nn.Module] | None = None,
@@ -225,7 +225,7 @@ class Loop:
         self._sums += torch.stack([losses.weighted_sum, batch["weight"].sum()])
         self.samples_shown += step.count
         self.compute_spent += step.count * step.stage.cost / self.budget.num_samples
-        self.flops_spent += step.count * self.flops[step.stage.size]
+        self.flops_spent += step.count * self.flops[step.stage.size, step.stage.tokens]
 
     def _drawing(self, batch: Batch, step: Step) -> Batch:
         """The batch with the keys of what the task draws for its samples."""

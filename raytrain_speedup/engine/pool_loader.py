@@ -96,7 +96,7 @@ class PoolLoader:
                 images = torch.zeros((len(step.index), *self._shape), device=self.device)
             else:
                 images = self.pool.sample(len(step.index), *key)
-            inputs = student_inputs(images, self.synthesis.augment, self._mean, self._std, *key)
+            inputs = student_inputs(images, self.synthesis.augment_for_student, self._mean, self._std, *key)
             yield self._batch(inputs, step.index, step.weight)
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:

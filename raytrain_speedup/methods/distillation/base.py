@@ -129,9 +129,13 @@ class View:
     teacher: Observation
     _student: nn.Module
 
-    def student_logits(self) -> Tensor:
-        """What the student makes of the same inputs: it is a judge here, and its gradients aren't touched."""
-        with borrowed(self._student) as student:
+    def student_logits(self, *, batch_statistics: bool = False) -> Tensor:
+        """What the student makes of the same inputs: it is a judge here, and its gradients aren't touched.
+
+        Args:
+            batch_statistics: see `borrowed`.
+        """
+        with borrowed(self._student, batch_statistics=batch_statistics) as student:
             return logits_of(student(self.inputs))
 
 
@@ -145,6 +149,14 @@ class SynthesisSettings(Settings):
     temperature: float = Field(20.0, gt=0, description="temperature of the distillation loss")
     pool_images: int = Field(65_536, ge=1, description="most images kept on each worker; the oldest give way")
     augment: Augment = Field(Augment(), description="how images vary, in synthesis and for the student")
+    student_augment: Augment | None = Field(
+        None, description="how images vary for the student, if not as in synthesis"
+    )
+
+    @property
+    def augment_for_student(self) -> Augment:
+        """How the student's images vary."""
+        return self.student_augment or self.augment
 
     @property
     def pool_capacity(self) -> int:

@@ -7,11 +7,16 @@ earlier calls are not kept. The methods differ in their loss and in how often ea
   images the teacher is sure of, strongly activated and evenly spread over the classes. The student has no say
   in them.
 - ZSKT (Micaelli and Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS 2019,
-  https://arxiv.org/abs/1905.09768): whatever the student gets most wrong; nothing else. Its attention transfer
-  needs matching architectures and is left out.
+  https://arxiv.org/abs/1905.09768): whatever the student gets most wrong; nothing else. As there, the student is
+  judged with the statistics of the batch (it is in training mode), the generator's last layer is a batch norm, and
+  its gradients are clipped to a norm of 5. What differs: attention transfer needs matching architectures and is
+  left out; a sigmoid follows the last norm, since the pool holds bytes; and the generator's rate stays, where the
+  paper's follows a cosine (a synthesizer is not told how many calls there will be). A step of the generator updates
+  no running statistics of the student.
 - DFAD (Fang et al., "Data-Free Adversarial Distillation", 2019, https://arxiv.org/abs/1912.11006): as ZSKT,
   with the mean absolute difference of the logits as divergence, on a logarithmic scale. The paper's student
-  minimises the same difference; here every student minimises the engine's distillation loss.
+  minimises the same difference; here every student minimises the engine's distillation loss. As there, the student
+  is judged with the statistics of the batch.
 - DFQ (Choi et al., "Data-Free Network Quantization With Adversarial Knowledge Distillation", CVPR-W 2020,
   https://arxiv.org/abs/2005.04136), here for distillation alone: adversarial images that the teacher still
   finds plausible: clear, balanced, with its BN statistics.
@@ -24,7 +29,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from raytrain_speedup.methods.distillation import losses, workers
 from raytrain_speedup.methods.distillation.base import (
@@ -51,6 +56,8 @@ class GenerativeSettings(SynthesisSettings):
         5, ge=1, description="fresh batches per call; the student sees these and no older ones"
     )
     lr_g: float = Field(1e-3, gt=0, description="learning rate of the generator (Adam)")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the generator's gradient")
+    output_norm: bool = Field(False, description="a batch norm before the generator's sigmoid")
     generator: Architecture = Field(
         "small", description="small: CIFAR, 8 to 64 pixels; deep: ImageNet, latent maps"
     )
@@ -81,6 +88,7 @@ class GenerativeSynthesizer(Synthesizer):
             width=settings.width,
             latent=settings.latent,
             rng=problem.rng(INITIALISE),
+            output_norm=settings.output_norm,
         )
         self._weights = list(self.generator.parameters())
         self.optimizer = torch.optim.Adam(self._weights, lr=settings.lr_g, fused=True)
@@ -92,6 +100,8 @@ class GenerativeSynthesizer(Synthesizer):
             gradients = workers.average(torch.autograd.grad(scored.loss, self._weights))
             for parameter, gradient in zip(self._weights, gradients, strict=True):
                 parameter.grad = gradient
+            if self.settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self._weights, self.settings.clip_norm)
             self.optimizer.step()
         with torch.no_grad():
             images = torch.cat([to_uint8(self._render(rng)) for _ in range(self.settings.batches)])
@@ -138,10 +148,13 @@ class ZSKTSettings(GenerativeSettings):
     batches: int = Field(
         1, ge=1, description="fresh batches per call; the student sees these and no older ones"
     )
+    clip_norm: float | None = Field(5.0, gt=0, description="largest norm of the generator's gradient")
+    output_norm: bool = Field(True, description="a batch norm before the generator's sigmoid")
     adv: float = Field(1.0, gt=0, description="weight of the adversarial loss")
 
     def terms(self, view: View, problem: Problem) -> dict[str, Tensor]:
-        return {"adv": self.adv * losses.adversarial_loss(view.teacher.logits, view.student_logits())}
+        student = view.student_logits(batch_statistics=True)
+        return {"adv": self.adv * losses.adversarial_loss(view.teacher.logits, student)}
 
 
 class DFADSettings(GenerativeSettings):
@@ -151,7 +164,8 @@ class DFADSettings(GenerativeSettings):
     adv: float = Field(1.0, gt=0, description="weight of the discrepancy loss")
 
     def terms(self, view: View, problem: Problem) -> dict[str, Tensor]:
-        return {"adv": self.adv * losses.discrepancy_loss(view.teacher.logits, view.student_logits())}
+        student = view.student_logits(batch_statistics=True)
+        return {"adv": self.adv * losses.discrepancy_loss(view.teacher.logits, student)}
 
 
 class DFQSettings(GenerativeSettings):

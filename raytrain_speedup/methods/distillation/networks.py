@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from raytrain_speedup.methods.distillation.augment import Augment, augment
 from raytrain_speedup.randomness import AUGMENT, torch_generator
@@ -34,15 +35,27 @@ def freeze(network: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def borrowed(student: nn.Module) -> Iterator[nn.Module]:
-    """The student as a fixed judge of images: evaluation mode, no parameter gradients; then as it was."""
+def borrowed(student: nn.Module, *, batch_statistics: bool = False) -> Iterator[nn.Module]:
+    """The student as a fixed judge of images: evaluation mode, no parameter gradients; then as it was.
+
+    Args:
+        batch_statistics: whether its BN layers normalise by the batch, as in training, and not by what they learnt.
+            They learn nothing from it.
+    """
+    norms = [m for m in student.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     modes = [(module, module.training) for module in student.modules()]
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)
-        yield student.eval()
+        student.eval()
+        if batch_statistics:
+            for norm in norms:
+                norm.training, norm.track_running_stats = True, False
+        yield student
     finally:
+        for norm in norms:
+            norm.track_running_stats = True
         for parameter in trainable:
             parameter.requires_grad_(True)
         for module, training in modes:
