@@ -28,6 +28,7 @@ what was imported before the fork: pytest's own collections were half of the pro
 from __future__ import annotations
 
 import argparse
+import ast
 import compileall
 import contextlib
 import gc
@@ -148,14 +149,22 @@ def _pytest(arguments: list[str], tree: Path, output: Path) -> None:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.environ.setdefault("SPEEDUP_DATA", str(ROOT.parent / "shared" / "data"))
     arguments = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "pytest_timeout", *arguments]
-    files = {tree / test.split("::")[0] for test in arguments if test.startswith("tests")}
-    if any("ray_session" in file.read_text(encoding="utf-8") for file in files if file.is_file()):
+    if any(starts_ray(test, tree) for test in arguments if test.startswith("tests")):
         os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
     sys.path[:0] = [str(tree)]
     sys.dont_write_bytecode = True
     code = importlib.import_module("pytest").main(arguments)
     sys.stdout.flush()
     os._exit(code)  # without joining processes that may wait for ever
+
+
+def starts_ray(test: str, tree: Path) -> bool:
+    """Whether a test, or one of a file, starts Ray; the other tests of the file may do so."""
+    file, _, name = test.partition("::")
+    parts = ast.parse((tree / file).read_text(encoding="utf-8")).body
+    tests = {part for part in parts if getattr(part, "name", "").startswith("test_")}
+    named = {part for part in tests if not name or part.name == name.split("[")[0]}
+    return any("ray_session" in ast.unparse(part) for part in parts if part in named or part not in tests)
 
 
 def try_all(tried: list[Edit], trees: list[Path]) -> int:
