@@ -62,7 +62,7 @@ PRELOADED = (
     ),
     *("scipy.stats", "simplejpeg", "sklearn.datasets", "timm", "timm.data", "torch", "torchvision", "yaml"),
 )
-FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
+FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?::.+?)(?: - .*)?$", re.MULTILINE)
 TIMED_OUT = "from pytest-timeout"
 FORK = multiprocessing.get_context("fork")
 
@@ -169,25 +169,35 @@ def starts_ray(test: str, tree: Path) -> bool:
 
 def try_all(tried: list[Edit], trees: list[Path]) -> int:
     """Try edits, in as many copies at a time as there are, and print who notices each. Returns the survivors."""
-    survivors, waiting, running = 0, list(tried), {}
+    waiting, running = list(tried), {}
+    told: list[tuple[str, bool, float]] = []
 
-    def tell(edit: Edit, caught: str, seconds: float = 0.0) -> int:
+    def tell(edit: Edit, caught: str, seconds: float = 0.0) -> None:
         print(f"{edit.room:<13} {edit.name:<64} {caught}  ({seconds:.0f} s)", flush=True)
-        return caught.split(":")[0].isupper()
+        told.append((edit.room, not caught.split(":")[0].isupper(), seconds))
 
-    while waiting or running:
-        while waiting and trees:
-            edit = waiting.pop(0)
-            if misfit := edit.misfit(trees[-1]):
-                survivors += tell(edit, misfit)
-            else:
-                trial = Trial(edit, trees.pop())
-                running[trial.process.sentinel] = trial
-        for sentinel in wait(list(running)) if running else ():
-            trial = running.pop(sentinel)
-            survivors += tell(trial.edit, *trial.finish())
-            trees.append(trial.tree)
-    return survivors
+    try:
+        while waiting or running:
+            while waiting and trees:
+                edit = waiting.pop(0)
+                if misfit := edit.misfit(trees[-1]):
+                    tell(edit, misfit)
+                else:
+                    trial = Trial(edit, trees.pop())
+                    running[trial.process.sentinel] = trial
+            for sentinel in wait(list(running)) if running else ():
+                trial = running.pop(sentinel)
+                tell(trial.edit, *trial.finish())
+                trees.append(trial.tree)
+    finally:  # after a Ctrl-C, which reaches this process alone
+        for trial in running.values():
+            trial.process.kill()
+            end(trial.process)
+    print("\n| room | edits | noticed | minutes |\n|---|--:|--:|--:|")
+    for room in dict.fromkeys(room for room, *_ in told):
+        noticed, seconds = zip(*(rest for one, *rest in told if one == room), strict=True)
+        print(f"| {room} | {len(noticed)} | {sum(noticed)} | {sum(seconds) / 60:.1f} |")
+    return sum(not noticed for _, noticed, _ in told)
 
 
 def fit(tried: list[Edit], tree: Path) -> int:

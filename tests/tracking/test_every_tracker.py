@@ -57,7 +57,7 @@ def test_a_run_is_read_back(every: Tracker, name: str) -> None:
 
 def test_runs_are_chosen_by_tag_parent_and_experiment(every: Tracker, name: str) -> None:
     parent, other = (every.start(name, "sweep", {"speedup.sweep": key}) for key in "ab")
-    elsewhere = every.start(f"{name}-2", "sweep", {"speedup.sweep": "a"})
+    elsewhere = every.start(f"{name}/2", "sweep", {"speedup.sweep": "a"})
     children = []
     for number in range(3):
         time.sleep(0.002)
