@@ -27,8 +27,10 @@ from raytrain_speedup.tracking.tracker import SCHEDULE_FILE, Entry, NotTracked, 
 
 
 @pytest.fixture(params=["mlflow", "json"])
-def every(request: pytest.FixtureRequest, tracker: Tracker, tmp_path: Path) -> Tracker:
-    return tracker if request.param == "mlflow" else open_tracker(f"json:{tmp_path / 'kept'}")
+def every(request: pytest.FixtureRequest, tmp_path: Path) -> Tracker:
+    if request.param == "mlflow":
+        return request.getfixturevalue("tracker")
+    return open_tracker(f"json:{tmp_path / 'kept'}")
 
 
 @pytest.fixture
