@@ -17,6 +17,7 @@ from raytrain_speedup.config import (
     parse_overrides,
     recipes,
 )
+from raytrain_speedup.script import load_any
 from raytrain_speedup.settings import UserError
 
 INFOBATCH = "pruning.method=infobatch"
@@ -238,3 +239,18 @@ def test_keys_of_an_earlier_version_are_read_with_a_warning(caplog: pytest.LogCa
     assert [stage.fraction for stage in old.curriculum.schedule] == [0.5, 0.5]  # type: ignore[attr-defined]
     assert "val_share is called val_fraction now" in caplog.text
     assert "share" not in old.to_yaml().replace("shared", "")
+
+
+def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes it meanwhile does not get half of each."""
+    path, read, text = tmp_path / "mine.yaml", [], Path.read_text
+
+    def noted(self: Path, *args: Any, **named: Any) -> str:
+        read.append(self)
+        return text(self, *args, **named)
+
+    path.write_text("name: mine\n")
+    monkeypatch.setattr(Path, "read_text", noted)
+    for load in (load_any, load_experiment):
+        read.clear()
+        assert load(path).name == "mine" and read.count(path) == 1

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +23,7 @@ from raytrain_speedup.engine.mixing import Mix, mix_batch
 from raytrain_speedup.engine.optimizer import build_optimizer, set_learning_rate
 from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.models.resize import at_size, change_size, size_of
+from raytrain_speedup.randomness import seeds
 from raytrain_speedup.tasks import Task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,7 +78,7 @@ class Learner:
         self._warming = False
         self._wrap()
         if rank:  # rank 0 goes on as a single worker does
-            torch.manual_seed(int(np.random.SeedSequence((train.seed, rank)).generate_state(1, np.uint64)[0]))
+            torch.manual_seed(*seeds(1, train.seed, rank))
 
     def _wrap(self) -> None:
         """Put the model behind DDP and compile it; again whenever its parameters change their shapes."""

@@ -19,8 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data.batch import WARM_UP, Batch, Step, draw_keys
-from raytrain_speedup.data.batch_source import BatchSource
+from raytrain_speedup.data.batch import WARM_UP, Batch, BatchSource, Step, draw_keys
 from raytrain_speedup.engine.alarm import LossAlarm, NonFinite
 from raytrain_speedup.engine.checkpoint import (
     CheckpointFailed,
@@ -32,7 +31,7 @@ from raytrain_speedup.engine.checkpoint import (
 )
 from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.engine.cost.reference import NoReference, Reference
-from raytrain_speedup.engine.evaluate import evaluate, show
+from raytrain_speedup.engine.evaluate import evaluate, validation_images
 from raytrain_speedup.engine.identity import check_same, identity
 from raytrain_speedup.engine.learner import Learner
 from raytrain_speedup.engine.learning_rate import learning_rate
@@ -319,7 +318,7 @@ class Loop:
             images = self.loader.images()
             if self.task.shown and self.has_val:
                 with at_size(self.learner.result, self.full_size) as model:
-                    images |= show(model, self.task, self.loader, autocast=self.learner.autocast)
+                    images |= validation_images(model, self.task, self.loader, autocast=self.learner.autocast)
             return images
 
     def costs(self) -> dict[str, float]:

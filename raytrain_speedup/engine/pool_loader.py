@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from raytrain_speedup.data import Loader
 from raytrain_speedup.data.batch import WARM_UP, Batch, Step
-from raytrain_speedup.data.skipped import Skipped
+from raytrain_speedup.data.unreadable import Skipped
 from raytrain_speedup.engine.cost.measure import FlopCounter, Stopwatch
 from raytrain_speedup.engine.synthesis_alarm import check_call
 from raytrain_speedup.methods.distillation import Synthesis, SynthesisSettings, Synthesizer
 from raytrain_speedup.methods.distillation.evaluation_set import evaluation_images
+from raytrain_speedup.methods.distillation.networks import student_inputs, teacher_logits
 from raytrain_speedup.methods.distillation.pool import Pool
-from raytrain_speedup.methods.distillation.student import student_inputs, teacher_logits
 from raytrain_speedup.methods.distillation.workers import share_buffers
 from raytrain_speedup.tasks.images import image_grid
 

@@ -27,10 +27,10 @@ from typing import Any
 from side_by_side import Metrics, middle, provenance, spread
 
 from raytrain_speedup.config import Experiment, load_experiment
-from raytrain_speedup.data import Subset, open_data
-from raytrain_speedup.data.base import Dataset
+from raytrain_speedup.data import open_data
+from raytrain_speedup.data.base import Dataset, Subset
 from raytrain_speedup.data.digits import DigitsSettings
-from raytrain_speedup.data.split import balanced_split
+from raytrain_speedup.data.splits import balanced_split
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.run import run
 

@@ -15,9 +15,9 @@ from raytrain_speedup.data import Loader, Source, Step, augment, build_loader, o
 from raytrain_speedup.data.base import ArraySource, CorruptSample
 from raytrain_speedup.data.batch import WARM_UP, Batch
 from raytrain_speedup.data.decode import Box, read
-from raytrain_speedup.data.kept import KeptFiles, usual_bytes
 from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.data.randaugment import randaugment
+from raytrain_speedup.data.worker_loader import KeptFiles, usual_bytes
 from raytrain_speedup.methods.curriculum.base import Kernel, Stage
 from raytrain_speedup.methods.curriculum.crop import low_frequency_crop
 

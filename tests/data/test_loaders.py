@@ -15,7 +15,7 @@ from raytrain_speedup.data import build_loader, open_data
 from raytrain_speedup.data.augment import coins
 from raytrain_speedup.data.device_loader import DeviceLoader
 from raytrain_speedup.data.digits import DigitsSettings
-from raytrain_speedup.data.imagefolder import ImageFolderSettings
+from raytrain_speedup.data.folders import ImageFolderSettings
 from raytrain_speedup.data.parquet import ParquetSettings, ParquetSource
 from raytrain_speedup.data.worker_loader import BatchDataset, WorkerLoader
 from raytrain_speedup.methods.curriculum.base import Stage

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from raytrain_speedup.data import open_data
 from raytrain_speedup.data.digits import DigitsSettings
-from raytrain_speedup.data.split import balanced_split
+from raytrain_speedup.data.splits import balanced_split
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=300).map(np.array)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 
 import pytest
 
-from raytrain_speedup.engine import outage
+from raytrain_speedup import retry
 from raytrain_speedup.engine.outage import outlast, reason_of
 
 
@@ -41,10 +40,9 @@ class Storage:
 
 @pytest.fixture
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds slept, on a clock that nothing else moves."""
+    """The seconds of each pause, which take none here."""
     slept: list[float] = []
-    monkeypatch.setattr(outage.time, "sleep", slept.append)
-    monkeypatch.setattr(outage.time, "monotonic", lambda: sum(slept))
+    monkeypatch.setattr(retry.time, "sleep", slept.append)
     return slept
 
 
@@ -70,10 +68,3 @@ def test_what_lasts_is_told_at_once(lasting: Exception, naps: list[float]) -> No
     with pytest.raises(type(lasting)) as told:
         outlast(Storage(error(errno.EIO), lasting), "a file")
     assert told.value is lasting and len(naps) == 1
-
-
-def test_patience_ends(naps: list[float]) -> None:
-    never: Callable[[], str] = Storage(*(error(errno.EIO) for _ in range(1000)))
-    with pytest.raises(OSError, match="Input/output error"):
-        outlast(never, "a file")
-    assert outage.PATIENCE_SECONDS < sum(naps) < outage.PATIENCE_SECONDS + 2 * outage.RETRY_SECONDS

@@ -6,7 +6,7 @@
     for call in range(calls):
         pool.add(synthesizer.synthesize(call).images)
         for step in range(settings.student_steps if call >= settings.warmup else 0):
-            ...                                   # `student.py` says what a step is
+            ...                                   # `networks.py` says what a step is
 
 A method is a settings class (what the experiment file says) and a synthesizer (what the loop talks to).
 """
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from raytrain_speedup.methods.distillation.augment import Augment, augment
 from raytrain_speedup.methods.distillation.bn_statistics import BatchNormProbe, Observation
-from raytrain_speedup.methods.distillation.rng import generator_for
-from raytrain_speedup.methods.distillation.teacher import borrowed, freeze, logits_of
+from raytrain_speedup.methods.distillation.networks import borrowed, freeze, logits_of
+from raytrain_speedup.randomness import torch_generator
 from raytrain_speedup.settings import Settings, UserError
 
 
@@ -109,7 +109,7 @@ class Problem:
 
     def rng(self, *key: int) -> torch.Generator:
         """A generator on the device, seeded by the run's seed and `key`."""
-        return generator_for(self.device, self.seed, *key)
+        return torch_generator(self.device, self.seed, *key)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images in [0, 1] as the networks expect them."""

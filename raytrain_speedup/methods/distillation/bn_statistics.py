@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from raytrain_speedup.methods.distillation.teacher import logits_of
+from raytrain_speedup.methods.distillation.networks import logits_of
 
 
 class _Moments(torch.autograd.Function):

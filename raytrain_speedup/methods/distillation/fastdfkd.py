@@ -21,8 +21,8 @@ from raytrain_speedup.methods.distillation import losses, workers
 from raytrain_speedup.methods.distillation.base import Problem, Synthesis, SynthesisSettings, Synthesizer
 from raytrain_speedup.methods.distillation.generator import Architecture, build_generator, initialise
 from raytrain_speedup.methods.distillation.pool import to_uint8
-from raytrain_speedup.methods.distillation.rng import INITIALISE, LATENT, RESET
 from raytrain_speedup.methods.distillation.synthesis import Keep, Score, descend
+from raytrain_speedup.randomness import INITIALISE, LATENT, RESET
 from raytrain_speedup.settings import UserError
 
 _BETAS = (0.5, 0.999)

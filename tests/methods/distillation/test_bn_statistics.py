@@ -11,7 +11,7 @@ from torch import nn
 
 from raytrain_speedup.methods.distillation import losses
 from raytrain_speedup.methods.distillation.bn_statistics import BatchNormProbe, moments
-from raytrain_speedup.methods.distillation.teacher import freeze
+from raytrain_speedup.methods.distillation.networks import freeze
 
 
 def reference_bn_loss(network: nn.Sequential, x: torch.Tensor) -> torch.Tensor:

@@ -24,10 +24,10 @@ from raytrain_speedup.methods.distillation.fastdfkd import (
     reptile_gradient,
 )
 from raytrain_speedup.methods.distillation.generator import Generator
+from raytrain_speedup.methods.distillation.networks import freeze
 from raytrain_speedup.methods.distillation.pool import to_uint8
-from raytrain_speedup.methods.distillation.rng import LATENT
 from raytrain_speedup.methods.distillation.synthesis import Score, descend
-from raytrain_speedup.methods.distillation.teacher import freeze
+from raytrain_speedup.randomness import LATENT
 
 PLAIN = {"crop": 0, "flip": False}
 

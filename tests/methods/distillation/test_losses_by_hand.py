@@ -22,8 +22,8 @@ from raytrain_speedup.methods.distillation.deepinversion import DeepInversion
 from raytrain_speedup.methods.distillation.evaluation_set import inversion_loss
 from raytrain_speedup.methods.distillation.fastdfkd import FastDFKD
 from raytrain_speedup.methods.distillation.generative import GenerativeSynthesizer
-from raytrain_speedup.methods.distillation.rng import generator_for
 from raytrain_speedup.methods.distillation.synthesis import Score
+from raytrain_speedup.randomness import torch_generator
 
 AUGMENT = Augment(crop=2, flip=True)
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 2, 1])
@@ -93,11 +93,11 @@ def student(teacher: nn.Sequential) -> nn.Sequential:
     """Of the teacher's mind on some images, and of another on others."""
     network = copy.deepcopy(teacher)
     with torch.no_grad():
-        network[-1].weight += 0.4 * torch.randn(network[-1].weight.shape, generator=generator_for("cpu", 1))
+        network[-1].weight += 0.4 * torch.randn(network[-1].weight.shape, generator=torch_generator("cpu", 1))
     return network
 
 
-IMAGES = torch.rand(8, 1, 8, 8, generator=generator_for("cpu", 2))
+IMAGES = torch.rand(8, 1, 8, 8, generator=torch_generator("cpu", 2))
 
 
 def shown(how: Augment = AUGMENT, *, after: torch.Generator | None = None) -> Tensor:
@@ -106,7 +106,7 @@ def shown(how: Augment = AUGMENT, *, after: torch.Generator | None = None) -> Te
 
 
 def draws() -> torch.Generator:
-    return generator_for("cpu", 3)
+    return torch_generator("cpu", 3)
 
 
 def judged(teacher: nn.Sequential, student: nn.Sequential) -> tuple[Seen, np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import torch
 from distillation_nets import Segmenter, build, classifier
 from torch import nn
 
-from raytrain_speedup.methods.distillation.teacher import borrowed, logits_of
+from raytrain_speedup.methods.distillation.networks import borrowed, logits_of
 from raytrain_speedup.settings import UserError
 
 

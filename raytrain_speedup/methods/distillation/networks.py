@@ -1,7 +1,14 @@
-"""The teacher: a network that is only ever asked, never changed.
+"""The two networks: a teacher that is only ever asked, and a student that learns to answer as it does.
 
-It is in evaluation mode and none of its parameters requires a gradient, so a backward pass through it
-computes the gradient of its input and nothing else.
+A frozen teacher is in evaluation mode and none of its parameters requires a gradient, so a backward pass
+through it computes the gradient of its input and nothing else. What the student learns from a batch of the
+pool:
+
+    images = pool.sample(256, seed, rank, step)
+    inputs = student_inputs(images, settings.augment, mean, std, seed, rank, step)
+    target = teacher_logits(teacher, inputs)  # without a graph, and without hooks
+    losses = distillation_loss(target, student(inputs), settings.temperature)  # `losses.py`; one per sample
+    losses.mean().backward()
 """
 
 from __future__ import annotations
@@ -10,8 +17,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from raytrain_speedup.methods.distillation.augment import Augment, augment
+from raytrain_speedup.randomness import AUGMENT, torch_generator
 from raytrain_speedup.settings import UserError
 
 
@@ -52,3 +62,22 @@ def logits_of(output: Any) -> Tensor:
             f"teacher: its output is a {type(output).__name__}, not a tensor or a dict with 'out'"
         )
     return output
+
+
+def student_inputs(images: Tensor, how: Augment, mean: Tensor, std: Tensor, *key: int) -> Tensor:
+    """uint8 images (b, C, H, W) of the pool, augmented and normalised.
+
+    The augmentation works on 0..255, where shifts and flips are exact in any precision.
+
+    Args:
+        mean, std: (C, 1, 1), for images in [0, 1].
+        key: what decides the augmentation, such as (seed, rank, step).
+    """
+    varied = augment(images.float(), how, torch_generator(images.device, AUGMENT, *key))
+    return (varied - 255 * mean) / (255 * std)
+
+
+def teacher_logits(teacher: nn.Module, inputs: Tensor) -> Tensor:
+    """What the student is to match, float32 without a graph: (b, K), or (b, K, H, W) for maps."""
+    with torch.no_grad():
+        return logits_of(teacher(inputs)).float()
