@@ -25,6 +25,12 @@ def test_every_sample_is_on_one_side_and_every_class_gives_its_share(targets, fr
         assert len(aside) == round(fraction * len(targets))
 
 
+def test_the_largest_remainders_are_rounded_up() -> None:
+    """1.3, 1.9 and 0.8 of a tenth sum to 4."""
+    targets = np.repeat([0, 1, 2], [13, 19, 8])
+    assert np.bincount(targets[balanced_split(targets, 0.1, 0)[1]]).tolist() == [1, 2, 1]
+
+
 def test_the_seed_chooses_the_samples_evenly() -> None:
     targets = np.arange(200) % 4
     chosen = np.zeros(200)
