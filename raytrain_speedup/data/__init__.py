@@ -13,6 +13,7 @@ from raytrain_speedup.data.cifar import Cifar10Settings, Cifar100Settings
 from raytrain_speedup.data.device_loader import DeviceLoader
 from raytrain_speedup.data.digits import DigitsSettings
 from raytrain_speedup.data.folders import ImageFolderSettings
+from raytrain_speedup.data.indexed import IndexedSettings
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.masks import MaskFolderSettings, ParquetMasksSettings
 from raytrain_speedup.data.parquet import ParquetSettings
@@ -49,6 +50,7 @@ SOURCES = Registry(
         "imagefolder": ImageFolderSettings,
         "parquet-masks": ParquetMasksSettings,
         "maskfolder": MaskFolderSettings,
+        "index": IndexedSettings,
         "python": PythonSettings,
     },
 )
