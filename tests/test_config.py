@@ -249,8 +249,8 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         read.append(self)
         return text(self, *args, **named)
 
-    path.write_text("name: mine\n")
+    path.write_text(load_experiment("digits").to_yaml())
     monkeypatch.setattr(Path, "read_text", noted)
     for load in (load_any, load_experiment):
         read.clear()
-        assert load(path).name == "mine" and read.count(path) == 1
+        assert load(path).name == "digits" and read.count(path) == 1
