@@ -16,7 +16,7 @@ from raytrain_speedup.tracking.run_log import RunLog, is_final, settings_of
 from raytrain_speedup.tracking.tracker import State, Tracker
 
 TUNES_OWN = {*AUTO_RESULT_KEYS, "done", "trial_id", "experiment_tag", "should_checkpoint"}
-FAILURE = {"error", "traceback"}
+FAILURE = {"error", "traceback", "again"}
 """What a trial reports in place of metrics when it fails, see `sweep.guarded`."""
 
 
@@ -39,6 +39,7 @@ class SweepCallback(Callback):
         margin: of the sweep, kept with every run for the leaderboard.
         reopen: run name to the run to go on with.
         listener: is told the same.
+        stopped: why a trial was stopped, by name of its run.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class SweepCallback(Callback):
         margin: float,
         reopen: Mapping[str, str],
         listener: Listener,
+        stopped: Mapping[str, str],
     ) -> None:
-        self.tracker = tracker
+        self.tracker, self.stopped = tracker, stopped
         self.into, self.heartbeat, self.margin = into, heartbeat, margin
         self.reopen = dict(reopen)
         self.listener = listener
@@ -104,7 +106,7 @@ class SweepCallback(Callback):
             self.listener(trial.config["run_name"], "running", metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._end(trial, "stopped", f"behind the others at {trial.last_result.get('progress', 0):.0%}")
+        self._end(trial, "stopped", self.stopped.get(trial.config["run_name"], ""))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._end(trial, "failed", last_line(trial))
