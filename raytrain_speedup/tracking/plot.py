@@ -79,12 +79,10 @@ def _frame(axes: Axes, title: str, note: str, metric: str) -> None:
 
 def _cut(axes: Axes, rows: Sequence[Row], baseline: Row | None) -> None:
     """Leave out what is hopelessly below the baseline: it would flatten everything that matters."""
-    if baseline is None:
+    level = None if baseline is None else cut_level(baseline, rows)
+    if level is None:
         return
-    level = -max(16 * baseline.margin, 5 * (baseline.accuracy_std or 0.0))
     differences = [row.difference or 0.0 for row in rows]
-    if not any(difference < level for difference in differences):
-        return
     top = max(0.0, *differences)
     axes.set_ylim(level - 0.06 * (top - level), top + 0.22 * (top - level))
     for row in [row for row in rows if (row.difference or 0.0) < level]:
@@ -94,6 +92,12 @@ def _cut(axes: Axes, rows: Sequence[Row], baseline: Row | None) -> None:
             xytext=(0, 22), textcoords="offset points", ha="center", fontsize=8, color=colour,
             arrowprops={"arrowstyle": "->", "color": colour, "alpha": 0.6},
         )  # fmt: skip
+
+
+def cut_level(baseline: Row, rows: Sequence[Row]) -> float | None:
+    """The difference below which nothing is drawn at its place; None where all can be."""
+    level = -max(16 * baseline.margin, 5 * (baseline.accuracy_std or 0.0))
+    return level if any((row.difference or 0.0) < level for row in rows) else None
 
 
 def _baseline(axes: Axes, row: Row) -> None:
