@@ -14,9 +14,8 @@ from raytrain_speedup.config import (
     Experiment,
     load_experiment,
     load_experiment_dict,
-    parse_overrides,
-    recipes,
 )
+from raytrain_speedup.experiment_file import parse_overrides, recipes
 from raytrain_speedup.settings import UserError
 
 INFOBATCH = "pruning.method=infobatch"

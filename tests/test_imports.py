@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import raytrain_speedup
 
 PROGRAM = """
 import importlib, pkgutil, sys
@@ -39,3 +43,15 @@ def test_the_commands_help_imports_nothing_heavy():
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     heavy = {"torch", "ray", "mlflow", "optuna", "pydantic", "numpy", "pyarrow", "sklearn", "yaml"}
     assert not heavy & set(found.stdout.split())
+
+
+def test_no_function_is_longer_than_sixty_lines():
+    """Forty are the aim; beyond sixty nobody reads it in one piece."""
+    package = Path(raytrain_speedup.__file__).parent
+    long = [
+        f"{file.relative_to(package)}: {node.name}, {node.end_lineno - node.lineno + 1} lines"
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60
+    ]
+    assert not long

@@ -71,3 +71,12 @@ def draw_keys(index: Tensor, step: Step, *, seed: int, epoch: int) -> Tensor:
 def evaluation_keys(index: Tensor) -> Tensor:
     """The row `draws` of samples that are evaluated: the same in every evaluation of every run."""
     return noise.words(index, seed=0, epoch=EVALUATION, streams=(0,))[0]
+
+
+def blank(batch: Batch) -> Batch:
+    """Two images (batch normalisation may refuse one) of a batch's shape that weigh nothing, for a batch without
+    any; its index stays empty."""
+    return {
+        key: tensor if key == "index" else tensor.new_zeros((2, *tensor.shape[1:]))
+        for key, tensor in batch.items()
+    }

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
-from raytrain_speedup.engine.compare import DEFAULT_METRIC
+from raytrain_speedup.metric import ACCURACY, Metric
 from raytrain_speedup.tracking.tracker import EPOCH, OURS, Entry
 
 KNOWN_SCHEMAS = {"dc11669786a5"}
@@ -91,8 +91,8 @@ def _metrics(
     """Number, key, value and whether it is NaN, of all final metrics or of those wanted, each looked up."""
     if wanted is None:
         return database.execute(METRICS, _range(EPOCH))
-    ranking = {run.get(METRIC, DEFAULT_METRIC) for run in tags}
-    keys = sorted({*wanted, *ranking, *(f"val_{name}" for name in ranking)})
+    ranking = [Metric(name) for name in {run.get(METRIC, ACCURACY.name) for run in tags}]
+    keys = sorted({*wanted, *(metric.key(split) for metric in ranking for split in ("test", "validation"))})
     return database.execute(SOME_METRICS.format(", ".join("?" * len(keys))), keys)
 
 

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raytrain_speedup.engine.compare import spoken
+from raytrain_speedup.metric import spoken
 from raytrain_speedup.tracking.outcome import row_in_words
 from raytrain_speedup.tuning.standing import Standing
 

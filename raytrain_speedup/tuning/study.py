@@ -124,7 +124,7 @@ def _importances(study: optuna.Study, place: int) -> dict[str, float]:
 def _trial(sweep: Sweep, record: Record, row: Row | None, tracker: Tracker | None) -> FrozenTrial:
     space = sweep.distributions()
     params = {key: value for key, value in record.params.items() if key in space}
-    values = objective_values(record.metrics, list(sweep.settings.objectives)) if record.finished else None
+    values = objective_values(record.final, list(sweep.settings.objectives)) if record.finished else None
     state = STATES[record.state]
     if state is TrialState.COMPLETE and values is None:  # a metric that is no number
         state = TrialState.FAIL
@@ -156,7 +156,7 @@ def _attributes(record: Record, row: Row | None) -> dict[str, Any]:
         "speedup": None if row is None else row.speedup,
         "difference": None if row is None else row.difference,
         "wall_seconds": record.wall_seconds,
-        "hardware": str(record.metrics.get("hardware", "")),
+        "hardware": "" if record.metrics is None else record.metrics.hardware,
     }
     return {key: value for key, value in found.items() if value not in (None, "")}
 

@@ -82,7 +82,7 @@ def test_one_worker_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     heard = []
     experiment = load_experiment("digits", TINY | {"train.epochs": 12})
     metrics = launch(experiment, tmp_path / "whole", lambda kind, metrics: heard.append(kind))
-    assert f"{metrics['accuracy']:.2f} %" in resumed
+    assert f"{metrics.metrics['accuracy']:.2f} %" in resumed
     ends = [max(place.glob("checkpoint-*")) / "model.pt" for place in (folder, tmp_path / "whole")]
     went_on, whole = (torch.load(end, weights_only=True) for end in ends)
     for name, tensor in whole.items():

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from written_sweep import final
 
+from raytrain_speedup.engine.final_metrics import TEXTS
 from raytrain_speedup.engine.statistics.verdict import plan_for
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.leaderboard import best, rows
@@ -29,7 +30,7 @@ def run(name: str, role: str, seed: int, quality: float, seconds: float, state: 
         store.ROLE: role, store.STATE: state, store.SEED: str(seed), store.METHOD: "infobatch",
         store.SETTINGS: setting, store.GROUP: setting, store.MARGIN: "1.0", store.SPENT: "2.5",
         **({store.PLAN: PLAN} if role == "winner" else {}),
-        **{f"speedup.{key}": str(metrics[key]) for key in store.TEXTS if key in metrics},
+        **{f"speedup.{key}": str(metrics[key]) for key in TEXTS if key in metrics},
     }  # fmt: skip
     numbers = {key: float(value) for key, value in metrics.items() if not isinstance(value, str)}
     return record_of(Entry(name, name, "e", 0, "parent", tags, numbers))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_speedup.engine.cost.measure import PHASES
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.tracking import open_tracker
 from raytrain_speedup.tracking.run_log import RunLog
 from raytrain_speedup.tracking.tracker import Tracker
@@ -52,6 +53,8 @@ def final(quality: float, seconds: float, seed: int, *, test: bool) -> dict[str,
         **tested,
         "val_accuracy": quality,
         "metric": "accuracy",
+        "direction": "max",
+        "train_key": "t",
         "train_seconds": seconds,
         "wall_seconds": seconds + 1.0,
         "train_flops": 1e9 * seconds,
@@ -98,7 +101,7 @@ def write(uri: str, folder: Path) -> Written:
     def finish(log: RunLog, quality: float, seconds: float, seed: int, *, test: bool) -> None:
         epoch(log, 1, quality - 9, seconds / 2)
         epoch(log, 2, quality, seconds)
-        log.finish(final(quality, seconds, seed, test=test))
+        log.finish(FinalMetrics.from_dict(final(quality, seconds, seed, test=test)))
 
     baseline = sweep.settings.baseline
     for seed in (SEARCH_SEED, SEARCH_SEED + 1, 0, 1, 2):

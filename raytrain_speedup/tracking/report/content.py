@@ -196,7 +196,7 @@ def _curves(tracker: Tracker, finished: Sequence[Row]) -> list[Curve]:
 
 
 def _curve(tracker: Tracker, row: Row) -> Curve | None:
-    quality = tracker.curve(row.run_ids[0], f"{EPOCH}val_{row.metric}")
+    quality = tracker.curve(row.run_ids[0], EPOCH + row.ranking.key("validation"))
     if len(quality) < 2:
         return None
     for compute in COMPUTE:

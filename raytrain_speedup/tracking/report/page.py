@@ -7,15 +7,22 @@ and nothing sorted. It follows the reader's dark or light, fits a telephone, and
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from importlib import resources
 
-from raytrain_speedup.engine.compare import spoken
 from raytrain_speedup.tracking.leaderboard import Row
 from raytrain_speedup.tracking.provenance import package_version
 from raytrain_speedup.tracking.report import sections
 from raytrain_speedup.tracking.report.content import Report
 from raytrain_speedup.tracking.report.html import Html, element
-from raytrain_speedup.tracking.report.words import bounds, duration, points, seeds, speedup_of, verdict_class
+from raytrain_speedup.tracking.report.words import (
+    bounds,
+    difference_of,
+    duration,
+    seeds,
+    speedup_of,
+    verdict_class,
+)
 
 SECTIONS = (
     ("Speedup against quality", sections.front),
@@ -75,11 +82,11 @@ def _facts(report: Report) -> Html:
     pays = "" if cost.pays_after is None else f"; paid back after {cost.pays_after:,} training runs"
     use = f"speedup export {report.ids[row.run_id]}" + ("" if report.proven else " --unproven")
     facts = [
-        ("How much faster", speedup_of(row), bounds(row.speedup_interval, "{:.2f}", "90 %")),
+        ("How much faster", speedup_of(row), bounds(row.speedup_interval, "{:.2f}".format, "90 %")),
         (
-            f"At what {spoken(row.metric)}",
-            points(row.difference),
-            bounds(row.interval, "{:+.2f}", "95 %"),
+            f"At what {row.ranking.spoken}",
+            difference_of(row),
+            bounds(row.interval, partial(row.ranking.text, signed=True), "95 %"),
         ),
         ("How sure", verdict, _certainty(row)),
         ("What the search cost", duration(cost.seconds), f"{cost.runs} runs{pays}"),
@@ -96,7 +103,7 @@ def _facts(report: Report) -> Html:
 
 
 def _certainty(row: Row) -> str:
-    over = f"over {seeds(len(row.seeds))}, margin {row.margin:g} points"
+    over = f"over {seeds(len(row.seeds))}, margin {row.margin:g}{' points' * (row.ranking.sign > 0)}"
     return over if row.plan is None else f"{over}, error {row.plan.error:.0%} over all looks and winners"
 
 

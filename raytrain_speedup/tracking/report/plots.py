@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.ticker import EngFormatter
 
-from raytrain_speedup.engine.compare import spoken
+from raytrain_speedup.metric import spoken
 from raytrain_speedup.tracking.leaderboard import Row
+from raytrain_speedup.tracking.outcome import row_in_words
 from raytrain_speedup.tracking.plot import cut_level, pareto_front
 from raytrain_speedup.tracking.report.chart import Axis, Interval, Line, Point, axis, chart
 from raytrain_speedup.tracking.report.content import Curve, Report
@@ -32,12 +33,13 @@ def front(report: Report) -> Html | None:
     baseline = report.baseline
     cut = None if baseline is None else cut_level(baseline, rows)
     if baseline is not None:
-        tip = f"baseline: {baseline.accuracy or 0.0:.2f} % over {len(baseline.seeds)} seeds"
+        value = baseline.ranking.text(baseline.accuracy or 0.0)
+        tip = f"baseline: {value} {baseline.ranking.unit} over {len(baseline.seeds)} seeds"
         points.append(Point(1.0, 0.0, "baseline", tip, run=baseline.run_id, label="baseline"))
     spans = [(point.x, point.x_interval) for point in points]
     x = axis("speedup (times the baseline)", "{:.3g}x".format, _shown(spans, at_least=0.1))
     y = _of_differences(points, rows[0], cut)
-    confirmed = [(row.speedup or 0.0, row.difference or 0.0) for row in rows if row.role != "trial"]
+    confirmed = [(row.speedup or 0.0, row.gain or 0.0) for row in rows if row.role != "trial"]
     edge = pareto_front(confirmed)
     margin = rows[0].margin
     return chart(
@@ -47,7 +49,7 @@ def front(report: Report) -> Html | None:
         lines=[Line(edge, "front", "Pareto front of what was confirmed", steps=True)]
         if len(edge) > 1
         else [],
-        levels=[(-margin, f"margin: {margin:g} points below the baseline")]
+        levels=[(-margin, f"margin: {margin:g}{' points' * (rows[0].ranking.sign > 0)}")]
         if y.low < -margin < y.high
         else [],
         name="Speedup against the difference in quality, of every setting",
@@ -59,7 +61,13 @@ def _drawn(row: Row) -> bool:
 
 
 def _of_differences(points: Sequence[Point], row: Row, cut: float | None) -> Axis:
-    label = f"difference in {spoken(row.metric)} (points)"
+    """Of gains: what is better is above, also where less is better."""
+    metric = row.ranking
+    label = (
+        f"difference in {metric.spoken} (points)"
+        if metric.sign > 0
+        else f"{metric.spoken} below the baseline"
+    )
     spans = [(point.y, point.y_interval) for point in points if cut is None or point.y >= cut]
     ends = _shown(spans, at_least=2 * row.margin)
     return axis(label, _signed, [cut, *ends] if cut is not None else ends)
@@ -80,18 +88,11 @@ def _shown(values: Sequence[tuple[float, Interval | None]], *, at_least: float) 
 
 
 def _point(row: Row, report: Report) -> Point:
-    verdict = row.verdict or "one seed of the search, validation data"
-    spans = [
-        f"{value}{'' if interval is None else f' [{form.format(interval[0])}, {form.format(interval[1])}]'}"
-        for value, interval, form in (
-            (f"{row.speedup or 0.0:.2f} x", row.speedup_interval, "{:.2f}"),
-            (f"{row.difference or 0.0:+.2f} points", row.interval, "{:+.2f}"),
-        )
-    ]
-    tip = f"{row.label} {row.settings}: {verdict}; {spans[0]}, {spans[1]}; {report.ids[row.run_id]}"
+    interval = None if row.interval is None else sorted(map(row.ranking.merit, row.interval))
+    tip = f"{row_in_words(row)}; {report.ids[row.run_id]}"
     return Point(
-        row.speedup or 0.0, row.difference or 0.0, kind_of(row), tip, run=row.run_id,
-        x_interval=row.speedup_interval, y_interval=row.interval,
+        row.speedup or 0.0, row.gain or 0.0, kind_of(row), tip, run=row.run_id,
+        x_interval=row.speedup_interval, y_interval=None if interval is None else (interval[0], interval[1]),
         label="" if row.role == "trial" else row.label if row.role not in ("winner", "run") else row.settings,
     )  # fmt: skip
 

@@ -134,7 +134,7 @@ def negative(report: Report) -> Html:
     """What a control does, and what did not help."""
     controls = [f"control: {row_in_words(row)}." for row in report.controls]
     worse = [f"{row_in_words(row)}." for row in report.negative if row not in report.controls]
-    below = [row for row in report.trials if row.difference is not None and row.difference < -row.margin]
+    below = [row for row in report.trials if row.gain is not None and row.gain < -row.margin]
     lines = [*controls, *worse]
     if below:
         lines.append(

@@ -23,7 +23,7 @@ from raytrain_speedup.tracking.tracker import Entry
 
 VERSION = 1
 CLAIMED = (
-    *("method", "settings", "data", "model", "hardware", "metric", "split", "seeds", "accuracy"),
+    *("method", "settings", "data", "model", "hardware", "metric", "direction", "split", "seeds", "accuracy"),
     *("baseline_accuracy", "difference", "interval", "margin", "verdict", "looks"),
     *("speedup", "speedup_interval", "speedup_clock", "flops_ratio", "passes_saved", "disturbed"),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from raytrain_speedup.tracking.leaderboard import Row
 
 HOUR = 3600.0
@@ -11,14 +13,15 @@ def speedup_of(row: Row) -> str:
     return "no time is believed" if row.speedup is None else f"{row.speedup:.2f} x"
 
 
-def points(difference: float | None) -> str:
-    return "unknown" if difference is None else f"{difference:+.2f} points"
+def difference_of(row: Row) -> str:
+    """Without its interval."""
+    return "unknown" if row.difference is None else row.ranking.difference(row.difference, None)
 
 
-def bounds(interval: tuple[float, float] | None, form: str, confidence: str) -> str:
+def bounds(interval: tuple[float, float] | None, form: Callable[[float], str], confidence: str) -> str:
     if interval is None:
         return "no interval before the third seed"
-    low, high = (form.format(bound) for bound in interval)
+    low, high = map(form, interval)
     return f"between {low} and {high} ({confidence})"
 
 
