@@ -286,29 +286,38 @@ def load_experiment(
         UserError: naming each wrong key, its value and what was expected; and where code of the user's own is
             not there, or takes other arguments than it will get.
     """
-    where = name.get("name", "experiment") if isinstance(name, Mapping) else name
-    experiment = _validated(read_raw(name, overrides, beside=beside), where=str(where))
+    if isinstance(name, Mapping):
+        return load_content(name, overrides, files=(beside,), where=str(name.get("name", "experiment")))
+    path = find_experiment(name)
+    return load_content(read_yaml(path), overrides, files=(path, beside), where=str(name))
+
+
+def load_content(
+    content: Mapping[str, Any],
+    overrides: Iterable[str] | Mapping[str, Any],
+    *,
+    files: Sequence[Path | None],
+    where: str,
+) -> Experiment:
+    """As `load_experiment`, of what a file holds.
+
+    Args:
+        files: in whose folders code of the user's own may be.
+        where: what to call the file.
+    """
+    experiment = _validated(_completed(content, overrides, files), where=where)
     experiment.check_code()
     return experiment
 
 
-def read_raw(
-    name: str | Path | Mapping[str, Any],
-    overrides: Iterable[str] | Mapping[str, Any] = (),
-    *,
-    beside: Path | None = None,
+def _completed(
+    content: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any], files: Sequence[Path | None]
 ) -> dict[str, Any]:
-    """An experiment's content and overrides as plain data, of which only the form is known to be right."""
-    path: Path | None = None
-    if isinstance(name, Mapping):
-        content = dict(name)
-    else:
-        path = find_experiment(name)
-        content = read_yaml(path)
-    content = overridden(content, overrides)
+    """A content with overrides, and where it names code of the user's own, with the folders to look for it in."""
+    content = overridden(dict(content), overrides)
     if not content.get("python_path") and names_own_code(content):
-        files = [file for file in (path, beside) if file is not None and file not in recipes().values()]
-        folders = [*(file.absolute().parent for file in files), Path.cwd()]
+        own = [file for file in files if file is not None and file not in recipes().values()]
+        folders = [*(file.absolute().parent for file in own), Path.cwd()]
         content["python_path"] = list(dict.fromkeys(str(folder) for folder in folders))
     return content
 
@@ -324,7 +333,8 @@ def load_plugins(words: Sequence[str]) -> None:
     """
     overrides = [word for word in words if word.startswith(("plugins=", "python_path="))]
     named = [word for word in words if "=" not in word]
-    import_own_code(read_raw(named[0] if named else {}, overrides))
+    path = find_experiment(named[0]) if named else None
+    import_own_code(_completed(read_yaml(path) if path else {}, overrides, (path,)))
 
 
 def _validated(content: dict[str, Any], *, where: str) -> Experiment:

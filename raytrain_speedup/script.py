@@ -29,7 +29,7 @@ from raytrain_speedup.config import (
     Experiment,
     ScalingSettings,
     TrackingSettings,
-    load_experiment,
+    load_content,
     load_experiment_dict,
 )
 from raytrain_speedup.experiment_file import (
@@ -156,7 +156,7 @@ class ScriptExperiment(Settings):
                 f"trainable: {self.trainable} is defined with {inspect.signature(main)}; expected a function of "
                 "one argument, def main(run)"
             ) from None
-        if self.code and self.code != (now := fingerprint(main)):
+        if self.code and self.code != (now := code_fingerprint(main)):
             raise UserError(
                 f"trainable: {self.trainable} is not what it was (code {now}); expected {self.code}, by which "
                 "the runs before this one were made"
@@ -208,7 +208,7 @@ def load_script(
     places = list(dict.fromkeys((str(folder.absolute()), str(Path.cwd()))))
     experiment = _validated({"python_path": places, **content}, where=str(where)).with_overrides(overrides)
     main = experiment.main()
-    return experiment.model_copy(update={"code": experiment.code or fingerprint(main)})
+    return experiment.model_copy(update={"code": experiment.code or code_fingerprint(main)})
 
 
 def load_any(
@@ -225,7 +225,7 @@ def load_any(
     path = find_experiment(name)
     content = read_yaml(path)
     if "trainable" not in content:
-        return load_experiment(name, overrides, beside=beside)
+        return load_content(content, overrides, files=(path, beside), where=str(name))
     return load_script(content, overrides, folder=path.parent, where=name)
 
 
@@ -236,7 +236,7 @@ def load_any_dict(content: dict[str, Any]) -> AnyExperiment:
     return _validated(content, where=str(content.get("name", "experiment")))
 
 
-def fingerprint(main: Callable[..., Any]) -> str:
+def code_fingerprint(main: Callable[..., Any]) -> str:
     """A short hash of the file that a function is written in; what it imports is not in it."""
     file = inspect.getsourcefile(inspect.unwrap(main))
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else ""

@@ -24,21 +24,18 @@ from raytrain_speedup.settings import UserError
 N, EPOCHS = 1013, 16  # N is prime, so nothing divides evenly
 
 
-def check_pruner(settings: PrunerSettings | type[PrunerSettings], *, unbiased: bool = True) -> None:
+def check_pruner(settings: PrunerSettings | type[PrunerSettings]) -> None:
     """Run every check on a pruning method.
 
     Args:
-        settings: those of the method, or their class, whose defaults are then tried.
-        unbiased: whether weights have to make up for what is dropped: they sum to the number of samples. False
-            for a method that does not rescale on purpose.
+        settings: those of the method, or their class, whose defaults are then tried. A method that does not make
+            up for what it drops on purpose says so in its plans, by `rescale="none"`.
 
     Raises:
         AssertionError: naming the promise that is not kept.
     """
     made = settings.model_validate({}) if isinstance(settings, type) else settings
     for check in PRUNER_CHECKS:
-        if check is weights_sum_to_the_number_of_samples and not unbiased:
-            continue
         try:
             check(made)
         except AssertionError as error:
@@ -74,6 +71,7 @@ def same_plan(one: EpochPlan, other: EpochPlan) -> bool:
         torch.equal(one.indices, other.indices)
         and torch.equal(one.weights, other.weights)
         and one.stats == other.stats
+        and one.rescale == other.rescale
     )
 
 
@@ -91,8 +89,12 @@ def each_sample_is_shown_at_most_once_with_the_promised_types(settings: PrunerSe
 
 
 def weights_sum_to_the_number_of_samples(settings: PrunerSettings) -> None:
-    """Exactly, once the one rounding of each weight to float32 (2^-24 of it) is undone."""
+    """Exactly, once the one rounding of each weight to float32 (2^-24 of it) is undone; or all are 1, where a plan
+    says that it does not rescale."""
     for epoch, plan in enumerate(plans_of(built(settings))):
+        if plan.rescale == "none":
+            assert (plan.weights == 1).all(), f"epoch {epoch}: not rescaled, but a weight is not 1"
+            continue
         total = sum(map(Fraction, plan.weights.tolist()), Fraction(0))
         assert abs(total - N) <= Fraction(N, 2**24), f"epoch {epoch}: {float(total):.6g} for {N} samples"
 

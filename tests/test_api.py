@@ -53,11 +53,11 @@ def test_objects_train_and_are_measured(tmp_path: Path, monkeypatch: pytest.Monk
         model=lambda num_classes: small(num_classes),
         data=DATA,
         task=Classification(label_smoothing=0.1),
-        pruning=FewerEpochsSettings(saving=0.5),
-        overrides=KEYS,
+        pruning=FewerEpochsSettings(saving=0.9),
+        overrides=KEYS | {"pruning.saving": 0.25},
         listener=lambda kind, metrics: heard.append(kind),
     )
-    assert result.metrics["passes_saved"] == pytest.approx(0.5)
+    assert result.metrics["passes_saved"] == pytest.approx(0.25), "keys overrule objects"
     assert "report" in heard
     assert result.model is not None
     weights = torch.load(result.model, weights_only=True)
@@ -90,14 +90,22 @@ def test_a_network_that_does_not_fit_is_one_line(model, said: str) -> None:
 
 def test_what_only_this_process_knows_is_refused_elsewhere(tmp_path: Path) -> None:
     said = "^model: this object works in this process alone, and "
-    with pytest.raises(UserError, match=said + "scaling.workers: 2 workers"):
-        train(model=lambda num_classes: small(2), data=DATA, overrides={**KEYS, "scaling.workers": 2})
     with pytest.raises(UserError, match=said + "sweep"):
         sweep(tmp_path / "space.yaml", model=lambda num_classes: small(2))
+    with pytest.raises(UserError, match=said + "scaling.workers: 2 workers"):
+        train(model=lambda num_classes: small(2), data=DATA, overrides={**KEYS, "scaling.workers": 2})
     with pytest.raises(
         UserError, match=r"^model.name: 'this_process:gone-1' was an object of another process"
     ):
         imported("this_process:gone-1", "model.name")
+
+
+def test_other_processes_are_told_where_modules_are() -> None:
+    """Beside the module, above a package; what is installed they find by themselves."""
+    from raytrain_speedup.api import _Objects
+
+    assert _Objects(model=small).keys["python_path"] == [str(Path(__file__).parent)]
+    assert "python_path" not in _Objects(model=torch.nn.Linear).keys
 
 
 def test_functions_of_modules_go_by_their_path() -> None:

@@ -16,6 +16,7 @@ from raytrain_speedup.config import (
     load_experiment_dict,
 )
 from raytrain_speedup.experiment_file import parse_overrides, recipes
+from raytrain_speedup.script import load_any
 from raytrain_speedup.settings import UserError
 
 INFOBATCH = "pruning.method=infobatch"
@@ -29,8 +30,8 @@ MISTAKES = [
     ([INFOBATCH, "pruning.infobatch=1"], "pruning.infobatch: unknown key; known here: anneal_from, keep, "),
     (
         ["pruning.method=infobach"],
-        "pruning.method: 'infobach' is not allowed; expected one of none, infobatch, random, epochs; "
-        "did you mean 'infobatch'?",
+        "pruning.method: 'infobach' is not allowed; expected one of none, infobatch, random, epochs, "
+        "rs2, orderdp, seta, el2n, forgetting, dyn-unc; did you mean 'infobatch'?",
     ),
     (["curriculum.kernel=resize"], "curriculum.method: missing; expected one of none, resize"),
     (
@@ -237,3 +238,18 @@ def test_keys_of_an_earlier_version_are_read_with_a_warning(caplog: pytest.LogCa
     assert [stage.fraction for stage in old.curriculum.schedule] == [0.5, 0.5]  # type: ignore[attr-defined]
     assert "val_share is called val_fraction now" in caplog.text
     assert "share" not in old.to_yaml().replace("shared", "")
+
+
+def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes it meanwhile does not get half of each."""
+    path, read, text = tmp_path / "mine.yaml", [], Path.read_text
+
+    def noted(self: Path, *args: Any, **named: Any) -> str:
+        read.append(self)
+        return text(self, *args, **named)
+
+    path.write_text("name: mine\ndata: {source: digits}\nmodel: {name: resnet8}\n")
+    monkeypatch.setattr(Path, "read_text", noted)
+    for load in (load_any, load_experiment):
+        read.clear()
+        assert load(path).name == "mine" and read.count(path) == 1

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from benchmarks.gpu.rows import read
+from refused_imports import RAY, run_without
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
-import runpy, sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("ray", "mlflow", "optuna"):
-            raise ImportError(f"{name} is refused")
-
-sys.meta_path.insert(0, Refuse())
+import runpy
 runpy.run_module("tests.benchmarks.gpu", run_name="__main__", alter_sys=True)
 """
 
 
 def run_kit(out: Path, *arguments: str) -> list[dict]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", PROGRAM, "--tiny", "--out", str(out), *arguments]
-    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    found = run_without(RAY, PROGRAM, "--tiny", "--out", str(out), *arguments, cwd=ROOT, env=environment)
     assert found.returncode == 0, found.stderr
     return read(out / "rows.jsonl")
 

@@ -1,23 +1,22 @@
-"""Arrows point down: methods, data, models, tasks, the engine and the configuration need no Ray."""
+"""Arrows point down: methods, data, models, tasks, the engine and the configuration need no Ray. And a public
+function is known by its name."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
-import raytrain_speedup
+from refused_imports import RAY, run_without
+
+PACKAGE = Path(__file__).parents[1] / "raytrain_speedup"
+ONE_MEANING = {"published_classes", "published_text", "run"}
+"""Names that several public functions have: each does what its namesake a floor below does, for more."""
 
 PROGRAM = """
-import importlib, pkgutil, sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("ray", "mlflow", "optuna"):
-            raise ImportError(f"{name} is refused")
-
-sys.meta_path.insert(0, Refuse())
+import importlib, pkgutil
 import raytrain_speedup
 
 names = [m.name for m in pkgutil.iter_modules(raytrain_speedup.__path__) if not m.ispkg]
@@ -32,7 +31,7 @@ print(len(names))
 
 
 def test_all_below_scaling_imports_without_ray_mlflow_and_optuna():
-    found = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+    found = run_without(RAY, PROGRAM)
     assert found.returncode == 0, found.stderr
     assert int(found.stdout) > 40
 
@@ -45,12 +44,31 @@ def test_the_commands_help_imports_nothing_heavy():
     assert not heavy & set(found.stdout.split())
 
 
+def test_an_engine_imports_neither_timm_nor_torchvision():
+    """Each takes a second in every process of a sweep, and most runs need neither."""
+    program = "import sys, raytrain_speedup.engine.run; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"timm", "torchvision", "matplotlib", "sklearn", "pandas"} & set(found.stdout.split())
+
+
+def test_no_two_public_functions_have_one_name() -> None:
+    """But for the commands, which are called as what they call."""
+    modules = defaultdict(set)
+    for path in PACKAGE.rglob("*.py"):
+        functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        for name in {node.name for node in functions if not node.name.startswith("_")}:
+            modules[name].add(str(path.relative_to(PACKAGE)))
+    commands = {name for name, found in modules.items() if "cli.py" in found}
+    shared = {name: found for name, found in modules.items() if len(found) > 1}
+    assert not {name: shared[name] for name in shared.keys() - ONE_MEANING - commands}
+    assert shared.keys() >= ONE_MEANING
+
+
 def test_no_function_is_longer_than_sixty_lines():
     """Forty are the aim; beyond sixty nobody reads it in one piece."""
-    package = Path(raytrain_speedup.__file__).parent
     long = [
-        f"{file.relative_to(package)}: {node.name}, {node.end_lineno - node.lineno + 1} lines"
-        for file in package.rglob("*.py")
+        f"{file.relative_to(PACKAGE)}: {node.name}, {node.end_lineno - node.lineno + 1} lines"
+        for file in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60
     ]

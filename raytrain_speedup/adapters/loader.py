@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from raytrain_speedup.adapters.epochs import PrunedEpochs, Pruning, as_images
 from raytrain_speedup.methods.curriculum.base import Kernel
 from raytrain_speedup.methods.curriculum.crop import low_frequency_crop
+from raytrain_speedup.randomness import seeds
 from raytrain_speedup.settings import UserError
 
 Collate = Callable[[list[Any]], Any]
@@ -180,10 +181,10 @@ class BatchDataset(Dataset):
         return content
 
     def _sample(self, index: int, epoch: int) -> Any:
-        key, key32 = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint64)
-        torch.manual_seed(int(key))
-        random.seed(int(key))
-        np.random.seed(int(key32) % 2**32)  # noqa: NPY002 - transforms draw from the global generators
+        key, key32 = seeds(2, self.seed, epoch, index)
+        torch.manual_seed(key)
+        random.seed(key)
+        np.random.seed(key32 % 2**32)  # noqa: NPY002 - transforms draw from the global generators
         return self.dataset[index]
 
 

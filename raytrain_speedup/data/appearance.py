@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from raytrain_speedup.data import augment
-from raytrain_speedup.data.base import DataSettings, Splits
+from raytrain_speedup.data.base import DataSettings
+from raytrain_speedup.data.splits import Splits
 from raytrain_speedup.methods.curriculum.base import Kernel, Stage
 from raytrain_speedup.methods.curriculum.crop import crop_batch, low_frequency_crop
 
@@ -141,7 +142,7 @@ class Appearance:
         x = augment.crop_and_resize(self._normalised(images), boxes)
         flip = augment.coins(view, **key)
         if self.dense:
-            masks = augment.crop_and_resize(targets[:, None].float(), boxes, mode="nearest")
+            masks = augment.crop_and_resize(targets[:, None].float(), boxes, mode="nearest")  # (b, 1, H, W)
             targets = augment.flip(masks, flip)[:, 0]
         return augment.flip(x, flip), targets
 
@@ -158,7 +159,7 @@ class Appearance:
     def _normalised(self, images: Tensor, size: int | None = None, flip: Tensor | None = None) -> Tensor:
         """(b, H, W, C) uint8 on the device to normalised (b, C, size, size) float32, in any layout; those that
         `flip` (b,) names are flipped before their bandwidth is lowered."""
-        planes = images.permute(0, 3, 1, 2)
+        planes = images.permute(0, 3, 1, 2)  # (b, C, H, W), a view
         size = size or planes.shape[-1]
         mean, std = self.settings.mean, self.settings.std
         return crop_batch(planes, size, mean=mean, std=std, flip=flip, kernel=self.kernel)

@@ -1,6 +1,6 @@
 """Augmentation of whole batches on the training device: shift, flip, crop, cutout, random erasing.
 
-Every function takes its randomness from `noise.bits` of the samples' positions, so a sample looks the same
+Every function takes its randomness from `randomness.bits` of the samples' positions, so a sample looks the same
 in any batch and from any loader. What only moves pixels works on uint8 (b, H, W, C), the rest on normalised
 (b, C, H, W).
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raytrain_speedup.data import noise
+from raytrain_speedup import randomness
 
 # The streams of random bits; two uses never share one.
 SHIFT_Y, SHIFT_X, FLIP = 0, 1, 2
@@ -43,12 +43,12 @@ def shift_and_flip(
         (b, H, W, C) uint8.
     """
     height, width = images.shape[1:3]
-    random = noise.bits(index, seed=seed, epoch=epoch, streams=(SHIFT_Y, SHIFT_X, FLIP))
-    shift = noise.below(random[:2], 2 * padding + 1) - padding
+    random = randomness.bits(index, seed=seed, epoch=epoch, streams=(SHIFT_Y, SHIFT_X, FLIP))
+    shift = randomness.below(random[:2], 2 * padding + 1) - padding
     rows = _reflect(torch.arange(height, device=index.device) + shift[0, :, None], height)
     columns = torch.arange(width, device=index.device).expand(len(index), width)
     if flip:
-        columns = torch.where(noise.below(random[2], 2).bool()[:, None], width - 1 - columns, columns)
+        columns = torch.where(randomness.below(random[2], 2).bool()[:, None], width - 1 - columns, columns)
     columns = _reflect(columns + shift[1, :, None], width)
     return take_pixels(images, position, rows, columns)
 
@@ -56,8 +56,8 @@ def shift_and_flip(
 def take_pixels(images: Tensor, position: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """images[position, rows, columns] for (b, H') rows and (b, W') columns, as one gather of whole pixels."""
     _, height, width, channels = images.shape
-    pixel = ((position[:, None] * height + rows) * width)[:, :, None] + columns[:, None, :]
-    taken = images.view(-1, channels).index_select(0, pixel.flatten())
+    pixel = ((position[:, None] * height + rows) * width)[:, :, None] + columns[:, None, :]  # (b, H', W')
+    taken = images.view(-1, channels).index_select(0, pixel.flatten())  # (b H' W', C)
     return taken.view(*pixel.shape, channels)
 
 
@@ -79,16 +79,18 @@ def random_boxes(
     Returns:
         (4, b) int64: left, top, width, height.
     """
-    tries = noise.unit(noise.bits(index, seed=seed, epoch=epoch, streams=BOX_TRIES))
+    tries = randomness.unit(
+        randomness.bits(index, seed=seed, epoch=epoch, streams=BOX_TRIES)
+    )  # (2 attempts, b)
     area = (height * width) * (min_scale + (1 - min_scale) * tries[:BOX_ATTEMPTS])
     aspect = torch.exp((2 * tries[BOX_ATTEMPTS:] - 1) * torch.tensor(4 / 3).log())
     wide, high = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-    fits = (wide >= 1) & (high >= 1) & (wide <= width) & (high <= height)
-    first = fits.int().argmax(0, keepdim=True)
-    wide, high = wide.gather(0, first)[0], high.gather(0, first)[0]
-    random = noise.bits(index, seed=seed, epoch=epoch, streams=(BOX_Y, BOX_X))
-    top = noise.below(random[0], (height - high + 1).clamp_min(1))
-    left = noise.below(random[1], (width - wide + 1).clamp_min(1))
+    fits = (wide >= 1) & (high >= 1) & (wide <= width) & (high <= height)  # (attempts, b)
+    first = fits.int().argmax(0, keepdim=True)  # (1, b)
+    wide, high = wide.gather(0, first)[0], high.gather(0, first)[0]  # (b,)
+    random = randomness.bits(index, seed=seed, epoch=epoch, streams=(BOX_Y, BOX_X))
+    top = randomness.below(random[0], (height - high + 1).clamp_min(1))
+    left = randomness.below(random[1], (width - wide + 1).clamp_min(1))
     found = fits.any(0)
     wide = torch.where(found, wide, torch.minimum(width, height * 4 // 3))
     high = torch.where(found, high, torch.minimum(height, width * 4 // 3))
@@ -112,7 +114,7 @@ def crop_and_resize(
 
 def coins(index: Tensor, *, seed: int, epoch: int) -> Tensor:
     """(b,) bool: which samples are shown flipped."""
-    return noise.below(noise.bits(index, seed=seed, epoch=epoch, streams=(FLIP,))[0], 2).bool()
+    return randomness.below(randomness.bits(index, seed=seed, epoch=epoch, streams=(FLIP,))[0], 2).bool()
 
 
 def flip(x: Tensor, flip: Tensor) -> Tensor:
@@ -123,9 +125,9 @@ def flip(x: Tensor, flip: Tensor) -> Tensor:
 def cutout(x: Tensor, index: Tensor, *, seed: int, epoch: int, size: int) -> Tensor:
     """Blank a square of `size` pixels around a random centre (DeVries and Taylor, arXiv 1708.04552)."""
     height, width = x.shape[2:]
-    random = noise.bits(index, seed=seed, epoch=epoch, streams=(CUT_Y, CUT_X))
-    top = noise.below(random[0], height) - size // 2
-    left = noise.below(random[1], width) - size // 2
+    random = randomness.bits(index, seed=seed, epoch=epoch, streams=(CUT_Y, CUT_X))
+    top = randomness.below(random[0], height) - size // 2
+    left = randomness.below(random[1], width) - size // 2
     return x.masked_fill(_rectangle(x, top, left, top + size, left + size), 0.0)
 
 
@@ -133,17 +135,17 @@ def erase(x: Tensor, index: Tensor, *, seed: int, epoch: int, probability: float
     """Random erasing (Zhong et al., arXiv 1708.04896): a rectangle of 2 to 33 % of the area becomes normal
     noise in each pixel, as in the recipes of DeiT and EfficientTrain."""
     height, width = x.shape[2:]
-    random = noise.bits(index, seed=seed, epoch=epoch, streams=range(ERASE, ERASE_FILL + 1))
-    coin, fraction, aspect = noise.unit(random[:3])
+    random = randomness.bits(index, seed=seed, epoch=epoch, streams=range(ERASE, ERASE_FILL + 1))
+    coin, fraction, aspect = randomness.unit(random[:3])
     area = (0.02 + (1 / 3 - 0.02) * fraction) * (height * width)
     aspect = torch.exp((2 * aspect - 1) * torch.tensor(1 / 0.3).log())
     high = (area * aspect).sqrt().round().long().clamp(1, height)
     wide = (area / aspect).sqrt().round().long().clamp(1, width)
-    top, left = noise.below(random[3], height - high + 1), noise.below(random[4], width - wide + 1)
+    top, left = randomness.below(random[3], height - high + 1), randomness.below(random[4], width - wide + 1)
     inside = _rectangle(x, top, left, top + high, left + wide) & (coin < probability).view(-1, 1, 1, 1)
     pixels = x[0].numel()
     bank = _normal_bank(pixels + _FILLS, x.device).to(x.dtype).unfold(0, pixels, 1)
-    fill = bank[noise.below(random[5], _FILLS)].view(x.shape)
+    fill = bank[randomness.below(random[5], _FILLS)].view(x.shape)
     return torch.where(inside, fill, x)
 
 

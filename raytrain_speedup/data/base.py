@@ -1,4 +1,4 @@
-"""What a data source is: its settings, the samples of one split, and the three splits of an experiment.
+"""What a data source is: its settings, and the samples of a split.
 
 A source only knows how to read one sample by its position. Splitting, decoding to a size, augmentation and
 batching are the same for all sources and live in their own files.
@@ -6,9 +6,8 @@ batching are the same for all sources and live in their own files.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -143,35 +142,6 @@ class Subset(Source):
         self.source.prepare(memory_limit)
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The data of an experiment. Tuning looks at `val`; `test` is read once, at the end.
-
-    Attributes:
-        image_size: the image size the network sees at full resolution, in pixels.
-        fingerprint: short hash of the data and the split, equal only for runs that can be compared.
-    """
-
-    train: Source
-    val: Source
-    test: Source
-    num_classes: int
-    channels: int
-    image_size: int
-    class_names: tuple[str, ...]
-    fingerprint: str
-
-    @property
-    def dense(self) -> bool:
-        """Whether every pixel has a class, rather than every image."""
-        return self.train.dense
-
-    @property
-    def targets(self) -> str:
-        """What every image has: "classes" or "masks"."""
-        return "masks" if self.dense else "classes"
-
-
 class DataSettings(Settings):
     """Common part of every `data` section; `source` names the kind of data."""
 
@@ -254,20 +224,3 @@ class Dataset:
     class_names: tuple[str, ...]
     val: Source | None = None
     channels: int = 3
-
-
-def fingerprint(name: str, parts: Sequence[Source], image_size: int) -> str:
-    """12 hex digits over every label, the order of the samples and three images of each split."""
-    digest = hashlib.sha256(f"{name} {image_size}".encode())
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(np.ascontiguousarray(part.targets).tobytes())
-        for index in sorted({0, len(part) // 2, len(part) - 1} if len(part) else set()):
-            try:
-                stored = part.encoded(index)
-                digest.update(part.decode(index).tobytes() if stored is None else stored)
-                if part.dense:
-                    digest.update(part.mask(index).tobytes())
-            except CorruptSample as error:
-                digest.update(error.where.encode())
-    return digest.hexdigest()[:12]

@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -22,13 +25,17 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
 
-from raytrain_speedup.data.base import Buffer, CorruptSample, DataSettings, Source
+from raytrain_speedup.data.base import IGNORE_INDEX, Buffer, CorruptSample, DataSettings, Source
 
 Resampling = Literal["bicubic", "lanczos"]
 
 _SCALES = (8, 4, 2)
 _PLAIN_JPEG = ("YCbCr", "RGB", "Gray")
+_CHUNK = 256  # samples that a thread decodes at a time
 
 
 class Box(NamedTuple):
@@ -201,3 +208,40 @@ def reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "this is no image file"
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def decode_all(
+    source: Source, settings: DataSettings, size: int, channels: int, *, quiet: bool, title: str
+) -> tuple[Tensor, Tensor | None, list[CorruptSample]]:
+    """Every sample of a source at (size, size), by a few threads: the decoders release the GIL.
+
+    Returns:
+        (N, size, size, channels) uint8, of a dense source the masks (N, size, size) uint8, and what could not
+        be read, in order.
+    """
+    images = np.zeros((len(source), size, size, channels), dtype=np.uint8)
+    masks = np.full((len(source), size, size), IGNORE_INDEX, dtype=np.uint8) if source.dense else None
+    errors: list[CorruptSample] = []
+
+    def decode(start: int) -> list[CorruptSample]:
+        failed = []
+        for index in range(start, min(start + _CHUNK, len(source))):
+            try:
+                stored = read(source, index)
+                box = shown_box(stored.height, stored.width, size, settings)
+                images[index] = stored.square(box, size)
+                if masks is not None:
+                    masks[index] = stored.square_mask(box, size)
+            except CorruptSample as error:
+                failed.append(error)
+        return failed
+
+    starts = range(0, len(source), _CHUNK)
+    silent = quiet or not sys.stderr.isatty() or len(starts) < 8
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        Progress(console=Console(stderr=True), transient=True, disable=silent) as progress,
+    ):
+        for failed in progress.track(pool.map(decode, starts), total=len(starts), description=title):
+            errors += failed
+    return torch.from_numpy(images), None if masks is None else torch.from_numpy(masks), errors

@@ -7,25 +7,18 @@ loader: a magnitude does nothing here, and says so once.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
-from raytrain_speedup.data.base import IGNORE_INDEX, CorruptSample, DataSettings, Source, Splits
+from raytrain_speedup.data.base import DataSettings
 from raytrain_speedup.data.batch import Batch, Step
-from raytrain_speedup.data.decode import read, shown_box
+from raytrain_speedup.data.decode import decode_all
 from raytrain_speedup.data.loader import Loader
-
-_CHUNK = 256
+from raytrain_speedup.data.splits import Splits
 
 
 class DeviceLoader(Loader):
@@ -74,11 +67,11 @@ class DeviceLoader(Loader):
         """Indices and weights of all steps in one transfer, and where each step begins and ends in them."""
         if not steps:
             return torch.empty(0), torch.empty(0), [0]
-        index, weight = torch.cat([s.index for s in steps]), torch.cat([s.weight for s in steps])
-        sizes = torch.tensor([len(step.index) for step in steps])
-        keep = data.readable[index]
-        step_of = torch.repeat_interleave(torch.arange(len(steps)), sizes)
-        kept = torch.bincount(step_of[keep], minlength=len(steps))
+        index, weight = torch.cat([s.index for s in steps]), torch.cat([s.weight for s in steps])  # (E,)
+        sizes = torch.tensor([len(step.index) for step in steps])  # (S,)
+        keep = data.readable[index]  # (E,) bool
+        step_of = torch.repeat_interleave(torch.arange(len(steps)), sizes)  # (E,)
+        kept = torch.bincount(step_of[keep], minlength=len(steps))  # (S,)
         ends = [0, *kept.cumsum(0).tolist()]
         return index[keep].to(self.device), weight[keep].to(self.device), ends
 
@@ -115,40 +108,3 @@ class Resident:
 
     def __init__(self, images: Tensor, targets: Tensor, readable: Tensor) -> None:
         self.images, self.targets, self.readable = images, targets, readable
-
-
-def decode_all(
-    source: Source, settings: DataSettings, size: int, channels: int, *, quiet: bool, title: str
-) -> tuple[Tensor, Tensor | None, list[CorruptSample]]:
-    """Every sample of a source at (size, size), by a few threads: the decoders release the GIL.
-
-    Returns:
-        (N, size, size, channels) uint8, of a dense source the masks (N, size, size) uint8, and what could not
-        be read, in order.
-    """
-    images = np.zeros((len(source), size, size, channels), dtype=np.uint8)
-    masks = np.full((len(source), size, size), IGNORE_INDEX, dtype=np.uint8) if source.dense else None
-    errors: list[CorruptSample] = []
-
-    def decode(start: int) -> list[CorruptSample]:
-        failed = []
-        for index in range(start, min(start + _CHUNK, len(source))):
-            try:
-                stored = read(source, index)
-                box = shown_box(stored.height, stored.width, size, settings)
-                images[index] = stored.square(box, size)
-                if masks is not None:
-                    masks[index] = stored.square_mask(box, size)
-            except CorruptSample as error:
-                failed.append(error)
-        return failed
-
-    starts = range(0, len(source), _CHUNK)
-    silent = quiet or not sys.stderr.isatty() or len(starts) < 8
-    with (
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        Progress(console=Console(stderr=True), transient=True, disable=silent) as progress,
-    ):
-        for failed in progress.track(pool.map(decode, starts), total=len(starts), description=title):
-            errors += failed
-    return torch.from_numpy(images), None if masks is None else torch.from_numpy(masks), errors

@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import Field
 
 from raytrain_speedup.data.base import ArraySource, Augment, Dataset, DataSettings
-from raytrain_speedup.data.split import balanced_split
+from raytrain_speedup.data.splits import balanced_split
 
 _TEST_FRACTION, _TEST_SEED = 0.2, 0
 

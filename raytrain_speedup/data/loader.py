@@ -13,11 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from raytrain_speedup.data import noise
+from raytrain_speedup import randomness
 from raytrain_speedup.data.appearance import Appearance
-from raytrain_speedup.data.base import DataSettings, Source, Splits
+from raytrain_speedup.data.base import DataSettings, Source
 from raytrain_speedup.data.batch import WARM_UP, Batch, Step
-from raytrain_speedup.data.skipped import Skipped, log
+from raytrain_speedup.data.splits import Splits
+from raytrain_speedup.data.unreadable import Skipped, log
 from raytrain_speedup.methods.curriculum.base import Kernel
 from raytrain_speedup.methods.curriculum.replay import ReplayBuffer
 
@@ -99,7 +100,7 @@ class Loader(ABC):
     @cached_property
     def buffer(self) -> ReplayBuffer:
         """The samples that stages with replay may show again: index and weight."""
-        draws = noise.key(self.seed, 0, self.rank) % 2**63  # each rank replays what it has read itself
+        draws = randomness.key(self.seed, 0, self.rank) % 2**63  # each rank replays what it has read itself
         limit = int(self.settings.replay_limit_gb * 1e9)
         return ReplayBuffer(
             limit, seed=draws, max_samples=len(self.splits.train), beside=self.bytes_to_replay()

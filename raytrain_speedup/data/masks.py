@@ -18,10 +18,17 @@ from pydantic import Field, field_validator
 
 from raytrain_speedup.data.base import IGNORE_INDEX, Buffer, CorruptSample, Dataset, DataSettings, Source
 from raytrain_speedup.data.decode import reason
-from raytrain_speedup.data.folders import is_folder, is_image, listed, shown, split_folders, tell_left_out
-from raytrain_speedup.data.imagefolder import FolderSource
+from raytrain_speedup.data.folders import (
+    FolderSource,
+    is_folder,
+    is_image,
+    listed,
+    shown,
+    split_folders,
+    tell_left_out,
+)
 from raytrain_speedup.data.parquet import ParquetFilesSettings
-from raytrain_speedup.data.part_files import PartFiles
+from raytrain_speedup.data.parquet_files import PartFiles
 from raytrain_speedup.settings import UserError
 
 

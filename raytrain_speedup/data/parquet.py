@@ -12,9 +12,8 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from raytrain_speedup.data.base import Dataset, DataSettings
-from raytrain_speedup.data.parquet_source import ParquetSource
-from raytrain_speedup.data.part_files import PartFiles, is_text
-from raytrain_speedup.data.skipped import log
+from raytrain_speedup.data.parquet_files import ParquetSource, PartFiles, is_text
+from raytrain_speedup.data.unreadable import log
 from raytrain_speedup.settings import UserError
 
 _MOST_NUMBERS = 1 << 16

@@ -28,7 +28,7 @@ from rich.progress import track
 from torch import Tensor
 
 from raytrain_speedup.data.base import IGNORE_INDEX, CorruptSample, Dataset, DataSettings, Source
-from raytrain_speedup.data.skipped import log
+from raytrain_speedup.data.unreadable import log
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.user_code import OwnCall, what_happened
 

@@ -18,7 +18,8 @@ from statistics import NormalDist
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from raytrain_speedup.data import augment, noise
+from raytrain_speedup import randomness
+from raytrain_speedup.data import augment
 
 LARGEST, STD, PROBABILITY = 10.0, 0.5, 0.5
 
@@ -50,15 +51,15 @@ def randaugment(
 
 def drawn(magnitude: float, *, seed: int, epoch: int, index: int) -> list[tuple[str, float]]:
     """The operations that an image gets, in order, with their strengths: level / 10, of either sign."""
-    random = noise.bits_of_one(index, seed=seed, epoch=epoch, streams=augment.RANDAUGMENT)
+    random = randomness.bits_of_one(index, seed=seed, epoch=epoch, streams=augment.RANDAUGMENT)
     chosen = []
     for which, coin, level, sign in (random[:4], random[4:]):
-        if coin >= PROBABILITY * noise.RANGE:
+        if coin >= PROBABILITY * randomness.RANGE:
             continue
-        name = _NAMES[which * len(_NAMES) >> noise.BITS]
-        normal = NormalDist(magnitude, STD).inv_cdf((level + 0.5) / noise.RANGE)
+        name = _NAMES[which * len(_NAMES) >> randomness.BITS]
+        normal = NormalDist(magnitude, STD).inv_cdf((level + 0.5) / randomness.RANGE)
         strength = min(max(normal, 0.0), LARGEST) / LARGEST
-        chosen.append((name, -strength if sign >= noise.RANGE // 2 else strength))
+        chosen.append((name, -strength if sign >= randomness.RANGE // 2 else strength))
     return chosen
 
 

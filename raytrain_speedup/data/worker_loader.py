@@ -15,8 +15,8 @@ any more) is read again, so what a batch shows does not depend on it.
 from __future__ import annotations
 
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -25,17 +25,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from raytrain_speedup.data.base import DataSettings, Splits
+from raytrain_speedup.data.base import CorruptSample, DataSettings, Source
 from raytrain_speedup.data.batch import WARM_UP, Batch, Step
-from raytrain_speedup.data.kept import KeptFiles, usual_bytes
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.requests import BatchDataset, Decoded, Drawn, Request
+from raytrain_speedup.data.splits import Splits
 from raytrain_speedup.settings import UserError
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 """How workers start, whatever this Python's default is. Forked ones share the files that `Source.prepare` has
 read, and the modules (forkserver, the default from 3.14 on, has each read and import its own: 400 MB). The
 other systems' own libraries do not survive a fork."""
+
+_LOOKED_AT = 16  # files, for their usual size
 
 
 class Requests:
@@ -151,8 +153,10 @@ def _whole(decoded: Decoded, step: Step) -> Decoded:
     times, read = step.stage.replay, int((decoded.kept < len(step.index)).sum())
     if len(decoded.kept) == read * times:
         return decoded
-    again = np.arange(read, len(decoded.kept))
-    rows = np.r_[:read, np.resize(again if len(again) else np.arange(read), read * (times - 1))]
+    again = np.arange(read, len(decoded.kept))  # rows of what was drawn, after those of what was read
+    rows = np.r_[
+        :read, np.resize(again if len(again) else np.arange(read), read * (times - 1))
+    ]  # (read times,)
     masks = None if decoded.masks is None else decoded.masks[rows]
     return replace(decoded, images=decoded.images[rows], masks=masks, kept=decoded.kept[rows])
 
@@ -200,3 +204,44 @@ class _Group:
         if iterator is not None:
             iterator._shutdown_workers()  # type: ignore[attr-defined]
             self._loader._iterator = None
+
+
+class KeptFiles:
+    """Encoded images by index, first in, first out.
+
+    Encoded is the smallest form there is, and the only one that every crop and every size can be made from;
+    it spares reading, not decoding. A file that had to leave is read again.
+
+    Attributes:
+        nbytes: memory they take.
+    """
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._files: OrderedDict[int, bytes] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def add(self, files: Mapping[int, bytes], max_bytes: int) -> None:
+        """Let files in; the oldest make place until all take no more than `max_bytes`."""
+        for index, file in files.items():
+            self.nbytes += len(file) - len(self._files.pop(index, b""))
+            self._files[index] = file
+        while self.nbytes > max_bytes:
+            self.nbytes -= len(self._files.popitem(last=False)[1])
+
+    def among(self, indices: Sequence[int]) -> dict[int, bytes]:
+        """Those of the samples asked for that are held."""
+        return {index: self._files[index] for index in indices if index in self._files}
+
+
+def usual_bytes(source: Source) -> int:
+    """Mean size of a few files from all over a source; 0 where it has plain pixels, in memory already."""
+    sizes = [0]
+    for index in np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).astype(int).tolist():
+        try:
+            sizes.append(len(source.encoded(index) or b""))
+        except CorruptSample:
+            continue
+    return sum(sizes) // max(1, len(sizes) - 1)

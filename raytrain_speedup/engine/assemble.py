@@ -22,6 +22,7 @@ from raytrain_speedup.methods.distillation import Synthesizer
 from raytrain_speedup.methods.distillation.base import RealImages
 from raytrain_speedup.methods.pruning import FullData
 from raytrain_speedup.models import build_model, check_sizes, stride_of, without_weights
+from raytrain_speedup.models.tokens import can_drop_tokens, keep_tokens
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks import TASKS, Losses, SupervisedTask, Task
 from raytrain_speedup.tasks.distillation import Distillation
@@ -73,10 +74,7 @@ def _with_data(
         seed=train.seed,
         device=watch.device,
     )
-    flops = {
-        stage.size: training_flops(model, task, input_shape(splits, stage.size))
-        for stage in _distinct(stages)
-    }
+    flops = _flops_of(stages, model, task, splits)
     loop = Loop(
         experiment,
         model=_placed(model, experiment, watch.device),
@@ -138,7 +136,7 @@ def _without_data(
         loader=loader,
         pruner=FullData(num_samples, budget.epoch_ends(), seed=train.seed),
         budget=budget,
-        flops={None: training_flops(model, task, shape) + forward_flops(teacher, task, shape)},
+        flops={(None, 1.0): training_flops(model, task, shape) + forward_flops(teacher, task, shape)},
         reporter=reporter,
         watch=watch,
         frozen_models={"teacher": teacher},
@@ -164,6 +162,11 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
         model=experiment.model.name.rpartition("/")[2],
         cost_of=(lambda size: training_flops(model, task, input_shape(splits, size))) if measured else None,
     )
+    if not can_drop_tokens(model) and any(stage.tokens < 1 for stage in stages):
+        raise UserError(
+            f"curriculum.method: {experiment.curriculum.method} drops tokens, and {experiment.model.name} has no "
+            "place for that; expected a vision transformer of timm (timm/vit_..., timm/deit_...)"
+        )
     sizes = {stage.size for stage in stages} - {None, splits.image_size}
     check_sizes(
         experiment.model,
@@ -245,7 +248,20 @@ def _real_loader(experiment: Experiment, splits: Splits, reporter: Reporter, dev
 
 def _distinct(stages: Sequence[Stage]) -> list[Stage]:
     """One stage of each input shape, the last and hardest."""
-    return list({(stage.size, stage.batch_factor): stage for stage in stages}.values())
+    return list({(stage.size, stage.batch_factor, stage.tokens): stage for stage in stages}.values())
+
+
+def _flops_of(
+    stages: Sequence[Stage], model: nn.Module, task: Task, splits: Splits
+) -> dict[tuple[int | None, float], float]:
+    """Of one sample, by the size and the fraction of the tokens that a stage shows."""
+    flops = {}
+    for stage in _distinct(stages):
+        keep_tokens(model, stage.tokens)
+        shape = input_shape(splits, stage.size)
+        flops[stage.size, stage.tokens] = training_flops(model, task, shape)
+    keep_tokens(model, 1.0)
+    return flops
 
 
 def _check_task(experiment: Experiment, splits: Splits) -> None:

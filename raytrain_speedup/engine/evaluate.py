@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raytrain_speedup.data.batch import Batch, evaluation_keys
-from raytrain_speedup.data.batch_source import BatchSource
+from raytrain_speedup.data.batch import Batch, BatchSource, evaluation_keys
 from raytrain_speedup.models.resize import at_size
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks import Model, Split, Task
@@ -45,7 +44,9 @@ def as_judged(batch: Batch) -> Batch:
 
 
 @torch.inference_mode()
-def show(model: nn.Module, task: Task, loader: BatchSource, *, autocast: torch.autocast) -> dict[str, bytes]:
+def validation_images(
+    model: nn.Module, task: Task, loader: BatchSource, *, autocast: torch.autocast
+) -> dict[str, bytes]:
     """What the task has to show of the first samples of the validation split, of which one at least can be read:
     PNG files by name."""
     batches = loader.eval_batches("val", batch_size=task.shown)
@@ -120,4 +121,4 @@ class Evaluator:
         if not self.task.shown or not self.loader.has_val:
             return {}
         with at_size(network, self.size) as model:
-            return show(model, self.task, self.loader, autocast=self.autocast)
+            return validation_images(model, self.task, self.loader, autocast=self.autocast)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +23,8 @@ from raytrain_speedup.engine.mixing import Mix, mix_batch
 from raytrain_speedup.engine.optimizer import build_optimizer, set_learning_rate
 from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.models.resize import at_size, change_size, size_of
+from raytrain_speedup.models.tokens import keep_tokens
+from raytrain_speedup.randomness import seeds
 from raytrain_speedup.tasks import Task
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,7 +79,7 @@ class Learner:
         self._warming = False
         self._wrap()
         if rank:  # rank 0 goes on as a single worker does
-            torch.manual_seed(int(np.random.SeedSequence((train.seed, rank)).generate_state(1, np.uint64)[0]))
+            torch.manual_seed(*seeds(1, train.seed, rank))
 
     def _wrap(self) -> None:
         """Put the model behind DDP and compile it; again whenever its parameters change their shapes."""
@@ -113,6 +114,7 @@ class Learner:
 
     def enter(self, stage: Stage) -> None:
         """Make the model, its moments and its average take the inputs of a stage."""
+        keep_tokens(self.model, stage.tokens)
         size = stage.size or self.full_size
         if size_of(self.model) in (None, size):
             return
@@ -143,6 +145,7 @@ class Learner:
         size = stage.size or self.full_size
         if self.parallel is not None and size_of(self.model) not in (None, size):
             return
+        keep_tokens(self.model, stage.tokens)
         with at_size(self.model, size), within_memory(len(batch["inputs"]), size):
             self.task.losses(self.forward, batch).losses.sum().backward()
             self.model.zero_grad(set_to_none=True)

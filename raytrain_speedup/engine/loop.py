@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data.batch import WARM_UP, Batch, Step, blank, draw_keys
-from raytrain_speedup.data.batch_source import BatchSource
+from raytrain_speedup.data.batch import WARM_UP, Batch, BatchSource, Step, blank, draw_keys
 from raytrain_speedup.engine.alarm import LossAlarm, NonFinite
 from raytrain_speedup.engine.checkpoint import (
     CheckpointFailed,
@@ -65,7 +64,7 @@ class Loop:
         pruner: plans every epoch.
         budget: progress as a function of the samples shown.
         reporter: where metrics and checkpoints go.
-        flops: training FLOPs of one sample by input size.
+        flops: training FLOPs of one sample by input size and fraction of the tokens kept.
         watch: counts the seconds.
         frozen_models: networks that take part without being trained, kept in the checkpoint by name.
         timed: whether its cost is counted in reference steps.
@@ -80,7 +79,7 @@ class Loop:
         loader: BatchSource,
         pruner: Pruner,
         budget: Budget,
-        flops: Mapping[int | None, float],
+        flops: Mapping[tuple[int | None, float], float],
         reporter: Reporter,
         watch: Stopwatch,
         frozen_models: Mapping[str, nn.Module] | None = None,

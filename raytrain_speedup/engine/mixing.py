@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raytrain_speedup.config import TrainSettings
 from raytrain_speedup.data.batch import Batch
+from raytrain_speedup.randomness import numpy_generator
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _mix_images(
     inputs: Tensor, weight: Tensor, train: TrainSettings, key: tuple[int, ...]
 ) -> tuple[Tensor, Mix]:
     """Mix images (b, C, H, W)."""
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+    rng = numpy_generator(*key)
     partner = partners(weight)
     use_cutmix = bool(train.cutmix) and (not train.mixup or rng.random() < train.mix_switch)
     alpha = train.cutmix if use_cutmix else train.mixup

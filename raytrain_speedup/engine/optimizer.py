@@ -1,11 +1,13 @@
-"""Optimizers by name. LAMB and LARS are timm's; SGD and AdamW are torch's fused ones where there is a GPU."""
+"""Optimizers by name. LAMB and LARS are timm's; SGD and AdamW are torch's fused ones where there is a GPU.
+
+timm is imported where something of it is asked for: it takes as long as the whole of this package.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any
 
-import timm.optim
 import torch
 from torch import nn
 
@@ -23,18 +25,17 @@ def build_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.Optim
     betas = (train.momentum, train.beta2)
     # The fused kernels take GradScaler's verdict on the device; the others would wait for it (fp16).
     fused = {"fused": True} if next(model.parameters()).is_cuda else {}
-    build: dict[str, Any] = {
-        "sgd": lambda: torch.optim.SGD(
-            groups, lr=train.lr, momentum=train.momentum, nesterov=train.nesterov, **fused
-        ),
-        "adamw": lambda: torch.optim.AdamW(groups, lr=train.lr, betas=betas, **fused),
-        # timm's LAMB clips by itself unless told not to: that is left to train.clip_norm
-        "lamb": lambda: timm.optim.Lamb(groups, lr=train.lr, betas=betas, max_grad_norm=None),
-        "lars": lambda: timm.optim.Lars(
-            groups, lr=train.lr, momentum=train.momentum, nesterov=train.nesterov
-        ),
-    }
-    return build[train.optimizer]()
+    sgd: dict[str, Any] = {"lr": train.lr, "momentum": train.momentum, "nesterov": train.nesterov}
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(groups, **sgd, **fused)
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=train.lr, betas=betas, **fused)
+    import timm.optim
+
+    if train.optimizer == "lars":
+        return timm.optim.Lars(groups, **sgd)
+    # It clips by itself unless told not to: that is left to train.clip_norm.
+    return timm.optim.Lamb(groups, lr=train.lr, betas=betas, max_grad_norm=None)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -46,12 +47,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def _groups(model: nn.Module, train: TrainSettings) -> list[dict[str, Any]]:
     spared: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     if train.layer_decay is None:
-        return timm.optim.param_groups_weight_decay(model, train.weight_decay, no_weight_decay_list=spared)
+        kinds: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                whole = parameter.ndim <= 1 or name.endswith(".bias") or name in spared
+                kinds.setdefault(0.0 if whole else train.weight_decay, []).append(parameter)
+        return [{"params": those, "weight_decay": decay} for decay, those in sorted(kinds.items())]
     if not hasattr(model, "group_matcher"):
         raise UserError(
             f"train.layer_decay: {train.layer_decay} is not allowed for {type(model).__name__}, whose layers "
             "have no order; expected a timm or CSWin model"
         )
+    import timm.optim
+
     return timm.optim.param_groups_layer_decay(
         model, train.weight_decay, no_weight_decay_list=spared, layer_decay=train.layer_decay
     )

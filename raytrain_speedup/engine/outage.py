@@ -1,26 +1,20 @@
 """A storage that is away for a while is waited for; one that will not mend is told at once.
 
-Shared file systems and object stores fail for seconds or a minute (a server restarts, a network is cut, a token is
-renewed), and a run of hours should not end by that. A full disk, a missing right or a missing bucket stay as they
-are, however long one waits.
+A full disk, a missing right or a missing bucket stay as they are, however long one waits.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import time
 from collections.abc import Callable
 from typing import TypeVar
+
+from raytrain_speedup import retry
 
 log = logging.getLogger("raytrain_speedup.storage")
 
 T = TypeVar("T")
-
-PATIENCE_SECONDS = 120.0
-"""How long a storage may be away; as long as a tracking server may."""
-
-RETRY_SECONDS = 1.0
 
 LASTING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
@@ -38,29 +32,29 @@ def outlast(operation: Callable[[], T], what: str) -> T:
         what: the file or folder, for the log.
 
     Raises:
-        OSError, RuntimeError: the operation's last error, if it is a lasting one or `PATIENCE_SECONDS` are over.
-            (torch tells what the disk says as a RuntimeError.)
+        OSError, RuntimeError: the operation's last error, if it is a lasting one or `retry.PATIENCE_SECONDS` are
+            over. (torch tells what the disk says as a RuntimeError.)
     """
-    deadline, told = time.monotonic() + PATIENCE_SECONDS, False
-    while True:
-        try:
-            result = operation()
-        except (OSError, RuntimeError) as error:
-            if lasting(error) or time.monotonic() > deadline:
-                raise
-            if not told:
-                told = True
-                log.warning(
-                    "%s: the storage does not answer (%s); trying for %.0f s",
-                    what,
-                    reason_of(error),
-                    PATIENCE_SECONDS,
-                )
-            time.sleep(RETRY_SECONDS)
-        else:
-            if told:
-                log.warning("%s: the storage answers again", what)
-            return result
+    away = False
+
+    def say(error: Exception) -> None:
+        nonlocal away
+        away = True
+        log.warning(
+            "%s: the storage does not answer (%s); trying for %.0f s",
+            what,
+            reason_of(error),
+            retry.PATIENCE_SECONDS,
+        )
+
+    result = retry.retry(operation, may_pass=_may_pass, say=say, seconds=retry.PATIENCE_SECONDS)
+    if away:
+        log.warning("%s: the storage answers again", what)
+    return result
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, OSError | RuntimeError) and not lasting(error)
 
 
 def lasting(error: BaseException) -> bool:

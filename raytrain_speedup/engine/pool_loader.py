@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from raytrain_speedup.data import Loader
 from raytrain_speedup.data.batch import WARM_UP, Batch, Step
-from raytrain_speedup.data.skipped import Skipped
+from raytrain_speedup.data.unreadable import Skipped
 from raytrain_speedup.engine.cost.measure import FlopCounter, Stopwatch
 from raytrain_speedup.engine.synthesis_alarm import check_call
 from raytrain_speedup.methods.distillation import Synthesis, SynthesisSettings, Synthesizer
 from raytrain_speedup.methods.distillation.evaluation_set import evaluation_images
+from raytrain_speedup.methods.distillation.networks import student_inputs, teacher_logits
 from raytrain_speedup.methods.distillation.pool import Pool
-from raytrain_speedup.methods.distillation.student import student_inputs, teacher_logits
 from raytrain_speedup.methods.distillation.workers import share_buffers
 from raytrain_speedup.tasks.images import image_grid
 
@@ -96,7 +96,7 @@ class PoolLoader:
                 images = torch.zeros((len(step.index), *self._shape), device=self.device)
             else:
                 images = self.pool.sample(len(step.index), *key)
-            inputs = student_inputs(images, self.synthesis.augment, self._mean, self._std, *key)
+            inputs = student_inputs(images, self.synthesis.augment_for_student, self._mean, self._std, *key)
             yield self._batch(inputs, step.index, step.weight)
 
     def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:

@@ -142,8 +142,8 @@ def preflight(
 def _alike(stages: Sequence[Stage], samples: Sequence[float]) -> Iterator[tuple[list[Stage], float]]:
     """Stages in a row that cost the same, and what they show together: one measurement serves them all."""
 
-    def kind(pair: tuple[Stage, float]) -> tuple[int | None, int, int]:
-        return pair[0].size, pair[0].batch_factor, pair[0].replay
+    def kind(pair: tuple[Stage, float]) -> tuple[int | None, int, int, float]:
+        return pair[0].size, pair[0].batch_factor, pair[0].replay, pair[0].tokens
 
     for _, group in groupby(zip(stages, samples, strict=True), kind):
         pairs = list(group)

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 
 def to_stripes(x_BHWC: Tensor, height: int, width: int) -> Tensor:
@@ -105,6 +104,8 @@ class CSWinBlock(nn.Module):
     """Pre-norm attention and MLP (equations 6 and 7)."""
 
     def __init__(self, dim: int, attention: nn.Module, drop_path: float) -> None:
+        from torchvision.ops import StochasticDepth  # torchvision is half of this package's import time
+
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.attention = attention

@@ -26,17 +26,12 @@ UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.Unpi
 
 
 def load_pretrained(model: nn.Module, path: Path, *, num_classes: int) -> None:
-    """Load the state dict in `path` (plain, or under the key `model` or `state_dict`) into `model`.
+    """Load the state dict in `path` into `model`.
 
     Raises:
         UserError: if the file can't be read or holds another network.
     """
-    state = _read(path, "model.pretrained: ")
-    for key in ("model", "state_dict"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not _is_state_dict(state):
-        raise UserError(f"model.pretrained: {path}: holds {_describe(state)}; expected a state dict")
+    state = read_state_dict(path, "model.pretrained: ")
     fit_weights(model, state, num_classes=num_classes, where=f"model.pretrained: {path}")
 
 
@@ -46,11 +41,7 @@ def load_whole(network: nn.Module, path: Path) -> nn.Module:
     Raises:
         UserError: if the file can't be read, is no state dict, or is one of another network.
     """
-    state = _read(path, "")
-    if not _is_state_dict(state):
-        raise UserError(
-            f"{path}: holds {_describe(state)}; expected a state dict (parameter names -> tensors)"
-        )
+    state = read_state_dict(path)
     own = network.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
@@ -87,12 +78,23 @@ def why_unreadable(error: Exception) -> str:
     return "no file that torch.save wrote, or a damaged one"
 
 
-def _read(path: Path, where: str) -> Any:
-    """What a file of `torch.save` holds; raises `UserError` that begins with `where`."""
+def read_state_dict(path: Path, where: str = "") -> Mapping[str, Tensor]:
+    """The state dict in a file of `torch.save`: all of it, or what it has under the key `model` or `state_dict`.
+
+    Raises:
+        UserError: beginning with `where`, if the file can't be read or holds anything else.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise UserError(f"{where}cannot read {path}: {why_unreadable(error)}") from error
+    for key in ("model", "state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not _is_state_dict(state):
+        found = _describe(state)
+        raise UserError(f"{where}{path}: holds {found}; expected a state dict (parameter names -> tensors)")
+    return state
 
 
 def fit_weights(

@@ -34,7 +34,7 @@ def connect(scaling: ScalingSettings) -> None:
     Raises:
         UserError: if the workers would never get their resources, or their storage.
     """
-    set_environment(scaling)
+    set_ray_environment(scaling)
     if scaling.storage is not None:
         exists(scaling.storage)  # a URI that leads nowhere is reported before anything starts
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -83,7 +83,7 @@ def require(scaling: ScalingSettings, have: dict[str, float]) -> None:
             )
 
 
-def set_environment(scaling: ScalingSettings) -> None:
+def set_ray_environment(scaling: ScalingSettings) -> None:
     """What Ray reads from the environment of the process that starts a worker group; it passes it on."""
     os.environ.update(
         # the whole wait is the user's setting, whatever the number of attempts

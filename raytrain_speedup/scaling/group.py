@@ -12,7 +12,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 
 from raytrain_speedup.scaling.board import EndAtMistake
-from raytrain_speedup.scaling.cluster import ATTEMPTS, set_environment
+from raytrain_speedup.scaling.cluster import ATTEMPTS, set_ray_environment
 from raytrain_speedup.scaling.storage import PathOrUri, inside, parent_and_name
 from raytrain_speedup.scaling.uri_store import store_of
 from raytrain_speedup.scaling.worker import train_worker
@@ -39,7 +39,7 @@ def worker_group(
     """
     scaling = experiment.scaling
     parent, name = parent_and_name(folder)
-    set_environment(scaling)
+    set_ray_environment(scaling)
     store_of(folder).create()
     resources = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
@@ -67,7 +67,7 @@ def worker_group(
     )
 
 
-def fit(trainer: TorchTrainer) -> ray.train.Result:
+def fit_group(trainer: TorchTrainer) -> ray.train.Result:
     """Run a worker group; the result's `return_value` is what rank 0 returned. Ray's own folder is removed.
 
     Raises:

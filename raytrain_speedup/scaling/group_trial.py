@@ -12,7 +12,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from raytrain_speedup.engine.final_metrics import is_final
-from raytrain_speedup.scaling.group import fit, worker_group
+from raytrain_speedup.scaling.group import fit_group, worker_group
 from raytrain_speedup.scaling.storage import inside
 from raytrain_speedup.script import load_any_dict
 
@@ -39,5 +39,7 @@ def group_trial(config: dict[str, Any]) -> None:
     """
     experiment = load_any_dict(config["experiment"])
     folder = inside(config["storage"], config["folder"])
-    result = fit(worker_group(experiment, folder, callbacks=(EpochsToTune(),), test=config.get("test", True)))
+    result = fit_group(
+        worker_group(experiment, folder, callbacks=(EpochsToTune(),), test=config.get("test", True))
+    )
     tune.report({**result.return_value, "done": True})

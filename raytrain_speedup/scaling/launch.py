@@ -28,7 +28,7 @@ from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.script_run import run_any
 from raytrain_speedup.scaling.board import BOARD_SECONDS, new_board
 from raytrain_speedup.scaling.cluster import connect, on_cluster
-from raytrain_speedup.scaling.group import fit, worker_group
+from raytrain_speedup.scaling.group import fit_group, worker_group
 from raytrain_speedup.scaling.storage import RUN_ID, PathOrUri, is_uri, may_hold_checkpoint
 from raytrain_speedup.scaling.uri_store import store_of
 from raytrain_speedup.script import AnyExperiment
@@ -89,7 +89,7 @@ def _launch_group(experiment: AnyExperiment, folder: PathOrUri, listener: Listen
     connect(experiment.scaling)
     board = new_board()
     with _listening(board, listener) as heard, _interrupt_as_stop():
-        metrics = fit(worker_group(experiment, folder, board=board)).return_value
+        metrics = fit_group(worker_group(experiment, folder, board=board)).return_value
     if not heard.end:
         listener("report", metrics)  # it was lost with the board
     return FinalMetrics.from_dict(metrics)

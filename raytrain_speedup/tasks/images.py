@@ -9,7 +9,6 @@ import math
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from raytrain_speedup.data.base import IGNORE_INDEX
 
@@ -18,6 +17,8 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 def image_grid(images: Tensor, columns: int) -> bytes:
     """Images (N, C, H, W) uint8 in rows of `columns`, as a PNG file."""
+    from torchvision.utils import make_grid  # torchvision is half of this package's import time
+
     grid = make_grid(images.cpu(), nrow=columns, padding=1)
     file = io.BytesIO()
     Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file, format="PNG")

@@ -23,7 +23,7 @@ from filelock import FileLock
 from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tracking.patience import reason_of
+from raytrain_speedup.tracking.patience import first_sentence
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new database is no news
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors are raised, and told once
@@ -46,7 +46,7 @@ def open_database(uri: str) -> str:
             MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     except Exception as error:  # SQLite's, SQLAlchemy's, requests' and MLflow's own
         raise UserError(
-            f"tracking uri {uri!r} does not answer ({reason_of(error)}); expected an MLflow server such as "
+            f"tracking uri {uri!r} does not answer ({first_sentence(error)}); expected an MLflow server such as "
             "http://host:5000, sqlite:///file.db, or json:folder"
         ) from error
     return uri

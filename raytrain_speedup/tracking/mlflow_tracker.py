@@ -27,7 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.tracking.mlflow_sql import PARENT, read_runs
-from raytrain_speedup.tracking.patience import Patience, reason_of
+from raytrain_speedup.tracking.patience import Patience, first_sentence
 from raytrain_speedup.tracking.store import COMMAND, COMMIT, USER
 from raytrain_speedup.tracking.tracker import (
     EPOCH,
@@ -172,7 +172,7 @@ class MlflowTracker(Tracker):
         try:
             run = self.client.get_run(run_id)
         except MlflowException as error:
-            raise NotTracked(f"run {run_id}: {reason_of(error)}") from error
+            raise NotTracked(f"run {run_id}: {first_sentence(error)}") from error
         if run.info.lifecycle_stage != "active":
             raise NotTracked(f"run {run_id}: deleted")
         return _entry(run, self.client.get_experiment(run.info.experiment_id).name)

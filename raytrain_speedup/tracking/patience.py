@@ -8,23 +8,19 @@ repeated for a while, which is said in one line; then the sweep ends in one line
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import ParamSpec, TypeVar
 
+from raytrain_speedup import retry
 from raytrain_speedup.tracking.tracker import TrackingLost
-
-PATIENCE_SECONDS = 120.0
-"""How long one call is repeated."""
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Patience:
-    """Repeats calls while nothing answers, for `PATIENCE_SECONDS` at most.
+    """Repeats calls while nothing answers, for `retry.PATIENCE_SECONDS` at most.
 
     Args:
         uri: what does not answer, for the line that says so.
@@ -44,36 +40,34 @@ class Patience:
         Raises:
             TrackingLost: if the call was given up.
         """
-        deadline, pause, told = time.monotonic() + PATIENCE_SECONDS, FIRST_PAUSE, False
-        while True:
-            try:
-                return call(*args, **named)
-            except Exception as error:
-                if not self.may_pass(error):
-                    raise
-                if self.lost is not None or time.monotonic() + pause > deadline:
-                    self.lost = self.lost or TrackingLost(self._last_words(error))
-                    raise self.lost from error
-                if not told:
-                    # A live table on the screen lets lines for stderr through above itself.
-                    print(
-                        f"tracking at {self.uri} does not answer ({reason_of(error)}); "
-                        f"trying again for up to {PATIENCE_SECONDS:.0f} s",
-                        file=sys.stderr,
-                    )
-                told = True
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+        seconds = 0.0 if self.lost is not None else retry.PATIENCE_SECONDS
+        try:
+            return retry.retry(
+                partial(call, *args, **named), may_pass=self.may_pass, say=self._say, seconds=seconds
+            )
+        except Exception as error:
+            if not self.may_pass(error):
+                raise
+            self.lost = self.lost or TrackingLost(self._last_words(error))
+            raise self.lost from error
+
+    def _say(self, error: Exception) -> None:
+        # A live table on the screen lets lines for stderr through above itself.
+        print(
+            f"tracking at {self.uri} does not answer ({first_sentence(error)}); "
+            f"trying again for up to {retry.PATIENCE_SECONDS:.0f} s",
+            file=sys.stderr,
+        )
 
     def _last_words(self, error: Exception) -> str:
         return (
-            f"tracking at {self.uri} has not answered for {PATIENCE_SECONDS:.0f} s "
-            f"({reason_of(error)}); expected a server or a database that can be written to, with space on its "
+            f"tracking at {self.uri} has not answered for {retry.PATIENCE_SECONDS:.0f} s "
+            f"({first_sentence(error)}); expected a server or a database that can be written to, with space on its "
             "disk. What was written before is kept: go on with --resume"
         )
 
 
-def reason_of(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
     """The first sentence of an error, which in MLflow's case may be a page and begin with SQLAlchemy's advice."""
     lines = [
         line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result of")

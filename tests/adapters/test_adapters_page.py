@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from adapter_runs import schedule_file
+from refused_imports import RAY, run_without
 
 ROOT = Path(__file__).parents[2]
 PLAIN = Path(__file__).parent / "plain"
@@ -63,12 +64,6 @@ def test_it_adds_fewer_than_ten_lines(name: str):
 
 
 MISSING = """
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in sys.argv[2:]:
-            raise ModuleNotFoundError(name, name=name)
-sys.meta_path.insert(0, Refuse())
 from raytrain_speedup.settings import UserError
 try:
     __import__(sys.argv[1])
@@ -79,8 +74,7 @@ except UserError as error:
 
 
 def imported(module: str, *refused: str) -> str:
-    program = [sys.executable, "-c", MISSING, module, *refused]
-    return subprocess.run(program, capture_output=True, text=True, check=True).stdout.strip()
+    return run_without(refused, MISSING, module).stdout.strip()
 
 
 @pytest.mark.parametrize("library, extra", [("lightning", "lightning"), ("transformers", "transformers")])
@@ -91,5 +85,5 @@ def test_a_missing_library_is_a_line_with_its_extra(library: str, extra: str):
 
 
 def test_the_loader_needs_none_of_them():
-    refused = ("ray", "mlflow", "optuna", "lightning", "transformers", "accelerate")
+    refused = (*RAY, "lightning", "transformers", "accelerate")
     assert imported("raytrain_speedup.adapters", *refused) == "imported"

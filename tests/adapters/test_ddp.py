@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def worker(rank: int, folder: Path) -> None:
 
     torch.set_num_threads(1)
     os.chdir(folder)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+    patience = timedelta(minutes=1)  # of processes whose plans differ, and which wait for each other
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, timeout=patience, rank=rank, world_size=WORLD)
     calls = count_collectives()
     new = lambda: DistributedDataParallel(network(tiny(VIT)))  # noqa: E731
     result: dict[str, Any] = {}

@@ -27,10 +27,10 @@ from typing import Any
 from side_by_side import Metrics, middle, provenance, spread
 
 from raytrain_speedup.config import Experiment, load_experiment
-from raytrain_speedup.data import Subset, open_data
-from raytrain_speedup.data.base import Dataset
+from raytrain_speedup.data import open_data
+from raytrain_speedup.data.base import Dataset, Subset
 from raytrain_speedup.data.digits import DigitsSettings
-from raytrain_speedup.data.split import balanced_split
+from raytrain_speedup.data.splits import balanced_split
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.run import run
 
@@ -52,8 +52,9 @@ def growing(method: str, **keys: Any) -> dict[str, Any]:
 def fastdfkd(k: int, **keys: Any) -> dict[str, Any]:
     """FastDFKD with k inner steps."""
     lr_g, lr_z = RATES[k]
-    own = {"steps": k, "lr_g": lr_g, "lr_z": lr_z, "width": 32, "reset_first_layer": None, "bn_momentum": 0.9}
-    return growing("fastdfkd", **own | keys)
+    own = {"steps": k, "lr_g": lr_g, "lr_z": lr_z, "width": 32, "reset_first_layer": None}
+    memory = {"bn_momentum": 0.9, "bn_bias_correction": False}
+    return growing("fastdfkd", **own | memory | keys)
 
 
 def fresh(method: str, student_steps: int, **keys: Any) -> dict[str, Any]:
@@ -70,6 +71,7 @@ def fresh(method: str, student_steps: int, **keys: Any) -> dict[str, Any]:
 METHODS: dict[str, dict[str, Any]] = {
     **{f"{reuse}-{k}": fastdfkd(k, reuse=reuse) for reuse in ("common", "sequential", "none") for k in RATES},
     **{f"common-{k}-memoryless": fastdfkd(k, bn_momentum=0.0) for k in RATES},
+    **{f"common-{k}-corrected": fastdfkd(k, bn_bias_correction=True) for k in RATES},
     "dafl": fresh("dafl", 5, generator_steps=3),
     "zskt": fresh("zskt", 10),
     "dfad": fresh("dfad", 10, lr_g=5e-4),

@@ -39,9 +39,9 @@ from torchvision import transforms
 from raytrain_speedup.methods.distillation.fastdfkd import FastDFKDSettings
 from raytrain_speedup.methods.distillation.generator import build_generator
 from raytrain_speedup.methods.distillation.losses import distillation_loss
+from raytrain_speedup.methods.distillation.networks import student_inputs, teacher_logits
 from raytrain_speedup.methods.distillation.pool import Pool
-from raytrain_speedup.methods.distillation.rng import generator_for
-from raytrain_speedup.methods.distillation.student import student_inputs, teacher_logits
+from raytrain_speedup.randomness import torch_generator
 
 WHO = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
 CLASSES, MEAN, STD = 10, [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]
@@ -163,7 +163,7 @@ class Naive:
             (3, self.size, self.size),
             width=how.width,
             latent=how.latent,
-            rng=generator_for(self.device, 0),
+            rng=torch_generator(self.device, 0),
         )
         self.meta = torch.optim.Adam(self.generator.parameters(), how.lr_g * how.steps, betas=(0.5, 0.999))
         self.mean, self.std = (

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
 
-from raytrain_speedup.data import augment, noise
+from raytrain_speedup import randomness
+from raytrain_speedup.data import augment
 
 N, SIZE = 40, 12
 IMAGES = torch.randint(
@@ -21,13 +22,13 @@ FLOATS = torch.randn(N, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1
 @pytest.mark.parametrize("flip", [False, True])
 def test_shift_is_a_crop_of_the_reflected_image(padding, flip) -> None:
     found = augment.shift_and_flip(IMAGES, INDEX, INDEX, seed=5, epoch=2, padding=padding, flip=flip)
-    random = noise.bits(INDEX, seed=5, epoch=2, streams=(augment.SHIFT_Y, augment.SHIFT_X, augment.FLIP))
+    random = randomness.bits(INDEX, seed=5, epoch=2, streams=(augment.SHIFT_Y, augment.SHIFT_X, augment.FLIP))
     for row, index in enumerate(INDEX.tolist()):
         image = IMAGES[index].permute(2, 0, 1).float()[None]
         padded = F.pad(image, [padding] * 4, mode="reflect")[0]
-        dy, dx = (int(noise.below(random[axis, row], 2 * padding + 1)) for axis in (0, 1))
+        dy, dx = (int(randomness.below(random[axis, row], 2 * padding + 1)) for axis in (0, 1))
         expected = padded[:, dy : dy + SIZE, dx : dx + SIZE]
-        if flip and noise.below(random[2, row], 2):
+        if flip and randomness.below(random[2, row], 2):
             expected = expected.flip(2)
         assert torch.equal(found[row].float(), expected.permute(1, 2, 0))
 

@@ -12,9 +12,9 @@ from tiny_data import picture, write_parquet
 
 from raytrain_speedup.data import build_loader, open_data
 from raytrain_speedup.data.base import CorruptSample
-from raytrain_speedup.data.imagefolder import ImageFolderSettings
+from raytrain_speedup.data.folders import ImageFolderSettings
 from raytrain_speedup.data.parquet import ParquetSettings
-from raytrain_speedup.data.skipped import Skipped
+from raytrain_speedup.data.unreadable import Skipped
 from raytrain_speedup.settings import UserError
 
 KINDS = [("device", 0), ("workers", 0), ("workers", 2)]

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from raytrain_speedup.data import build_loader, open_data
-from raytrain_speedup.data.python import PythonSettings, known_targets, pixels, read_targets
+from raytrain_speedup.data.base import CorruptSample
+from raytrain_speedup.data.python import PythonSettings, PythonSource, known_targets, pixels, read_targets
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.user_code import named
 
@@ -73,6 +74,12 @@ def test_other_forms_are_refused(image, said) -> None:
     assert said in str(error.value)
 
 
+def test_a_pil_image_has_the_channels_of_its_data_set() -> None:
+    gray, colour = Image.fromarray(GRAY), Image.fromarray(np.repeat(GRAY[..., None], 3, axis=2))
+    assert np.array_equal(pixels(gray, 3), np.asarray(colour))
+    assert np.array_equal(pixels(colour, 1), GRAY[..., None])
+
+
 def test_targets_are_known_without_decoding() -> None:
     train = Items([(GRAY, index % 3) for index in range(90)], [index % 3 for index in range(90)])
     splits = open_data(settings(train, Items([(GRAY, 2)] * 3), val_fraction=0.2), seed=0)
@@ -133,6 +140,17 @@ def test_masks_are_targets_of_pixels() -> None:
         open_data(settings(data), seed=0)
 
 
+def test_a_mask_is_that_of_its_sample_and_of_its_classes() -> None:
+    masks = [np.full((8, 8), value) for value in (1, 2, 3)]
+    source = PythonSource(
+        Items([(GRAY, mask) for mask in masks]), np.zeros(3), "scans", channels=1, num_classes=3
+    )
+    source.decode(0)
+    assert np.array_equal(source.mask(1), masks[1]) and np.array_equal(source.mask(0), masks[0])
+    with pytest.raises(CorruptSample, match="its mask holds 3; expected 0 to 2, or 255"):
+        source.mask(2)
+
+
 @pytest.mark.parametrize(
     ("train", "keys", "said"),
     [
@@ -141,6 +159,8 @@ def test_masks_are_targets_of_pixels() -> None:
         (Items([(GRAY, 0, 1)]), {}, "it is 3 values; expected a pair, (image, target)"),
         (Items([(GRAY, 0.5)] * 4), {}, "has the target 0.5; expected a class, an int"),
         (Items([(GRAY, 4)] * 4, [4] * 4), {"classes": 3}, "has a target 4; expected classes 0 to 2"),
+        (Items([(GRAY, -1)] * 4, [-1] * 4), {"classes": 3}, "has a target -1; expected classes 0 to 2"),
+        (Items([(GRAY, 0)] * 3 + [(GRAY, 1)], [0] * 4), {}, "sample 3 has the target 1, and 0 in `targets`"),
         (Items([(GRAY, 1)] * 4, [0] * 4), {}, "has the target 1, and 0 in `targets`; expected the same"),
         (Items([(GRAY, 1)] * 4, [1] * 3), {}, "has 4 samples and 3 targets; expected one each"),
     ],

@@ -23,7 +23,7 @@ from raytrain_speedup.data import SOURCES, DataSettings, build_loader, open_data
 from raytrain_speedup.data.base import CorruptSample
 from raytrain_speedup.data.cifar import Cifar10Settings, Cifar100Settings
 from raytrain_speedup.data.digits import DigitsSettings
-from raytrain_speedup.data.imagefolder import ImageFolderSettings
+from raytrain_speedup.data.folders import ImageFolderSettings
 from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.settings import UserError
 

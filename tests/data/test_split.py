@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from raytrain_speedup.data import open_data
 from raytrain_speedup.data.digits import DigitsSettings
-from raytrain_speedup.data.split import balanced_split
+from raytrain_speedup.data.splits import balanced_split
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=300).map(np.array)
 
@@ -23,6 +23,12 @@ def test_every_sample_is_on_one_side_and_every_class_gives_its_share(targets, fr
     assert (given_up[counts > 0] < counts[counts > 0]).all()
     if (counts[counts > 0] > 1 / (1 - fraction) + 1).all():
         assert len(aside) == round(fraction * len(targets))
+
+
+def test_the_largest_remainders_are_rounded_up() -> None:
+    """1.3, 1.9 and 0.8 of a tenth sum to 4."""
+    targets = np.repeat([0, 1, 2], [13, 19, 8])
+    assert np.bincount(targets[balanced_split(targets, 0.1, 0)[1]]).tolist() == [1, 2, 1]
 
 
 def test_the_seed_chooses_the_samples_evenly() -> None:

@@ -21,7 +21,7 @@ from tiny_data import picture, write_parquet
 
 from raytrain_speedup.data import Splits, open_data
 from raytrain_speedup.data.base import CorruptSample
-from raytrain_speedup.data.imagefolder import ImageFolderSettings
+from raytrain_speedup.data.folders import ImageFolderSettings
 from raytrain_speedup.data.masks import MaskFolderSettings
 from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.settings import UserError

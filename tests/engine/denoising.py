@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raytrain_speedup.data import noise
+from raytrain_speedup import randomness
 from raytrain_speedup.data.batch import Batch
 from raytrain_speedup.tasks import Losses, Model, Split, Task, TaskSettings
 
@@ -45,9 +45,9 @@ class Denoising(Task):
     def _wrong(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
         """The error of every image, and the fraction of it that is noise."""
         images, draws = batch["inputs"], batch["draws"]
-        amount = 0.1 + 0.8 * noise.unit(noise.bits(draws, seed=0, epoch=0, streams=(0,))[0])
+        amount = 0.1 + 0.8 * randomness.unit(randomness.bits(draws, seed=0, epoch=0, streams=(0,))[0])
         pixels = torch.arange(images[0].numel(), device=draws.device)
-        drawn = noise.unit(noise.bits(draws[:, None] + pixels, seed=0, epoch=0, streams=(1,))[0])
+        drawn = randomness.unit(randomness.bits(draws[:, None] + pixels, seed=0, epoch=0, streams=(1,))[0])
         share = amount.view(-1, 1, 1, 1)
         mixture = (1 - share) * images + share * (2 * drawn - 1).view(images.shape)
         return (model(mixture, amount).float() - images).square().mean((1, 2, 3)), amount

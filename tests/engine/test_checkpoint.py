@@ -199,7 +199,7 @@ def test_a_storage_that_is_away_for_a_moment_costs_time_alone(
 
 
 def test_a_storage_that_stays_away_is_told_by_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("raytrain_speedup.engine.outage.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("raytrain_speedup.retry.PATIENCE_SECONDS", 0.5)
     folder = tmp_path / "mount" / "run"
     with pytest.raises(CheckpointFailed) as error:
         run(tiny(), Away(folder, seconds=None), device=CPU)

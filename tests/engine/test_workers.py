@@ -1,9 +1,11 @@
 """Two workers train as one does: the same steps, the same gradients, one synchronisation each.
 
-Two gloo processes are started once, run every scenario and leave what they saw in files.
+Two gloo processes are started once, run every scenario and leave what they saw in files. For one test they run
+what that one names.
 """
 
 import copy
+import inspect
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -149,11 +151,12 @@ def observed(name: str, rank: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def worker(rank: int, port: int, folder: Path) -> None:
+def worker(rank: int, port: int, folder: Path, scenarios: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     learner.DistributedDataParallel = Counted  # type: ignore[misc]
-    for name, experiment in SCENARIOS.items():
+    for name in scenarios:
+        experiment = SCENARIOS[name]
         if name == "stopped":
             with pytest.raises(Stopped):
                 run(experiment, WorkerDiary(folder / name, rank, stop_after=6), device=CPU)
@@ -164,10 +167,13 @@ def worker(rank: int, port: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two workers ran every scenario."""
+def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two workers ran the scenarios."""
     folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(worker, (free_port(), folder), nprocs=2)
+    tests = [item for item in request.session.items if item.path == request.path]
+    said = "".join(inspect.getsource(test.function) + test.name for test in tests)  # type: ignore[attr-defined]
+    named = [name for name in SCENARIOS if f'"{name}"' in said or f"[{name}]" in said]
+    torch.multiprocessing.spawn(worker, (free_port(), folder, named), nprocs=2)
     return folder
 
 

@@ -24,11 +24,15 @@ def network(width: int = 4, *, classes: int = 3) -> nn.Sequential:
     return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Linear(width, classes))
 
 
-def test_weights_are_loaded(tmp_path: Path) -> None:
-    source = network()
-    torch.save(source.state_dict(), tmp_path / "teacher.pt")
-    loaded = load_whole(network(), tmp_path / "teacher.pt")
-    assert all(torch.equal(value, source.state_dict()[name]) for name, value in loaded.state_dict().items())
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+@pytest.mark.parametrize("key", [None, "model", "state_dict"])
+def test_weights_are_loaded(key: str | None, load: Any, tmp_path: Path) -> None:
+    """As they are, and as training scripts keep them."""
+    source, loaded = network(), network()
+    state = source.state_dict()
+    torch.save(state if key is None else {key: state, "epoch": 3}, tmp_path / "teacher.pt")
+    load(loaded, tmp_path / "teacher.pt")
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
 
 
 class Trap:
@@ -45,7 +49,7 @@ class Trap:
     ("content", "found"),
     [
         (torch.zeros(3), "holds a Tensor; expected a state dict"),
-        ({"epoch": 3, "state_dict": {}}, "holds a dict with epoch, state_dict; expected a state dict"),
+        ({"epoch": 3, "state": {}}, "holds a dict with epoch, state; expected a state dict"),
         ({}, "holds an empty dict"),
         ({"0.weight": torch.zeros(1)}, "lacks 0.bias, .* and .* more"),
         (network(classes=5).state_dict(), r"has shape \(5, 4\); Sequential needs \(3, 4\)"),

@@ -12,7 +12,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from raytrain_speedup.config import Experiment, load_experiment
-from raytrain_speedup.scaling.group import fit, worker_group
+from raytrain_speedup.scaling.group import fit_group, worker_group
 from raytrain_speedup.scaling.launch import launch
 from raytrain_speedup.settings import UserError
 
@@ -160,7 +160,7 @@ def test_resources_that_do_not_come_are_given_up(tmp_path: Path) -> None:
     """On a cluster nobody knows what an autoscaler may bring; the wait is `scaling.start_timeout`."""
     began = time.monotonic()
     with pytest.raises(UserError, match=r"4 workers .* could not be started; the cluster has 2 CPUs"):
-        fit(worker_group(digits(scaling__workers=4, scaling__start_timeout=3), tmp_path / "waiting"))
+        fit_group(worker_group(digits(scaling__workers=4, scaling__start_timeout=3), tmp_path / "waiting"))
     assert time.monotonic() - began < 30
 
 
@@ -227,7 +227,7 @@ def test_collectives_are_per_epoch_not_per_step(tmp_path: Path) -> None:
         scaling_config=ray.train.ScalingConfig(num_workers=2),
         run_config=ray.train.RunConfig(name="counted", storage_path=str(tmp_path / "ray")),
     )
-    few, many = fit(trainer).return_value
+    few, many = fit_group(trainer).return_value
     assert few == many
     assert few["exchange"] == 2  # once per epoch
 

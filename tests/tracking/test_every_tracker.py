@@ -28,8 +28,10 @@ from raytrain_speedup.tracking.tracker import SCHEDULE_FILE, Entry, NotTracked, 
 
 
 @pytest.fixture(params=["mlflow", "json"])
-def every(request: pytest.FixtureRequest, tracker: Tracker, tmp_path: Path) -> Tracker:
-    return tracker if request.param == "mlflow" else open_tracker(f"json:{tmp_path / 'kept'}")
+def every(request: pytest.FixtureRequest, tmp_path: Path) -> Tracker:
+    if request.param == "mlflow":
+        return request.getfixturevalue("tracker")
+    return open_tracker(f"json:{tmp_path / 'kept'}")
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_a_run_is_read_back(every: Tracker, name: str) -> None:
 
 def test_runs_are_chosen_by_tag_parent_and_experiment(every: Tracker, name: str) -> None:
     parent, other = (every.start(name, "sweep", {"speedup.sweep": key}) for key in "ab")
-    elsewhere = every.start(f"{name}-2", "sweep", {"speedup.sweep": "a"})
+    elsewhere = every.start(f"{name}/2", "sweep", {"speedup.sweep": "a"})
     children = []
     for number in range(3):
         time.sleep(0.002)

@@ -37,6 +37,7 @@ ROWS = [
         ([], "abc"),
         (["data=digits"], "a"),
         (["data=cifar10"], "b"),
+        (["data=CIFAR100"], "c"),
         (["data=cifar*"], "bc"),
         (["data!=digits", "method=infobatch"], "c"),
         (["accuracy>=97"], "ac"),

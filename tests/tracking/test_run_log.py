@@ -57,8 +57,19 @@ def test_a_reopened_run_goes_on_behind_its_last_epoch(tracker: Tracker, experime
     assert [step for step, _ in tracker.curve(log.run_id, "epoch/train_loss")] == [1, 2, 3]
 
 
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, as a repository of one commit: this package's own may be an unpacked archive."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    (tmp_path / "x").write_text("1")
+    who = "-c user.name=x -c user.email=x@x"
+    subprocess.run(f"git init -q && git add x && git {who} commit -qm x", shell=True, check=True)
+    return tmp_path
+
+
 def test_mlflow_alone_says_where_a_run_comes_from(
-    tracker: Tracker, experiment_name: str, monkeypatch: pytest.MonkeyPatch
+    tracker: Tracker, experiment_name: str, monkeypatch: pytest.MonkeyPatch, repository: Path
 ) -> None:
     """Kind of experiment, source, user, commit, version and data set, where MLflow's own pages look for them."""
     shown = "speedup sweep a.yaml --tracking-uri http://host:5000"
@@ -73,7 +84,7 @@ def test_mlflow_alone_says_where_a_run_comes_from(
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    assert tags["mlflow.source.git.commit"] == head and tags["speedup.commit"].startswith(head)
+    assert tags["mlflow.source.git.commit"] == tags["speedup.commit"] == head
     assert tags["mlflow.user"] == tags["speedup.user"] == getpass.getuser()
     assert tags["speedup.package_version"] and tags["mlflow.runName"] == "r"
     assert (tags["speedup.method"], tags["speedup.role"], tags["speedup.data"]) == (
@@ -93,13 +104,11 @@ def test_a_folder_without_a_repository_has_no_commit(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert store.COMMIT not in provenance()
-    subprocess.run(["git", "init", "-q"], check=True)
-    (tmp_path / "x").write_text("1")
-    who = ["-c", "user.name=x", "-c", "user.email=x@x"]
-    subprocess.run(f"git add x && git {' '.join(who)} commit -qm x", shell=True, check=True)
-    provenance_module._commit.cache_clear()
+
+
+def test_a_changed_file_makes_a_commit_dirty(repository: Path) -> None:
     clean = provenance()[store.COMMIT]
     assert len(clean) == 40
-    (tmp_path / "x").write_text("2")
+    (repository / "x").write_text("2")
     provenance_module._commit.cache_clear()
     assert provenance()[store.COMMIT] == f"{clean}-dirty"

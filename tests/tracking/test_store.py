@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from full_disk import fill, tiny_disk
 
-from raytrain_speedup import tracking
+from raytrain_speedup import retry, tracking
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tracking import open_tracker, patience
-from raytrain_speedup.tracking.patience import reason_of
+from raytrain_speedup.tracking import open_tracker
+from raytrain_speedup.tracking.patience import first_sentence
 from raytrain_speedup.tracking.tracker import Tracker, TrackingLost
 
 FIRST_COMMAND = """
@@ -108,12 +108,12 @@ def test_a_full_disk_is_a_line(disk: Path, tracker: Tracker, monkeypatch: pytest
     run = tracker.start("full", "run", {})
     tracker.log_text(run, "x", "small.txt")
     filler = fill(disk)
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 1.0)
     with pytest.raises(TrackingLost, match="disk is full") as lost:
         for number in range(100):  # the pages that are there have some room
             tracker.set_tags(run, {f"tag-{number}": "x" * 4000})
     assert len(str(lost.value).splitlines()) == 1 and tracker.lost is lost.value
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 30.0)
     start = time.monotonic()
     with pytest.raises(TrackingLost):
         tracker.set_tags(run, {"last": "x" * 5000})
@@ -145,8 +145,8 @@ def test_the_reason_is_the_databases_own_word() -> None:
     page = "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO tags]\n(Background on this"
     advice = "(raised as a result of Query-invoked autoflush; consider using a no_autoflush block)\n"
     for text in (page, advice + page):
-        assert reason_of(Exception(text)) == "(sqlite3.OperationalError) database or disk is full"
-    assert reason_of(ValueError()) == "ValueError"
+        assert first_sentence(Exception(text)) == "(sqlite3.OperationalError) database or disk is full"
+    assert first_sentence(ValueError()) == "ValueError"
 
 
 def test_a_mistake_is_not_waited_for(tracker: Tracker) -> None:

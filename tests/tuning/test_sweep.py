@@ -19,8 +19,9 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 from tiny_runs import EPOCHS, space, tiny
 
+from raytrain_speedup import retry
 from raytrain_speedup.settings import RunFailed, UserError
-from raytrain_speedup.tracking import open_tracker, patience, store
+from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.tracker import TrackingLost
 from raytrain_speedup.tuning.sweep import SweepResult, sweep
 
@@ -179,7 +180,7 @@ def test_a_disk_that_is_full_and_a_proof_that_goes_on(
         said = [line for line in capfd.readouterr().err.splitlines() if "tracking" in line]
         assert said and all(" full); trying again" in line or "No space" in line for line in said)
 
-        monkeypatch.setattr(patience, "PATIENCE_SECONDS", 1.0)
+        monkeypatch.setattr(retry, "PATIENCE_SECONDS", 1.0)
         fill_when(6, seconds=0)
         with pytest.raises(TrackingLost, match=r"full|No space") as lost:
             go(file, here, trainable=tiny, trials=3, concurrency=1, resume=True)

@@ -20,7 +20,7 @@ class Tally:
 
     Args:
         num_samples: of the training set.
-        flops: training FLOPs of one sample by input size.
+        flops: training FLOPs of one sample by input size and fraction of the tokens kept.
         device: where losses and weights are.
         rank, world: of this process.
 
@@ -33,7 +33,7 @@ class Tally:
     def __init__(
         self,
         num_samples: int,
-        flops: Mapping[int | None, float],
+        flops: Mapping[tuple[int | None, float], float],
         *,
         device: torch.device,
         rank: int,
@@ -57,7 +57,7 @@ class Tally:
         self._sums += torch.stack([weighted_loss, weight.sum()])
         self.samples_shown += step.count
         self.compute_spent += step.count * step.stage.cost / self._num_samples
-        self.flops_spent += step.count * self._flops[step.stage.size]
+        self.flops_spent += step.count * self._flops[step.stage.size, step.stage.tokens]
 
     def mean_loss(self) -> float:
         """The weighted mean of the losses since this was last asked, over all ranks."""

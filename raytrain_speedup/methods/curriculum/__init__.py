@@ -22,6 +22,8 @@ A convolutional network takes every size as it is; for the others see `raytrain_
 
 from raytrain_speedup.methods.curriculum.base import CurriculumSettings
 from raytrain_speedup.methods.curriculum.by_numbers import CustomCurriculum, SimplexCurriculum
+from raytrain_speedup.methods.curriculum.patch_dropout import PatchDropout
+from raytrain_speedup.methods.curriculum.progressive import ComposerResize, TimmProgressive
 from raytrain_speedup.methods.curriculum.published import (
     EfficientTrain,
     EfficientTrainPlusPlus,
@@ -41,5 +43,8 @@ CURRICULA = Registry(
         "efficienttrain++": EfficientTrainPlusPlus,
         "custom": CustomCurriculum,
         "simplex": SimplexCurriculum,
+        "composer-resize": ComposerResize,
+        "timm-progressive": TimmProgressive,
+        "patch-dropout": PatchDropout,
     },
 )

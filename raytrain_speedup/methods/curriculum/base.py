@@ -28,6 +28,7 @@ class Stage:
         cost: compute of one sample relative to one at full size, (B/N)^2 unless it was measured.
         batch_factor: multiple of the base batch size.
         replay: how many times a fresh sample is shown before new ones are read (1 = no replay buffer).
+        tokens: fraction of its patches that a transformer keeps in training (`models/tokens.py`).
     """
 
     ends_at: float
@@ -36,6 +37,7 @@ class Stage:
     cost: float = 1.0
     batch_factor: int = 1
     replay: int = 1
+    tokens: float = 1.0
 
 
 Kernel = Literal["fourier", "aligned", "resize"]

@@ -125,41 +125,44 @@ def _crop(
     keeps_graph = x_MCHW.requires_grad and torch.is_grad_enabled()
     if keeps_graph or x_MCHW.device.type != "cpu":
         with torch.autocast(x_MCHW.device.type, enabled=False):
-            y = rows.full @ x_MCHW.to(dtype, memory_format=torch.contiguous_format)
-            return _columns_product(y, rows, columns, flip, affine)
+            y_MCKW = rows.full @ x_MCHW.to(dtype, memory_format=torch.contiguous_format)  # K: rows of `full`
+            return _columns_product(y_MCKW, rows, columns, flip, affine)
     out = x_MCHW.new_empty((*x_MCHW.shape[:2], height, width), dtype=dtype)
     sample_bytes = x_MCHW[0].numel() * dtype.itemsize if len(x_MCHW) else 1
     piece = max(1, torch.get_num_threads() * CACHE_BYTES // sample_bytes)
     with torch.autocast("cpu", enabled=False):
         for start in range(0, len(x_MCHW), piece):
             some = slice(start, start + piece)
-            y = _folded_rows_product(x_MCHW[some].to(dtype, memory_format=torch.contiguous_format), rows)
-            out[some] = _columns_product(y, rows, columns, None if flip is None else flip[some], affine)
+            x = x_MCHW[some].to(dtype, memory_format=torch.contiguous_format)
+            y_MCKW = _folded_rows_product(x, rows)
+            out[some] = _columns_product(y_MCKW, rows, columns, None if flip is None else flip[some], affine)
     return out
 
 
 def _folded_rows_product(x_MCHW: Tensor, rows: _Axis) -> Tensor:
     """`rows.full @ x` with half the multiplications, by the even and odd parts of the image."""
-    flipped = x_MCHW.index_select(-2, rows.reflected)
-    top = x_MCHW[..., : len(rows.reflected), :]
-    even = rows.even @ (top + flipped)
-    odd = rows.odd @ (top - flipped)
+    flipped = x_MCHW.index_select(-2, rows.reflected)  # (M, C, h, W), h about half of H
+    top = x_MCHW[..., : len(rows.reflected), :]  # (M, C, h, W)
+    even = rows.even @ (top + flipped)  # (M, C, g, W), g about half of the rows wanted
+    odd = rows.odd @ (top - flipped)  # (M, C, g, W), and one row more for the Nyquist term
     half = even.shape[-2]
     parts = [even + odd[..., :half, :], (even - odd[..., :half, :]).index_select(-2, rows.unfold)]
     if rows.nyquist is not None:
         parts.append(odd[..., half:, :])
-    return torch.cat(parts, dim=-2)
+    return torch.cat(parts, dim=-2)  # (M, C, K, W): the B rows wanted, and the Nyquist term's
 
 
 def _columns_product(
     y_MCKW: Tensor, rows: _Axis, columns: _Axis, flip: Tensor | None, affine: tuple[Tensor, Tensor] | None
 ) -> Tensor:
     """From the rows' product to the result: columns, Nyquist term, normalisation."""
-    right = columns.right[0] if flip is None else columns.right[flip.long()]
+    right = columns.right[0] if flip is None else columns.right[flip.long()]  # (W, B), or (M, W, B)
     M, C, K, W = y_MCKW.shape
-    out = (y_MCKW.reshape(M, C * K, W) @ right).view(M, C, K, -1)[:, :, : rows.size]
+    out = (y_MCKW.reshape(M, C * K, W) @ right).view(M, C, K, -1)[:, :, : rows.size]  # (M, C, B, B)
     if rows.nyquist is not None and columns.nyquist is not None:
-        v = columns.nyquist[0] if flip is None else columns.nyquist[flip.long()].unsqueeze(-1)
+        v = (
+            columns.nyquist[0] if flip is None else columns.nyquist[flip.long()].unsqueeze(-1)
+        )  # (W,), (M, W, 1)
         strength = (y_MCKW[:, :, -1] @ v).view(M, C, 1, 1)
         out = torch.addcmul(out, strength, rows.alternating[:, None] * columns.alternating, value=-1)
     return out.contiguous() if affine is None else torch.addcmul(affine[1], out, affine[0])

@@ -4,7 +4,7 @@ EfficientTrain++ (Wang et al., TPAMI 2024, https://arxiv.org/abs/2405.08768): ev
 first-in first-out buffer, and the training batch is the fresh one plus (r - 1) times as many samples drawn
 from the buffer; each sample is then shown r times on average. The reference stores augmented images in half
 precision and loses them with every stage. Here the loaders keep samples as they were before any augmentation:
-images in device memory by their index, others as the files they came in (`raytrain_speedup.data.kept`), a
+images in device memory by their index, others as the files they came in (`raytrain_speedup.data.worker_loader`), a
 third of the memory. So they are augmented anew each time and serve every stage, but a file is decoded for
 every showing: replay spares the storage, and what spares the decoders is the kernel `resize`, which takes
 JPEGs straight to the size of the stage.
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raytrain_speedup.randomness import philox
 from raytrain_speedup.settings import UserError
 
 
@@ -117,8 +118,7 @@ class ReplayBuffer:
 
     def _draw(self, count: int, epoch: int, step: int) -> dict[str, Tensor]:
         """`count` samples, uniformly and with replacement; chosen by age, so slots may lie anywhere."""
-        bits = np.random.Philox(key=self.seed, counter=[0, 0, step, epoch])
-        age = np.random.Generator(bits).integers(max(1, len(self)), size=count)
+        age = philox((self.seed, 0), (step, epoch)).integers(max(1, len(self)), size=count)
         slots = torch.from_numpy((self._pushed - 1 - age) % self.capacity)
         return {
             name: held.index_select(0, slots.to(held.device, non_blocking=True))

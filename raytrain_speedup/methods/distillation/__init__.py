@@ -2,14 +2,15 @@
 
 from raytrain_speedup.methods.distillation.base import Synthesis, SynthesisSettings, Synthesizer
 from raytrain_speedup.methods.distillation.cmi import CMISettings
-from raytrain_speedup.methods.distillation.dafl import DAFLSettings
+from raytrain_speedup.methods.distillation.controls import NoiseSettings, RealSettings
 from raytrain_speedup.methods.distillation.deepinversion import DeepInversionSettings
-from raytrain_speedup.methods.distillation.dfad import DFADSettings
-from raytrain_speedup.methods.distillation.dfq import DFQSettings
 from raytrain_speedup.methods.distillation.fastdfkd import FastDFKDSettings
-from raytrain_speedup.methods.distillation.noise import NoiseSettings
-from raytrain_speedup.methods.distillation.real import RealSettings
-from raytrain_speedup.methods.distillation.zskt import ZSKTSettings
+from raytrain_speedup.methods.distillation.generative import (
+    DAFLSettings,
+    DFADSettings,
+    DFQSettings,
+    ZSKTSettings,
+)
 from raytrain_speedup.registry import Registry
 
 SYNTHESIZERS = Registry(

@@ -6,7 +6,7 @@
     for call in range(calls):
         pool.add(synthesizer.synthesize(call).images)
         for step in range(settings.student_steps if call >= settings.warmup else 0):
-            ...                                   # `student.py` says what a step is
+            ...                                   # `networks.py` says what a step is
 
 A method is a settings class (what the experiment file says) and a synthesizer (what the loop talks to).
 """
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from raytrain_speedup.methods.distillation.augment import Augment, augment
 from raytrain_speedup.methods.distillation.bn_statistics import BatchNormProbe, Observation
-from raytrain_speedup.methods.distillation.rng import generator_for
-from raytrain_speedup.methods.distillation.teacher import borrowed, freeze, logits_of
+from raytrain_speedup.methods.distillation.networks import borrowed, freeze, logits_of
+from raytrain_speedup.randomness import torch_generator
 from raytrain_speedup.settings import Settings, UserError
 
 
@@ -109,7 +109,7 @@ class Problem:
 
     def rng(self, *key: int) -> torch.Generator:
         """A generator on the device, seeded by the run's seed and `key`."""
-        return generator_for(self.device, self.seed, *key)
+        return torch_generator(self.device, self.seed, *key)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images in [0, 1] as the networks expect them."""
@@ -129,9 +129,13 @@ class View:
     teacher: Observation
     _student: nn.Module
 
-    def student_logits(self) -> Tensor:
-        """What the student makes of the same inputs: it is a judge here, and its gradients aren't touched."""
-        with borrowed(self._student) as student:
+    def student_logits(self, *, batch_statistics: bool = False) -> Tensor:
+        """What the student makes of the same inputs: it is a judge here, and its gradients aren't touched.
+
+        Args:
+            batch_statistics: see `borrowed`.
+        """
+        with borrowed(self._student, batch_statistics=batch_statistics) as student:
             return logits_of(student(self.inputs))
 
 
@@ -145,6 +149,14 @@ class SynthesisSettings(Settings):
     temperature: float = Field(20.0, gt=0, description="temperature of the distillation loss")
     pool_images: int = Field(65_536, ge=1, description="most images kept on each worker; the oldest give way")
     augment: Augment = Field(Augment(), description="how images vary, in synthesis and for the student")
+    student_augment: Augment | None = Field(
+        None, description="how images vary for the student, if not as in synthesis"
+    )
+
+    @property
+    def augment_for_student(self) -> Augment:
+        """How the student's images vary."""
+        return self.student_augment or self.augment
 
     @property
     def pool_capacity(self) -> int:

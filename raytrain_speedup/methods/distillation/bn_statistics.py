@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from raytrain_speedup.methods.distillation.teacher import logits_of
+from raytrain_speedup.methods.distillation.networks import logits_of
 
 
 class _Moments(torch.autograd.Function):
@@ -51,6 +51,21 @@ class _Moments(torch.autograd.Function):
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (C,) of a BN layer's input (B, C) or (B, C, H, W), differentiable once."""
     return _Moments.apply(x if x.dim() > 2 else x.unsqueeze(2))
+
+
+def memory_share(momentum: float, earlier: int) -> float:
+    """What earlier calls have of statistics smoothed over calls, free of the first one's bias.
+
+    It is m (1 - m^n) / (1 - m^(n+1)).
+    With it the smoothed value is sum_i m^i x_(n-i) / sum_i m^i, a weighted mean of all calls so far in which the
+    newest counts most; a plain m gives the first call m^n, which a run of fifteen calls does not forget. (Adam's
+    correction: Kingma and Ba 2015, sec. 3.)
+
+    Args:
+        momentum: m in [0, 1).
+        earlier: n, calls that were remembered before this one.
+    """
+    return momentum * (1 - momentum**earlier) / (1 - momentum ** (earlier + 1))
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from raytrain_speedup.methods.distillation.base import (
 )
 from raytrain_speedup.methods.distillation.generator import Architecture, build_generator, initialise
 from raytrain_speedup.methods.distillation.pool import to_uint8
-from raytrain_speedup.methods.distillation.rng import INITIALISE, LATENT
 from raytrain_speedup.methods.distillation.synthesis import Keep, Score, descend
+from raytrain_speedup.randomness import INITIALISE, LATENT
 
 
 class CMISettings(SynthesisSettings):

@@ -16,8 +16,8 @@ from torch import Tensor
 from raytrain_speedup.methods.distillation import losses, workers
 from raytrain_speedup.methods.distillation.base import Problem, Synthesis, SynthesisSettings, Synthesizer
 from raytrain_speedup.methods.distillation.pool import to_uint8
-from raytrain_speedup.methods.distillation.rng import LATENT
 from raytrain_speedup.methods.distillation.synthesis import Keep, Score, descend
+from raytrain_speedup.randomness import LATENT
 
 
 class DeepInversionSettings(SynthesisSettings):

@@ -21,7 +21,7 @@ from raytrain_speedup.methods.distillation import losses
 from raytrain_speedup.methods.distillation.augment import Augment
 from raytrain_speedup.methods.distillation.base import Problem, View
 from raytrain_speedup.methods.distillation.pool import to_uint8
-from raytrain_speedup.methods.distillation.rng import EVALUATE, generator_for
+from raytrain_speedup.randomness import EVALUATE, torch_generator
 
 IMAGES, DENSE_IMAGES, BATCHES = 384, 48, 3
 """How many there are, how many where every pixel is a decision, and in how many batches they are made."""
@@ -71,10 +71,10 @@ def inversion_loss(view: View, problem: Problem, target: Tensor) -> Tensor:
 def _inverted(problem: Problem, part: int, count: int) -> Tensor:
     """A batch; its noise is that of a CPU, whatever the device."""
     shape = (count, *problem.image_shape)
-    pixels = natural_noise(shape, generator_for("cpu", EVALUATE, part)).to(problem.device).requires_grad_()
+    pixels = natural_noise(shape, torch_generator("cpu", EVALUATE, part)).to(problem.device).requires_grad_()
     target = torch.arange(count, device=problem.device) % problem.num_classes
     moved = Augment(crop=max(1, problem.image_shape[-1] // 16), flip=False)
-    shifts = generator_for(problem.device, EVALUATE, part)
+    shifts = torch_generator(problem.device, EVALUATE, part)
     optimizer = torch.optim.Adam([pixels], lr=RATE, betas=(0.5, 0.9), fused=True)
     for _ in range(STEPS):
         view = problem.look(_rendered(pixels, problem), moved, shifts)

@@ -3,7 +3,9 @@
 Fang et al., "Up to 100x Faster Data-Free Knowledge Distillation", AAAI 2022, https://arxiv.org/abs/2112.06253.
 
 Each call copies the meta-generator, adapts the copy and fresh latent codes to a new batch for k steps, and
-moves the meta-generator towards where the adaptation went, so that the next one has less far to go.
+moves the meta-generator towards where the adaptation went, so that the next one has less far to go. On ImageNet
+the authors learn the latent codes that a call starts from in the same way (`lr_z_meta`), at a rate of their own
+(`lr_meta`), and draw these and Adam's state anew every fifty calls (`reset_latents`).
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from torch import Tensor
 
 from raytrain_speedup.methods.distillation import losses, workers
 from raytrain_speedup.methods.distillation.base import Problem, Synthesis, SynthesisSettings, Synthesizer
+from raytrain_speedup.methods.distillation.bn_statistics import memory_share
 from raytrain_speedup.methods.distillation.generator import Architecture, build_generator, initialise
 from raytrain_speedup.methods.distillation.pool import to_uint8
-from raytrain_speedup.methods.distillation.rng import INITIALISE, LATENT, RESET
 from raytrain_speedup.methods.distillation.synthesis import Keep, Score, descend
+from raytrain_speedup.randomness import INITIALISE, LATENT, RESET
 from raytrain_speedup.settings import UserError
 
 _BETAS = (0.5, 0.999)
@@ -40,7 +43,19 @@ class FastDFKDSettings(SynthesisSettings):
     oh: float = Field(0.5, ge=0, description="weight of the class loss; there is none in segmentation")
     adv: float = Field(1.1, ge=0, description="weight of the decision-adversarial loss, after the warm-up")
     bn_momentum: float = Field(
-        0.9, ge=0, lt=1, description="fraction of earlier calls in the bn loss's statistics; 0 for short runs"
+        0.9, ge=0, lt=1, description="fraction of earlier calls in the bn loss's statistics"
+    )
+    bn_bias_correction: bool = Field(
+        True, description="weigh the first calls as the later ones (as Adam does); published: not"
+    )
+    lr_meta: float | None = Field(None, gt=0, description="rate of the meta-generator; lr_g x steps if unset")
+    lr_z_meta: float | None = Field(
+        None,
+        gt=0,
+        description="rate at which start latents are learnt; they are drawn for every call if unset",
+    )
+    reset_latents: int | None = Field(
+        None, ge=1, description="calls after which learnt latents and the meta-optimizer start anew"
     )
     meta: Meta = Field("fomaml", description="meta-gradient: reptile, or the sum or last of the inner ones")
     reuse: Literal["none", "sequential", "common"] = Field(
@@ -65,6 +80,18 @@ class FastDFKDSettings(SynthesisSettings):
     def _some_loss(self) -> FastDFKDSettings:
         if not (self.bn or self.oh):
             raise ValueError("nothing to synthesise by: bn or oh has to be above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _latents_are_learnt_with_the_generator(self) -> FastDFKDSettings:
+        if self.lr_z_meta is not None and self.reuse != "common":
+            raise ValueError(
+                f"lr_z_meta: {self.lr_z_meta} is not used with reuse: {self.reuse}; expected reuse: common"
+            )
+        if self.reset_latents is not None and self.lr_z_meta is None:
+            raise ValueError(
+                f"reset_latents: {self.reset_latents} has no learnt latents to reset; expected lr_z_meta"
+            )
         return self
 
     @property
@@ -108,8 +135,12 @@ class FastDFKD(Synthesizer):
             rng=problem.rng(INITIALISE),
         )
         self._adapted = copy.deepcopy(self.generator)
+        self.latents: list[Tensor] = []  # (B, ...) what a call starts from, where that is learnt
+        if settings.lr_z_meta is not None:
+            self.latents = [self.generator.sample_latent(settings.batch_size, problem.rng(RESET, 0))]
         self._restart_optimizer()
         self._memory: tuple[Tensor, Tensor] | None = None  # BN statistics smoothed over calls
+        self._remembered = 0  # calls in it
 
     def synthesize(self, call: int) -> Synthesis:
         self._reset(call)
@@ -127,13 +158,17 @@ class FastDFKD(Synthesizer):
         return {
             "generator": self.generator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "latents": self.latents,
             "memory": self._memory,
+            "remembered": self._remembered,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
-        memory = state["memory"]
+        for latents, kept in zip(self.latents, state["latents"], strict=True):
+            latents.copy_(kept)
+        memory, self._remembered = state["memory"], state["remembered"]
         self._memory = (
             None if memory is None else (memory[0].to(self.problem.device), memory[1].to(self.problem.device))
         )
@@ -163,7 +198,8 @@ class FastDFKD(Synthesizer):
             initialise(generator, rng)
         else:
             generator.load_state_dict(self.generator.state_dict())
-        z = generator.sample_latent(how.batch_size, rng).requires_grad_()
+        fresh = generator.sample_latent(how.batch_size, rng)
+        z = (self.latents[0].clone() if self.latents else fresh).requires_grad_()
         target = torch.randint(self.problem.num_classes, (how.batch_size,), generator=rng, device=rng.device)
         weights = list(generator.parameters())
         optimizer = torch.optim.Adam(
@@ -174,7 +210,7 @@ class FastDFKD(Synthesizer):
 
         def note(inner: Sequence[Tensor]) -> None:
             if how.reuse == "common" and not by_difference:
-                fomaml_gradient(gradient, inner[: len(weights)], how.meta)
+                fomaml_gradient(gradient, inner[: len(self._learnt())], how.meta)
 
         images, last = descend(
             lambda: generator(z),
@@ -185,7 +221,8 @@ class FastDFKD(Synthesizer):
             on_gradient=note,
         )
         if by_difference and how.reuse != "none":
-            gradient = reptile_gradient(list(self.generator.parameters()), weights)
+            learnt = self._learnt()
+            gradient = reptile_gradient(learnt, [*weights, z][: len(learnt)])
         seen = last.view.teacher
         return _Adapted(images, gradient, seen.mean.detach(), seen.var.detach(), last.metrics())
 
@@ -207,15 +244,18 @@ class FastDFKD(Synthesizer):
         if self._memory is None:
             return mean, var
         kept = self.settings.bn_momentum
+        if self.settings.bn_bias_correction:
+            kept = memory_share(kept, self._remembered)
         return kept * self._memory[0] + (1 - kept) * mean, kept * self._memory[1] + (1 - kept) * var
 
     def _remember(self, mean: Tensor, var: Tensor) -> None:
         self._memory = self._smoothed(mean, var)
+        self._remembered += 1
 
     def _meta_step(self, gradient: Sequence[Tensor]) -> None:
         if self.settings.reuse == "none":
             return
-        for parameter, step in zip(self.generator.parameters(), gradient, strict=True):
+        for parameter, step in zip(self._learnt(), gradient, strict=True):
             parameter.grad = step
         self.optimizer.step()
 
@@ -227,6 +267,13 @@ class FastDFKD(Synthesizer):
             self._restart_optimizer()
         elif call == how.reset_first_layer:
             initialise(self.generator.first, rng)
+        if how.reset_latents is not None and call > 0 and call % how.reset_latents == 0:
+            self.latents[0].copy_(self.generator.sample_latent(how.batch_size, rng))
+            self._restart_optimizer()
+
+    def _learnt(self) -> list[Tensor]:
+        """What the meta-step moves: the weights, and the latents where they are learnt."""
+        return [*self.generator.parameters(), *self.latents]
 
     def _restart_optimizer(self) -> None:
         """Adam for the meta-generator; sequential reuse takes the adapted weights as they are."""
@@ -235,7 +282,11 @@ class FastDFKD(Synthesizer):
         if how.reuse == "sequential":
             self.optimizer = torch.optim.SGD(weights, lr=1.0)
         else:
-            self.optimizer = torch.optim.Adam(weights, lr=how.lr_g * how.steps, betas=_BETAS, fused=True)
+            rate = how.lr_g * how.steps if how.lr_meta is None else how.lr_meta
+            groups = [{"params": list(weights), "lr": rate}]
+            if how.lr_z_meta is not None:
+                groups.append({"params": self.latents, "lr": how.lr_z_meta})
+            self.optimizer = torch.optim.Adam(groups, betas=_BETAS, fused=True)
 
 
 def reptile_gradient(meta: Sequence[Tensor], adapted: Sequence[Tensor]) -> list[Tensor]:

@@ -1,19 +1,37 @@
-"""One generator trained against the student: what DAFL, ZSKT, DFAD and DFQ share.
+"""One generator trained against the student: DAFL, ZSKT, DFAD and DFQ.
 
-Each call takes some generator steps on fresh latent codes and renders fresh batches for the student; images
-of earlier calls are not kept. The methods differ in their loss and in how often each side moves.
+Each call takes some generator steps on fresh latent codes and renders fresh batches for the student; images of
+earlier calls are not kept. The methods differ in their loss and in how often each side moves:
+
+- DAFL (Chen et al., "Data-Free Learning of Student Networks", ICCV 2019, https://arxiv.org/abs/1904.01186):
+  images the teacher is sure of, strongly activated and evenly spread over the classes. The student has no say
+  in them.
+- ZSKT (Micaelli and Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS 2019,
+  https://arxiv.org/abs/1905.09768): whatever the student gets most wrong; nothing else. As there, the student is
+  judged with the statistics of the batch (it is in training mode), the generator's last layer is a batch norm, and
+  its gradients are clipped to a norm of 5. What differs: attention transfer needs matching architectures and is
+  left out; a sigmoid follows the last norm, since the pool holds bytes; and the generator's rate stays, where the
+  paper's follows a cosine (a synthesizer is not told how many calls there will be). A step of the generator updates
+  no running statistics of the student.
+- DFAD (Fang et al., "Data-Free Adversarial Distillation", 2019, https://arxiv.org/abs/1912.11006): as ZSKT,
+  with the mean absolute difference of the logits as divergence, on a logarithmic scale. The paper's student
+  minimises the same difference; here every student minimises the engine's distillation loss. As there, the student
+  is judged with the statistics of the batch.
+- DFQ (Choi et al., "Data-Free Network Quantization With Adversarial Knowledge Distillation", CVPR-W 2020,
+  https://arxiv.org/abs/2005.04136), here for distillation alone: adversarial images that the teacher still
+  finds plausible: clear, balanced, with its BN statistics.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from raytrain_speedup.methods.distillation import workers
+from raytrain_speedup.methods.distillation import losses, workers
 from raytrain_speedup.methods.distillation.base import (
     Problem,
     Synthesis,
@@ -23,8 +41,8 @@ from raytrain_speedup.methods.distillation.base import (
 )
 from raytrain_speedup.methods.distillation.generator import Architecture, build_generator
 from raytrain_speedup.methods.distillation.pool import to_uint8
-from raytrain_speedup.methods.distillation.rng import INITIALISE, LATENT
 from raytrain_speedup.methods.distillation.synthesis import Score
+from raytrain_speedup.randomness import INITIALISE, LATENT
 
 
 class GenerativeSettings(SynthesisSettings):
@@ -38,6 +56,8 @@ class GenerativeSettings(SynthesisSettings):
         5, ge=1, description="fresh batches per call; the student sees these and no older ones"
     )
     lr_g: float = Field(1e-3, gt=0, description="learning rate of the generator (Adam)")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the generator's gradient")
+    output_norm: bool = Field(False, description="a batch norm before the generator's sigmoid")
     generator: Architecture = Field(
         "small", description="small: CIFAR, 8 to 64 pixels; deep: ImageNet, latent maps"
     )
@@ -68,6 +88,7 @@ class GenerativeSynthesizer(Synthesizer):
             width=settings.width,
             latent=settings.latent,
             rng=problem.rng(INITIALISE),
+            output_norm=settings.output_norm,
         )
         self._weights = list(self.generator.parameters())
         self.optimizer = torch.optim.Adam(self._weights, lr=settings.lr_g, fused=True)
@@ -79,6 +100,8 @@ class GenerativeSynthesizer(Synthesizer):
             gradients = workers.average(torch.autograd.grad(scored.loss, self._weights))
             for parameter, gradient in zip(self._weights, gradients, strict=True):
                 parameter.grad = gradient
+            if self.settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self._weights, self.settings.clip_norm)
             self.optimizer.step()
         with torch.no_grad():
             images = torch.cat([to_uint8(self._render(rng)) for _ in range(self.settings.batches)])
@@ -98,3 +121,74 @@ class GenerativeSynthesizer(Synthesizer):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+class DAFLSettings(GenerativeSettings):
+    """DAFL (Chen et al. 2019): confident, active, balanced images; 1 generator step to 5 of the student."""
+
+    method: Literal["dafl"] = "dafl"
+    oh: float = Field(1.0, ge=0, description="weight of the confidence loss")
+    act: float = Field(0.1, ge=0, description="weight of the activation loss")
+    balance: float = Field(5.0, ge=0, description="weight of the class-balance loss")
+
+    def terms(self, view: View, problem: Problem) -> dict[str, Tensor]:
+        seen = view.teacher
+        return {
+            "oh": self.oh * losses.confidence_loss(seen.logits),
+            "act": self.act * losses.activation_loss(seen.features),
+            "balance": self.balance * losses.balance_loss(seen.logits),
+        }
+
+
+class ZSKTSettings(GenerativeSettings):
+    """ZSKT (Micaelli and Storkey 2019): adversarial only; 1 generator step, 10 student steps on one batch."""
+
+    method: Literal["zskt"] = "zskt"
+    student_steps: int = Field(10, ge=1, description="distillation steps after each call")
+    batches: int = Field(
+        1, ge=1, description="fresh batches per call; the student sees these and no older ones"
+    )
+    clip_norm: float | None = Field(5.0, gt=0, description="largest norm of the generator's gradient")
+    output_norm: bool = Field(True, description="a batch norm before the generator's sigmoid")
+    adv: float = Field(1.0, gt=0, description="weight of the adversarial loss")
+
+    def terms(self, view: View, problem: Problem) -> dict[str, Tensor]:
+        student = view.student_logits(batch_statistics=True)
+        return {"adv": self.adv * losses.adversarial_loss(view.teacher.logits, student)}
+
+
+class DFADSettings(GenerativeSettings):
+    """DFAD (Fang et al. 2019): the largest difference of logits; 1 generator step to 5 of the student."""
+
+    method: Literal["dfad"] = "dfad"
+    adv: float = Field(1.0, gt=0, description="weight of the discrepancy loss")
+
+    def terms(self, view: View, problem: Problem) -> dict[str, Tensor]:
+        student = view.student_logits(batch_statistics=True)
+        return {"adv": self.adv * losses.discrepancy_loss(view.teacher.logits, student)}
+
+
+class DFQSettings(GenerativeSettings):
+    """DFQ (Choi et al. 2020): adversarial, with the teacher's statistics, confidence and class balance."""
+
+    method: Literal["dfq"] = "dfq"
+    adv: float = Field(1.0, ge=0, description="weight of the adversarial loss")
+    bn: float = Field(1.0, ge=0, description="weight of the batch-norm statistics loss")
+    oh: float = Field(1.0, ge=0, description="weight of the confidence loss")
+    balance: float = Field(1.0, ge=0, description="weight of the class-balance loss")
+
+    @property
+    def needs_batch_norm(self) -> bool:
+        return self.bn > 0
+
+    def terms(self, view: View, problem: Problem) -> dict[str, Tensor]:
+        seen, probe = view.teacher, problem.probe
+        terms = {
+            "adv": self.adv * losses.adversarial_loss(seen.logits, view.student_logits()),
+            "oh": self.oh * losses.confidence_loss(seen.logits),
+            "balance": self.balance * losses.balance_loss(seen.logits),
+        }
+        if self.bn:
+            learnt = probe.running_mean, probe.running_var
+            terms["bn"] = self.bn * losses.bn_loss(seen.mean, seen.var, *learnt, probe.sizes)
+        return terms

@@ -64,21 +64,24 @@ class SmallGenerator(Generator):
 
 
 class DeepGenerator(Generator):
-    """For ImageNet: the latent is a map (256 x 14 x 14 for images of 224), then come four doublings."""
+    """For ImageNet: the latent is a map (256 x 14 x 14 for images of 224), then come four doublings.
+
+    Its channels are the authors': 128, 128, 64, 64, 64 for a width of 64.
+    """
 
     def __init__(self, image_shape: tuple[int, int, int], *, width: int = 64, latent: int = 256) -> None:
         super().__init__()
         channels, height, side = image_shape
         _check_sides(image_shape, 16, "deep")
         self.latent_shape = (latent, height // 16, side // 16)
-        self.first = nn.Conv2d(latent, 4 * width, 3, padding=1, bias=False)
+        self.first = nn.Conv2d(latent, 2 * width, 3, padding=1, bias=False)
         self.layers = nn.Sequential(
             self.first,
-            _norm(4 * width),
+            _norm(2 * width),
             nn.LeakyReLU(_SLOPE, inplace=True),
-            *_doubling(4 * width, 4 * width),
-            *_doubling(4 * width, 2 * width),
+            *_doubling(2 * width, 2 * width),
             *_doubling(2 * width, width),
+            *_doubling(width, width),
             *_doubling(width, width),
             nn.Conv2d(width, channels, 3, padding=1),
         )
@@ -91,8 +94,13 @@ def build_generator(
     width: int,
     latent: int,
     rng: torch.Generator,
+    output_norm: bool = False,
 ) -> Generator:
     """A generator on the device of `rng`, with weights drawn from `rng` alone.
+
+    Args:
+        output_norm: whether the logits of the pixels pass a batch norm, so that every batch of images has the
+            same contrast.
 
     Raises:
         UserError: if the image size is no multiple of what the architecture doubles.
@@ -100,6 +108,8 @@ def build_generator(
     kind = SmallGenerator if architecture == "small" else DeepGenerator
     with torch.device("meta"):  # no memory and, above all, no draw from the global generator
         generator = kind(image_shape, width=width, latent=latent)
+        if output_norm:
+            generator.layers.append(_norm(image_shape[0]))
     generator.to_empty(device=rng.device)
     initialise(generator, rng)
     return generator

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raytrain_speedup.methods.distillation.rng import SAMPLE, generator_for
+from raytrain_speedup.randomness import SAMPLE, torch_generator
 from raytrain_speedup.settings import UserError
 
 
@@ -70,7 +70,7 @@ class Pool:
         Args:
             key: what decides the draw, such as (seed, rank, step).
         """
-        rng = generator_for(self._images.device, SAMPLE, *key)
+        rng = torch_generator(self._images.device, SAMPLE, *key)
         age = torch.randint(self._count, (batch,), generator=rng, device=rng.device)
         # Counted from the oldest image: where the ring stands is another place after a resume.
         index = (age + self._next - self._count) % self.capacity

@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from raytrain_speedup.settings import Settings, UserError
 TOLERANCE = 1e-9
 """Of progress: the ends of epochs are sums of rounded steps."""
 
+Rescale = Literal["exact", "none"]
+"""Whether the samples shown make up for those that are not: by weights that sum to N, or not at all."""
+
 
 @dataclass(frozen=True)
 class EpochPlan:
@@ -35,16 +38,18 @@ class EpochPlan:
 
     Attributes:
         indices: (M,) int64 on the CPU, positions in the data set, shuffled; each at most once.
-        weights: (M,) float32 on the CPU; they sum to `num_samples` (exactly, before rounding to float32), unless
-            the loop is a shorter run dealt out (`FewerEpochs`), where all are 1.
+        weights: (M,) float32 on the CPU. With `rescale` exact they sum to `num_samples` (exactly, before rounding
+            to float32), with none all are 1.
         num_samples: N, the size of the data set.
         stats: metrics for the log, such as `threshold`, `eligible` and `nonfinite` (counts are ints).
+        rescale: whether the weights make up for what is not shown.
     """
 
     indices: Tensor
     weights: Tensor
     num_samples: int
     stats: Mapping[str, float] = field(default_factory=dict)
+    rescale: Rescale = "exact"
 
     @property
     def kept(self) -> int:
@@ -149,6 +154,8 @@ class PrunerSettings(Settings):
     """What the experiment file says of a pruning method; `method` names it."""
 
     method: str
+    rescale: ClassVar[Rescale] = "exact"
+    """Of every plan of the method; see `EpochPlan`."""
 
     def budget_factor(self) -> float:
         """How many full-data epochs are shown per budgeted epoch (below 1 only for `epochs`)."""

@@ -7,7 +7,7 @@ progress, the shorter run anneals as the long one does.
 A plain loop decides itself how many epochs it makes, and its learning rate follows them. There the passes of
 the shorter run are dealt out over all epochs of the loop, so the same samples are shown in the same order, the
 saving is kept, and the learning rate anneals. (Random subsets without replacement over epochs, not rescaled, are
-the control RS2 of Okanovic et al., ICLR 2024, https://arxiv.org/abs/2305.18424.)
+the control RS2 of Okanovic et al., ICLR 2024, https://arxiv.org/abs/2305.18424; with replacement it is `rs2`.)
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class FewerEpochs(Pruner):
             order = full_pass(self.num_samples, self.seed, number).indices
             parts.append(order[max(start - before, 0) : stop - before])
         indices = torch.cat(parts)
-        return EpochPlan(indices, torch.ones(1).expand(len(indices)), self.num_samples)
+        return EpochPlan(indices, torch.ones(1).expand(len(indices)), self.num_samples, rescale="none")
 
 
 def full_pass(num_samples: int, seed: int, number: int) -> EpochPlan:

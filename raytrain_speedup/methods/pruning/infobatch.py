@@ -24,23 +24,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from raytrain_speedup.methods.pruning import draw
-from raytrain_speedup.methods.pruning.scheduled import MAX_DROP, ScheduledPruner, ScheduledSettings
-from raytrain_speedup.methods.pruning.selection import MAX_WEIGHT, Selection, drop_count, thin
+from raytrain_speedup.methods.pruning.scheduled import MAX_DROP, ScheduledSettings
+from raytrain_speedup.methods.pruning.scored import ScoredPruner
+from raytrain_speedup.methods.pruning.selection import MAX_WEIGHT, Selection, drop_count, lowest, thin
 from raytrain_speedup.methods.pruning.timetable import Timetable
-from raytrain_speedup.settings import UserError
 
 MAX_ELIGIBLE = 0.85
 """A saving raises the threshold to this quantile of the scores at most, the paper's upper percentile."""
-
-UNSEEN, SHARED, FRESH = 0, 1, 2
-"""What a worker knows of a sample's score: none yet; one that all workers know; one observed since."""
 
 
 class InfoBatchSettings(ScheduledSettings):
@@ -129,97 +123,15 @@ def _rounded_up(threshold: float) -> np.float32:
     return nearest if float(nearest) >= threshold else np.nextafter(nearest, np.float32(np.inf))
 
 
-def lowest(
-    scores: NDArray[np.float32], usable: NDArray[np.bool_], count: int, random: np.random.Generator
-) -> tuple[NDArray[np.bool_], np.float32]:
-    """Mask (N,) of the `count` usable samples of the lowest scores, and the highest score among them.
-
-    Ties for the last places are drawn at random: many samples of a trained network share the loss 0.
-    """
-    values = scores.copy() if usable.all() else scores[usable]
-    values.partition(count - 1)
-    last = values[count - 1]
-    mask = (scores < last) & usable
-    mask |= draw.draw((scores == last) & usable, count - int(np.count_nonzero(mask)), random)
-    return mask, last
-
-
-class InfoBatch(ScheduledPruner):
-    """InfoBatch for one run; see the module for its use and `ScheduledPruner` for the arguments.
-
-    Scores live where the losses are, so that observing waits for no device: with no `device` given, where the
-    first losses are. With another one given, losses on a GPU and scores on the CPU, every step waits for them.
-
-    Attributes:
-        scores: (N,) float32 on the device, the last observed loss of each sample.
-        seen: (N,) int8 on the device, `UNSEEN`, `SHARED` or `FRESH`.
-    """
+class InfoBatch(ScoredPruner):
+    """InfoBatch for one run; see the module for its use and `ScheduledPruner` for the arguments."""
 
     settings_class = InfoBatchSettings
     settings: InfoBatchSettings
 
-    def __init__(self, num_samples: int, epochs: int | Sequence[float], **options: Any) -> None:
-        super().__init__(num_samples, epochs, **options)
-        place = self.device or "cpu"
-        self.scores = torch.zeros(self.num_samples, dtype=torch.float32, device=place)
-        self.seen = torch.full((self.num_samples,), UNSEEN, dtype=torch.int8, device=place)
-
-    @torch.no_grad()
-    def observe(self, index: Tensor, loss: Tensor) -> None:
-        """Note the raw losses of a batch; two kernels, no synchronisation, `loss` is left alone.
-
-        Args:
-            index: (b,) int64, positions in the data set. Of a position that occurs twice, one loss is kept
-                (on a CPU the last one); a plan shows none twice.
-            loss: (b,) of any floating type, unweighted.
-
-        Raises:
-            UserError: unless there is one loss for each index, and indices are int64.
-        """
-        if index.dtype != torch.int64:
-            raise UserError(f"observe: index is {index.dtype}; expected torch.int64, as in the plan")
-        if index.dim() != 1 or loss.shape != index.shape:
-            raise UserError(
-                f"observe: losses of shape {tuple(loss.shape)} for indices of shape {tuple(index.shape)}; "
-                'expected one loss per sample, (b,) and (b,), as from a criterion with reduction="none"'
-            )
-        if self.device is None:
-            self.device = loss.device
-            self.scores, self.seen = self.scores.to(self.device), self.seen.to(self.device)
-        # A copy to the CPU has to be waited for: the kernels below would read it before it is there.
-        ahead = self.device.type != "cpu"
-        index = index.to(self.device, non_blocking=ahead)
-        loss = loss.to(self.device, torch.float32, non_blocking=ahead)
-        self.scores.index_copy_(0, index, loss)
-        self.seen.index_fill_(0, index, FRESH)
-
-    @torch.no_grad()
-    def exchange(self) -> None:
-        """Share the scores observed since the last exchange: one all-reduce of 8 N bytes.
-
-        A sample that several workers observed gets the mean of what they saw.
-        """
-        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-            return
-        home = self.scores.device
-        fresh = self.seen == FRESH
-        both = torch.zeros(2, self.num_samples, dtype=torch.float32, device=home)
-        both[0].copy_(self.scores).masked_fill_(~fresh, 0)  # a product would spread NaN
-        both[1].copy_(fresh)
-        both = both.to(carried_on(home))
-        dist.all_reduce(both)
-        total, count = both.to(home)
-        observed = count > 0
-        torch.where(observed, total.div_(count), self.scores, out=self.scores)
-        self.seen.clamp_(max=SHARED).masked_fill_(observed, SHARED)
-
     def _select(self, epoch: int) -> Selection:
-        scores = self.scores.cpu().numpy()
-        usable = self.seen.cpu().numpy() > UNSEEN
-        seen = int(np.count_nonzero(usable))
-        usable &= np.isfinite(scores)
+        scores, usable, stats = self._usable_scores()
         finite = int(np.count_nonzero(usable))
-        stats: dict[str, float] = {"unobserved": self.num_samples - seen, "nonfinite": seen - finite}
         if finite == 0:
             return Selection(stats=stats)
         bands, threshold = self._bands(epoch, scores, usable)
@@ -271,29 +183,7 @@ class InfoBatch(ScheduledPruner):
             return round(self.settings.bands_dropped() * self.num_samples)
         return _most_of(self.num_samples)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Scores and flags by sample, and the plan's state; alike on all workers after `exchange`."""
-        state = super().state_dict()
-        state["scores"] = self.scores.to("cpu", copy=True)
-        state["seen"] = (self.seen > UNSEEN).cpu()
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `ScheduledPruner.load_state_dict`."""
-        super().load_state_dict(state)
-        self.scores.copy_(state["scores"])
-        self.seen.copy_(state["seen"])  # True is SHARED
-
 
 def _most_of(usable: int) -> int:
     """How many samples a saving can drop of those with a finite score."""
     return int(MAX_DROP * int(MAX_ELIGIBLE * usable))
-
-
-def carried_on(home: torch.device) -> torch.device:
-    """Where the process group takes a tensor of `home`: there, or on this process's accelerator.
-
-    A group of nccl alone refuses tensors of the CPU.
-    """
-    kinds = [pair.partition(":")[0] for pair in dist.get_backend_config().split(",")]
-    return home if home.type in kinds else torch.device(kinds[0])

@@ -16,6 +16,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -39,6 +40,9 @@ NOTABLE = 0.01
 
 class ScheduledSettings(PrunerSettings):
     """How much is dropped, and in which part of the run."""
+
+    from_the_start: ClassVar[bool] = False
+    """Whether the first epoch may be pruned too, when no loss is known yet."""
 
     prune_ratio: float | None = Field(
         0.5,
@@ -97,7 +101,7 @@ class ScheduledSettings(PrunerSettings):
             )
         if self.prune_ratio is None and self.saving is None:
             raise ValueError("prune_ratio and saving are both null; expected one of them")
-        if (self.prune_ratio or 0) > 1 - 1 / MAX_WEIGHT:
+        if self.rescale == "exact" and (self.prune_ratio or 0) > 1 - 1 / MAX_WEIGHT:
             raise ValueError(
                 f"prune_ratio: {self.prune_ratio} is not allowed; expected at most {1 - 1 / MAX_WEIGHT:g}, "
                 f"where a survivor weighs {MAX_WEIGHT:g}"
@@ -168,9 +172,7 @@ class ScheduledPruner(Pruner):
         super().__init__(num_samples, epochs, seed=seed)
         self.settings = self._read(settings)
         self.device = None if device is None else torch.device(device)
-        self.timetable = Timetable.of(
-            self.epoch_ends, self.settings.prune_from, self.settings.anneal_from, last_epoch_fraction
-        )
+        self.timetable = self._timetable(last_epoch_fraction)
         self._dropped = torch.zeros(len(self.epoch_ends), dtype=torch.int64)  # samples, by epoch
         self._epoch: int | None = None  # the one that `_selection` is of
         self._selection = Selection()
@@ -182,6 +184,17 @@ class ScheduledPruner(Pruner):
             return self.settings_class(**settings)
         except ValidationError as error:
             raise explain(error, self.settings_class, where=type(self).__name__) from None
+
+    def _timetable(self, last_epoch_fraction: float) -> Timetable:
+        """Which epochs drop samples."""
+        how = self.settings
+        return Timetable.of(
+            self.epoch_ends,
+            how.prune_from,
+            how.anneal_from,
+            last_epoch_fraction,
+            from_the_start=how.from_the_start,
+        )
 
     @abstractmethod
     def _select(self, epoch: int) -> Selection:
@@ -201,7 +214,8 @@ class ScheduledPruner(Pruner):
                 self._tell_what_is_missed(epoch)
         shown = self._selection
         order = draw.generator(self.seed, epoch, draw.ORDER)
-        return draw.shuffled_plan(self.num_samples, shown.codes, shown.weights, order, shown.stats)
+        plan = draw.shuffled_plan(self.num_samples, shown.codes, shown.weights, order, shown.stats)
+        return replace(plan, rescale=self.settings.rescale)
 
     def _drop_for_saving(self, epoch: int, saving: float) -> int:
         """How many samples `epoch` must drop to stay on course for `saving`."""
@@ -219,8 +233,12 @@ class ScheduledPruner(Pruner):
             raise UserError(
                 f"pruning.saving: {saving} is out of reach; expected at most "
                 f"{math.floor(reachable * 1e4) / 1e4}, as {sum(self.timetable.pruned)} of the "
-                f"{len(self.epoch_ends)} epochs may be pruned (all but the first, from prune_from to anneal_from)"
+                f"{len(self.epoch_ends)} epochs may be pruned ({self._which_may_be_pruned()})"
             )
+
+    def _which_may_be_pruned(self) -> str:
+        where = "from prune_from to anneal_from"
+        return where if self.settings.from_the_start else f"all but the first, {where}"
 
     def _tell_what_is_missed(self, epoch: int) -> None:
         """Log that the promised saving is out of reach when that is first known, and what came of it at the end.

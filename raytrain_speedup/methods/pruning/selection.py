@@ -67,6 +67,33 @@ def thin(
     return Selection(codes, tuple(weights), stats, droppable)
 
 
+def only(shown: NDArray[np.bool_], stats: Mapping[str, float], *, droppable: int) -> Selection:
+    """Show the samples marked in `shown` (N,) at weight 1 and no others."""
+    return Selection(shown.astype(np.uint8), stats=stats, droppable=droppable)
+
+
+def lowest(
+    scores: NDArray[np.float32], usable: NDArray[np.bool_], count: int, random: np.random.Generator
+) -> tuple[NDArray[np.bool_], np.float32]:
+    """Mask (N,) of the `count` usable samples of the lowest scores, and the highest score among them.
+
+    Ties for the last places are drawn at random: many samples of a trained network share the loss 0.
+    """
+    values = scores.copy() if usable.all() else scores[usable]
+    values.partition(count - 1)
+    last = values[count - 1]
+    mask = (scores < last) & usable
+    mask |= draw.draw((scores == last) & usable, count - int(np.count_nonzero(mask)), random)
+    return mask, last
+
+
+def easiest(
+    hardness: NDArray[np.float32], among: NDArray[np.bool_], count: int, random: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Mask (N,) of the `count` samples of the lowest hardness among those marked; ties are drawn."""
+    return lowest(hardness, among, count, random)[0] if count else np.zeros_like(among)
+
+
 def drop_count(ratio: float, eligible: int) -> int:
     """How many of `eligible` samples a ratio drops: the nearest number that leaves one survivor for
     `MAX_WEIGHT` of them."""

@@ -28,11 +28,18 @@ class Timetable:
 
     @classmethod
     def of(
-        cls, epoch_ends: Sequence[float], prune_from: float, anneal_from: float, last_epoch_fraction: float
+        cls,
+        epoch_ends: Sequence[float],
+        prune_from: float,
+        anneal_from: float,
+        last_epoch_fraction: float,
+        *,
+        from_the_start: bool = False,
     ) -> Timetable:
-        """Read it off the ends of the epochs, in progress; nothing is known of a sample before epoch 1."""
+        """Read it off the ends of the epochs, in progress; nothing is known of a sample before epoch 1, so only
+        a method that looks at no loss may prune `from_the_start`."""
         fractions = (1.0,) * (len(epoch_ends) - 1) + (last_epoch_fraction,)
-        begins = (-1.0, *epoch_ends)
+        begins = (0.0 if from_the_start else -1.0, *epoch_ends)
         earliest, latest = prune_from - TOLERANCE, anneal_from + TOLERANCE
         return cls(
             fractions,

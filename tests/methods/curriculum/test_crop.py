@@ -194,7 +194,12 @@ def test_empty_batches_pass() -> None:
 
 
 def test_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = images(7, 3, 32, 32)
-    whole = low_frequency_crop(x, 16)
+    x, pixels = images(7, 3, 32, 32), torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
+    flip = torch.arange(7) % 3 == 1
+
+    def both() -> list[torch.Tensor]:
+        return [low_frequency_crop(x, 16), crop_batch(pixels, 16, mean=MEAN, std=STD, flip=flip)]
+
+    whole = both()
     monkeypatch.setattr(crop_module, "CACHE_BYTES", 3 * 32 * 32 * 4)
-    torch.testing.assert_close(low_frequency_crop(x, 16), whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(both(), whole, atol=1e-5, rtol=0)

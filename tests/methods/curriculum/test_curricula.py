@@ -135,9 +135,11 @@ def test_cost_follows_the_measure() -> None:
     assert by_area.ends_at == by_flops.ends_at
 
 
-@pytest.mark.parametrize(("image_size", "sizes"), [(32, [16, 24, 28, 32]), (64, [28, 48, 56, 64])])
+@pytest.mark.parametrize(
+    ("image_size", "sizes"), [(32, [16, 24, 28, 32]), (64, [28, 48, 56, 64]), (224, [96, 160, 192, 224])]
+)
 @pytest.mark.parametrize("ratios", [(0.43, 0.71, 0.86, 1), (96 / 224, 160 / 224, 192 / 224, 1)])
-def test_small_images_have_the_reference_sizes(
+def test_images_have_the_reference_sizes(
     image_size: int, sizes: list[int], ratios: tuple[float, ...]
 ) -> None:
     assert [input_size(ratio, image_size, 4) for ratio in ratios] == sizes

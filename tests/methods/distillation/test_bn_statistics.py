@@ -10,8 +10,8 @@ from distillation_nets import classifier
 from torch import nn
 
 from raytrain_speedup.methods.distillation import losses
-from raytrain_speedup.methods.distillation.bn_statistics import BatchNormProbe, moments
-from raytrain_speedup.methods.distillation.teacher import freeze
+from raytrain_speedup.methods.distillation.bn_statistics import BatchNormProbe, memory_share, moments
+from raytrain_speedup.methods.distillation.networks import freeze
 
 
 def reference_bn_loss(network: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
@@ -121,3 +121,17 @@ def test_a_perfect_match_has_no_loss_and_a_finite_gradient() -> None:
     loss = losses.bn_loss(mean, var, torch.zeros(5), torch.ones(5), [2, 3])
     loss.backward()
     assert loss == 0 and mean.grad is not None and mean.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.999])
+def test_smoothing_without_bias_weighs_every_call_by_its_age_alone(momentum: float) -> None:
+    """Against the weighted mean of all calls in float64: sum_i m^i x_(n-i) / sum_i m^i."""
+    values = torch.randn(15, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    smoothed = torch.zeros(4, dtype=torch.float64)
+    for n, value in enumerate(values):
+        share = memory_share(momentum, n)
+        smoothed = share * smoothed + (1 - share) * value
+        weights = torch.tensor([momentum ** (n - i) for i in range(n + 1)], dtype=torch.float64)
+        torch.testing.assert_close(smoothed, weights @ values[: n + 1] / weights.sum())
+    assert memory_share(momentum, 0) == 0
+    assert memory_share(momentum, 20_000) == pytest.approx(momentum)

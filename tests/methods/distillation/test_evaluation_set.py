@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from raytrain_speedup.methods.distillation import evaluation_set
 from raytrain_speedup.methods.distillation.evaluation_set import evaluation_images, natural_noise
-from raytrain_speedup.methods.distillation.rng import generator_for
+from raytrain_speedup.randomness import torch_generator
 
 
 def images_of(teacher: nn.Module, method: str = "noise", **settings: object) -> Tensor:
@@ -37,7 +37,7 @@ def test_the_teacher_sees_its_classes_in_them_and_its_statistics() -> None:
     """Nearer on both counts than in the noise that they begin as. The teacher is sure of itself, by what its
     features vary in most, and has seen brighter images than the noise is."""
     teacher = classifier(8)
-    bright = 1 + torch.randn(256, 1, 8, 8, generator=generator_for("cpu", 0))
+    bright = 1 + torch.randn(256, 1, 8, 8, generator=torch_generator("cpu", 0))
     for _ in range(20):
         teacher(bright)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def test_the_teacher_sees_its_classes_in_them_and_its_statistics() -> None:
         teacher[-1].bias.copy_(-teacher[-1].weight @ middle)
     problem = build("noise", teacher).problem
     made = problem.normalise(evaluation_images(problem).float() / 255)
-    noise = natural_noise((384, 1, 8, 8), generator_for("cpu", 0))
+    noise = natural_noise((384, 1, 8, 8), torch_generator("cpu", 0))
     asked = (torch.arange(128) % 3).repeat(3)
     found = []
     for inputs in (made, noise):
@@ -73,7 +73,7 @@ def test_teachers_without_batch_norm_and_of_pixels_have_theirs(teacher: nn.Modul
 
 def test_the_noise_has_the_spectrum_of_photographs() -> None:
     """Amplitude over frequency falls as 1 / f; the std is 1."""
-    noise = natural_noise((64, 2, 32, 32), generator_for("cpu", 0))
+    noise = natural_noise((64, 2, 32, 32), torch_generator("cpu", 0))
     torch.testing.assert_close(noise.std(dim=(1, 2, 3)), torch.ones(64))
     amplitude = torch.fft.rfft2(noise).abs().mean((0, 1))[0]
     ratio = (amplitude[2] / amplitude[8]).item()

@@ -24,10 +24,10 @@ from raytrain_speedup.methods.distillation.fastdfkd import (
     reptile_gradient,
 )
 from raytrain_speedup.methods.distillation.generator import Generator
+from raytrain_speedup.methods.distillation.networks import freeze
 from raytrain_speedup.methods.distillation.pool import to_uint8
-from raytrain_speedup.methods.distillation.rng import LATENT
 from raytrain_speedup.methods.distillation.synthesis import Score, descend
-from raytrain_speedup.methods.distillation.teacher import freeze
+from raytrain_speedup.randomness import LATENT
 
 PLAIN = {"crop": 0, "flip": False}
 
@@ -190,7 +190,7 @@ def test_reuse_decides_what_a_batch_starts_from() -> None:
 
 
 def test_the_statistics_are_smoothed_over_calls() -> None:
-    synthesizer = fast(bn_momentum=0.75)
+    synthesizer = fast(bn_momentum=0.75, bn_bias_correction=False)
     batches = []
     for call in range(3):
         before = synthesizer._memory
@@ -204,6 +204,27 @@ def test_the_statistics_are_smoothed_over_calls() -> None:
     torch.testing.assert_close(batches[0], other._memory[0])
     expected = 0.75 * (0.75 * batches[0] + 0.25 * batches[1]) + 0.25 * batches[2]
     torch.testing.assert_close(synthesizer._memory[0], expected)
+
+
+def test_the_smoothed_statistics_have_no_bias_towards_the_first_call() -> None:
+    """m = .75: of three calls they are weighed 9 : 12 : 16. Nothing is learnt, so calls give the same."""
+    still = {"reuse": "none", "bn_momentum": 0.75, "steps": 1}
+    batches = []
+    for call in range(3):
+        alone = fast(**still)
+        alone.synthesize(call)
+        assert alone._memory is not None
+        batches.append(alone._memory)
+    synthesizer = fast(**still)
+    for call in range(3):
+        if call == 2:  # what is known survives a checkpoint
+            state, synthesizer = copy.deepcopy(synthesizer.state_dict()), fast(**still)
+            synthesizer.load_state_dict(state)
+        synthesizer.synthesize(call)
+    assert synthesizer._memory is not None
+    for i, smoothed in enumerate(synthesizer._memory):
+        expected = (9 * batches[0][i] + 12 * batches[1][i] + 16 * batches[2][i]) / 37
+        torch.testing.assert_close(smoothed, expected)
 
 
 def test_the_first_layer_is_drawn_anew_at_its_call_and_the_generator_every_so_often() -> None:
@@ -244,3 +265,72 @@ def test_the_papers_schedule_is_the_default() -> None:
     assert (how.batch_size, how.student_steps, how.warmup, how.bn_momentum) == (256, 400, 20, 0.9)
     assert how.augment == Augment(crop=4, flip=True)
     assert how.pool_capacity >= 220 * 256
+
+
+LEARNT = {"lr_z_meta": 0.05, "lr_meta": 0.01, "meta": "reptile", "adv": 0, "augment": PLAIN, "steps": 3}
+
+
+def test_start_latents_are_learnt_as_the_generator_is() -> None:
+    """Reptile's gradient is start - end, and Adam's first step goes by the rate against its sign."""
+    synthesizer, twin = fast(**LEARNT), fast(**LEARNT)
+    start, before = synthesizer.latents[0].clone(), weights(synthesizer.generator)
+    synthesizer.synthesize(0)
+    rng = twin.problem.rng(LATENT, 0, 0)
+    twin.generator.sample_latent(8, rng)
+    target = torch.randint(3, (8,), generator=rng)
+    z = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam(
+        [{"params": list(twin.generator.parameters()), "lr": 2e-3}, {"params": [z], "lr": 0.01}],
+        betas=(0.5, 0.999),
+    )
+    for _ in range(3):
+        optimizer.zero_grad()
+        twin.score(twin.generator(z), target, rng, 0).loss.backward()
+        optimizer.step()
+    moved = z.detach() - start
+    sure = moved.abs() > 1e-4
+    torch.testing.assert_close(
+        (synthesizer.latents[0] - start)[sure], 0.05 * moved.sign()[sure], atol=1e-3, rtol=0
+    )
+    first = (synthesizer.generator.first.weight.detach() - before[0]).abs()
+    assert first.max().item() == pytest.approx(0.01, rel=0.01)
+
+
+def test_learnt_latents_are_what_calls_start_from_and_are_drawn_anew_with_adam_alone() -> None:
+    synthesizer = fast(**LEARNT, reset_latents=2)
+    calls = []
+    for call in range(3):
+        synthesizer._reset(call)
+        calls.append((synthesizer.latents[0].clone(), weights(synthesizer.generator)))
+        if call < 2:
+            assert len(synthesizer.optimizer.state) == (len(calls[0][1]) + 1) * call
+            synthesizer.synthesize(call)
+            assert not torch.equal(synthesizer.latents[0], calls[call][0])
+    assert len(synthesizer.optimizer.state) == 0
+    torch.testing.assert_close(calls[0][0], calls[1][0], atol=0.06, rtol=0)  # one step of .05 away
+    assert (calls[2][0] - calls[1][0]).abs().max() > 0.5
+    after = weights(synthesizer.generator)
+    assert all(torch.equal(a, b) for a, b in zip(after, calls[2][1], strict=True))
+
+
+def test_learnt_latents_survive_a_checkpoint() -> None:
+    whole = fast(**LEARNT, reset_latents=3)
+    images = [whole.synthesize(call).images for call in range(4)]
+    first = fast(**LEARNT, reset_latents=3)
+    for call in range(2):
+        first.synthesize(call)
+    second = fast(**LEARNT, reset_latents=3)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert all(torch.equal(second.synthesize(call).images, images[call]) for call in (2, 3))
+
+
+@pytest.mark.parametrize("wrong", [{"lr_z_meta": 0.1, "reuse": "none"}, {"reset_latents": 3}])
+def test_latents_that_nothing_learns_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"expected (reuse: common|lr_z_meta)"):
+        FastDFKDSettings(**wrong)
+
+
+def test_the_student_may_see_other_crops_than_the_synthesis() -> None:
+    assert FastDFKDSettings().augment_for_student == Augment()
+    other = Augment(crop=0, zoom=0.08)
+    assert FastDFKDSettings(student_augment=other).augment_for_student == other

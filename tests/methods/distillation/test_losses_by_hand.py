@@ -22,8 +22,8 @@ from raytrain_speedup.methods.distillation.deepinversion import DeepInversion
 from raytrain_speedup.methods.distillation.evaluation_set import inversion_loss
 from raytrain_speedup.methods.distillation.fastdfkd import FastDFKD
 from raytrain_speedup.methods.distillation.generative import GenerativeSynthesizer
-from raytrain_speedup.methods.distillation.rng import generator_for
 from raytrain_speedup.methods.distillation.synthesis import Score
+from raytrain_speedup.randomness import torch_generator
 
 AUGMENT = Augment(crop=2, flip=True)
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 2, 1])
@@ -38,10 +38,10 @@ class Seen:
     features: np.ndarray
 
 
-def run(network: nn.Sequential, inputs: Tensor) -> Seen:
-    """Layer by layer, in evaluation mode and double precision."""
+def run(network: nn.Sequential, inputs: Tensor, *, batch_statistics: bool = False) -> Seen:
+    """Layer by layer in double precision, in evaluation mode or normalised by the batch."""
     x, norms, features = inputs.double(), [], inputs
-    for layer in copy.deepcopy(network).double().eval():
+    for layer in copy.deepcopy(network).double().train(batch_statistics):
         if isinstance(layer, nn.BatchNorm2d):
             norms.append((layer, x.numpy()))
         features, x = x, layer(x).detach()
@@ -93,11 +93,11 @@ def student(teacher: nn.Sequential) -> nn.Sequential:
     """Of the teacher's mind on some images, and of another on others."""
     network = copy.deepcopy(teacher)
     with torch.no_grad():
-        network[-1].weight += 0.4 * torch.randn(network[-1].weight.shape, generator=generator_for("cpu", 1))
+        network[-1].weight += 0.4 * torch.randn(network[-1].weight.shape, generator=torch_generator("cpu", 1))
     return network
 
 
-IMAGES = torch.rand(8, 1, 8, 8, generator=generator_for("cpu", 2))
+IMAGES = torch.rand(8, 1, 8, 8, generator=torch_generator("cpu", 2))
 
 
 def shown(how: Augment = AUGMENT, *, after: torch.Generator | None = None) -> Tensor:
@@ -106,7 +106,7 @@ def shown(how: Augment = AUGMENT, *, after: torch.Generator | None = None) -> Te
 
 
 def draws() -> torch.Generator:
-    return generator_for("cpu", 3)
+    return torch_generator("cpu", 3)
 
 
 def judged(teacher: nn.Sequential, student: nn.Sequential) -> tuple[Seen, np.ndarray, np.ndarray]:
@@ -160,10 +160,13 @@ def test_dfq(teacher: nn.Sequential, student: nn.Sequential) -> None:
 
 
 def test_zskt_and_dfad(teacher: nn.Sequential, student: nn.Sequential) -> None:
-    """Micaelli and Storkey 2019: -KL(T || S). Fang et al. 2019: -log(1 + |T - S|)."""
-    _, p, q = judged(teacher, student)
-    assert_terms(generative("zskt", teacher, student, adv=0.6), {"adv": -0.6 * kl(p, q).mean()})
-    gap = np.abs(run(teacher, shown()).logits - run(student, shown()).logits).mean()
+    """Micaelli and Storkey 2019: -KL(T || S). Fang et al. 2019: -log(1 + |T - S|). The student is in
+    training mode in both."""
+    right = run(teacher, shown()).logits
+    training = run(student, shown(), batch_statistics=True).logits
+    divergence = kl(softmax(right), softmax(training)).mean()
+    assert_terms(generative("zskt", teacher, student, adv=0.6), {"adv": -0.6 * divergence})
+    gap = np.abs(right - training).mean()
     assert_terms(generative("dfad", teacher, student, adv=0.6), {"adv": -0.6 * np.log(1 + gap)})
 
 
@@ -202,11 +205,19 @@ def test_fastdfkd(teacher: nn.Sequential, student: nn.Sequential) -> None:
 
 
 def test_fastdfkd_smooths_the_statistics_in_its_loss_over_calls(teacher: nn.Sequential) -> None:
-    """Three quarters of what was remembered and a quarter of the batch's, mean and variance."""
-    synthesizer = build("fastdfkd", teacher, bn=0.4, oh=0.0, adv=0.0, bn_momentum=0.75, augment=AUGMENT)
+    """Three quarters of what was remembered and a quarter of the batch's, mean and variance; of one call that was
+    remembered, 3/7 without its bias."""
+    for correction, calls, share in ((False, 1, 0.75), (True, 1, 3 / 7), (True, 1000, 0.75)):
+        check_smoothing(teacher, correction, calls, share)
+
+
+def check_smoothing(teacher: nn.Sequential, correction: bool, calls: int, share: float) -> None:
+    own = {"bn_momentum": 0.75, "bn_bias_correction": correction}
+    synthesizer = build("fastdfkd", teacher, bn=0.4, oh=0.0, adv=0.0, augment=AUGMENT, **own)
     assert isinstance(synthesizer, FastDFKD)
     memory = [torch.linspace(-1, 1, 12), torch.linspace(0.5, 2, 12)]
-    synthesizer.load_state_dict(synthesizer.state_dict() | {"memory": tuple(memory)})
+    known = {"memory": tuple(memory), "remembered": calls}
+    synthesizer.load_state_dict(synthesizer.state_dict() | known)
     total, start = 0.0, 0
     for layer, x in run(teacher, shown()).norms:
         part = slice(start, start := start + x.shape[1])
@@ -214,7 +225,7 @@ def test_fastdfkd_smooths_the_statistics_in_its_loss_over_calls(teacher: nn.Sequ
             (memory[0], x.mean((0, 2, 3)), layer.running_mean),
             (memory[1], x.var((0, 2, 3)), layer.running_var),
         ):
-            smoothed = 0.75 * old[part].double().numpy() + 0.25 * new
+            smoothed = share * old[part].double().numpy() + (1 - share) * new
             total += np.sqrt(((learnt.numpy() - smoothed) ** 2).sum())
     assert_terms(synthesizer.score(IMAGES, LABELS, draws(), 0), {"bn": 0.4 * total})
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raytrain_speedup.methods.distillation.base import RealImages
-from raytrain_speedup.methods.distillation.real import positions
+from raytrain_speedup.methods.distillation.controls import positions
 from raytrain_speedup.settings import UserError
 
 quick = settings(max_examples=25, deadline=None)  # a busy machine is no failure

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from raytrain_speedup.methods.distillation import SYNTHESIZERS, losses
 from raytrain_speedup.methods.distillation.augment import Augment
 from raytrain_speedup.methods.distillation.generator import initialise
+from raytrain_speedup.methods.distillation.networks import freeze, student_inputs, teacher_logits
 from raytrain_speedup.methods.distillation.pool import Pool
-from raytrain_speedup.methods.distillation.rng import generator_for
-from raytrain_speedup.methods.distillation.student import student_inputs, teacher_logits
-from raytrain_speedup.methods.distillation.teacher import freeze
+from raytrain_speedup.randomness import torch_generator
 
 
 def test_a_step_teaches_the_student_and_leaves_the_teacher_alone() -> None:
@@ -50,7 +49,7 @@ def digits_network(width: int, seed: int) -> nn.Sequential:
         conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 10))
-    initialise(network, generator_for("cpu", seed))
+    initialise(network, torch_generator("cpu", seed))
     return network
 
 
@@ -58,7 +57,7 @@ def train(network: nn.Module, images: Tensor, target: Tensor) -> None:
     """Twelve epochs of SGD on real digits."""
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     for epoch in range(12):
-        for batch in torch.randperm(len(images), generator=generator_for("cpu", epoch)).split(64):
+        for batch in torch.randperm(len(images), generator=torch_generator("cpu", epoch)).split(64):
             loss = nn.functional.cross_entropy(network(images[batch]), target[batch])
             optimizer.zero_grad()
             loss.backward()

@@ -7,7 +7,7 @@ import torch
 from distillation_nets import Segmenter, build, classifier
 from torch import nn
 
-from raytrain_speedup.methods.distillation.teacher import borrowed, logits_of
+from raytrain_speedup.methods.distillation.networks import borrowed, logits_of
 from raytrain_speedup.settings import UserError
 
 
@@ -45,6 +45,10 @@ def test_a_borrowed_student_comes_back_as_it_was() -> None:
     student[0].bias.requires_grad_(False)
     modes = [module.training for module in student.modules()]
     trained = [parameter.requires_grad for parameter in student.parameters()]
+    learnt = {name: value.clone() for name, value in student.state_dict().items()}
+    with borrowed(student, batch_statistics=True):
+        student(torch.randn(4, 1, 8, 8))
+    assert all(torch.equal(value, learnt[name]) for name, value in student.state_dict().items())
     with pytest.raises(ZeroDivisionError), borrowed(student):
         assert not any(module.training for module in student.modules())
         assert not any(parameter.requires_grad for parameter in student.parameters())

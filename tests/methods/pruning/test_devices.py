@@ -15,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raytrain_speedup.methods.pruning import InfoBatch, InfoBatchSettings
-from raytrain_speedup.methods.pruning.infobatch import FRESH, SHARED
+from raytrain_speedup.methods.pruning.scored import FRESH, SHARED
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

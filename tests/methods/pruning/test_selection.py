@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from raytrain_speedup.methods.pruning.draw import SURVIVORS, TIES, generator
-from raytrain_speedup.methods.pruning.infobatch import lowest, mean_threshold, quantile_thresholds
-from raytrain_speedup.methods.pruning.selection import MAX_WEIGHT, drop_count, thin
+from raytrain_speedup.methods.pruning.infobatch import mean_threshold, quantile_thresholds
+from raytrain_speedup.methods.pruning.selection import MAX_WEIGHT, drop_count, lowest, thin
 from raytrain_speedup.methods.pruning.timetable import Timetable
 
 # Few different values, so that many scores are equal; and any values at all.

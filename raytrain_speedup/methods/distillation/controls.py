@@ -1,7 +1,9 @@
-"""The control with data: the training images themselves, in the place of synthetic ones.
+"""What a method without data is judged against: images of noise, and the training images themselves.
 
-Distillation on the teacher's own data (Hinton et al. 2015, https://arxiv.org/abs/1503.02531) through the same
-pool, augmentation, steps and loss as any other method: what the student loses against it, it loses by the images.
+Both go through the same pool, augmentation, steps and loss as any method. What a teacher teaches on Gaussian
+noise is what a method has to beat. Distillation on the teacher's own data (Hinton et al. 2015,
+https://arxiv.org/abs/1503.02531) is what it strives for: what the student loses against that, it loses by the
+images.
 """
 
 from __future__ import annotations
@@ -19,8 +21,32 @@ from raytrain_speedup.methods.distillation.base import (
     SynthesisSettings,
     Synthesizer,
 )
-from raytrain_speedup.methods.distillation.rng import ORDER, generator_for
+from raytrain_speedup.methods.distillation.pool import to_uint8
+from raytrain_speedup.randomness import LATENT, ORDER, torch_generator
 from raytrain_speedup.settings import UserError
+
+
+class NoiseSettings(SynthesisSettings):
+    """Noise images: what a method has to beat."""
+
+    method: Literal["noise"] = "noise"
+
+    def make(self, problem: Problem) -> Noise:
+        return Noise(self, problem)
+
+
+class Noise(Synthesizer):
+    """Independent Gaussian pixels, clipped to [0, 1]."""
+
+    def __init__(self, settings: NoiseSettings, problem: Problem) -> None:
+        self.settings = settings
+        self.problem = problem
+
+    def synthesize(self, call: int) -> Synthesis:
+        rng, problem = self.problem.rng(LATENT, call, workers.rank()), self.problem
+        shape = (self.settings.batch_size, *problem.image_shape)
+        noise = torch.randn(shape, generator=rng, device=problem.device)
+        return Synthesis(to_uint8(problem.mean + problem.std * noise))
 
 
 class RealSettings(SynthesisSettings):
@@ -60,6 +86,7 @@ def positions(start: int, length: int, count: int, seed: int) -> Tensor:
     stop = start + length
     first, last = start // count, (stop - 1) // count
     orders = [
-        torch.randperm(count, generator=generator_for("cpu", seed, ORDER, i)) for i in range(first, last + 1)
+        torch.randperm(count, generator=torch_generator("cpu", seed, ORDER, i))
+        for i in range(first, last + 1)
     ]
     return torch.cat(orders)[start - first * count : stop - first * count]

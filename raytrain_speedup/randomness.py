@@ -1,16 +1,25 @@
-"""Randomness without a generator: random bits as a pure function of (seed, epoch, sample, stream).
+"""Every random number of a run as a function of counters: nothing is drawn that depends on what was drawn before.
 
-What an epoch does to a sample then depends neither on its batch nor on the worker that reads it, nor on
-where a run was interrupted; and no global generator is touched. The mixing function is that of splitmix64
-(Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014), on int64 tensors,
-whose products wrap on every device.
+What an epoch does to a sample then depends neither on its batch nor on the worker that reads it, nor on where a run
+was interrupted; a run goes on without any generator's state in its checkpoint; and no global generator is touched.
+There are three of a kind, for who has to draw:
+
+- `bits`: 32 random bits for each sample of a batch, on any device. The mixing function is that of splitmix64
+  (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014), on int64 tensors, whose
+  products wrap on every device.
+- `philox`, `numpy_generator`: for NumPy's distributions, on Philox (Salmon et al., "Parallel Random Numbers: As
+  Easy as 1, 2, 3", SC 2011): at given counters, or keyed by a hash of any integers.
+- `torch_generator`: for torch's, on a device, seeded by a hash of any integers.
 """
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,3 +88,34 @@ def below(random: Tensor, bound: int | Tensor) -> Tensor:
 def unit(random: Tensor) -> Tensor:
     """float32 in [0, 1) from `bits`: 24 of them, so that every value is exact."""
     return (random >> (BITS - 24)).to(torch.float32) * 2.0**-24
+
+
+def philox(key: tuple[int, int], counter: tuple[int, int] = (0, 0)) -> np.random.Generator:
+    """NumPy's generator of one kind of draw; two keys or counters never share a number.
+
+    Args:
+        key: two words, such as (seed, epoch); the first may be negative.
+        counter: two words, such as (0, what is drawn).
+    """
+    words = np.array([key[0] % _WORD, key[1]], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=words, counter=[0, 0, *counter]))
+
+
+def numpy_generator(*key: int) -> np.random.Generator:
+    """NumPy's generator for a hash of the integers in `key`, none of them negative."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def seeds(count: int, *key: int) -> list[int]:
+    """Whole numbers of 64 bits, to seed generators of others' with: a hash of the integers in `key`."""
+    return np.random.SeedSequence(key).generate_state(count, np.uint64).tolist()
+
+
+INITIALISE, RESET, LATENT, AUGMENT, SAMPLE, ORDER, EVALUATE = range(7)
+"""What distillation draws for: the first integer of its keys, so that no two purposes share a stream."""
+
+
+def torch_generator(device: torch.device | str, *key: int) -> torch.Generator:
+    """A generator on `device` that is seeded by a hash of the integers in `key`."""
+    digest = hashlib.blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)

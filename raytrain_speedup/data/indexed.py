@@ -1,0 +1,88 @@
+"""Samples by an index: tar files or loose files, here or in object storage, each read by its own range of bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from raytrain_speedup.data.base import Augment, CorruptSample, Dataset, DataSettings, Source
+from raytrain_speedup.data.decode import decode
+from raytrain_speedup.data.shards import Index, ShardError, ShardReader, open_index
+from raytrain_speedup.settings import UserError
+
+
+class IndexedSettings(DataSettings):
+    """Indexes that `speedup data index` made, one for each split."""
+
+    source: Literal["index"] = "index"
+    train: Path = Field(description="index of the training data (`speedup data index SRC -o INDEX`)")
+    test: Path = Field(description="index of the test data; read once, at the end")
+    val: Path | None = Field(
+        None, description="index of the validation data; default: `val_fraction` of the training data"
+    )
+    image_size: int = Field(224, ge=4, le=2048, description="image size the network sees, in pixels")
+    augment: Augment = Field(
+        "random-resized-crop", description="crop: shift by up to `padding`; crop-flip: and horizontal flip"
+    )
+
+    def read(self) -> Dataset:
+        folders = {"train": self.train, "test": self.test} | ({"val": self.val} if self.val else {})
+        indexes = {split: open_index(folder, f"data.{split}") for split, folder in folders.items()}
+        names = indexes["train"].class_names
+        sources = {
+            split: IndexedSource(index, _targets(index, names, split)) for split, index in indexes.items()
+        }
+        return Dataset(sources["train"], sources["test"], names, val=sources.get("val"))
+
+
+def _targets(index: Index, names: tuple[str, ...], split: str) -> np.ndarray:
+    """The targets of a split by the classes of the training data; the mapped ones where they are the same."""
+    if index.class_names == names:
+        return index.targets
+    number = {name: target for target, name in enumerate(names)}
+    unknown = [name for name in index.class_names if name not in number]
+    if unknown:
+        raise UserError(
+            f"data.{split}: {index.folder} has the class '{unknown[0]}', which data.train has not; expected some "
+            f"of its {len(names)} classes"
+        )
+    return np.array([number[name] for name in index.class_names], dtype=np.int64)[index.targets]
+
+
+class IndexedSource(Source):
+    """The samples of an index.
+
+    Args:
+        targets: (N,) int64, by the classes of the training data.
+    """
+
+    def __init__(self, index: Index, targets: np.ndarray) -> None:
+        self.index, self.reader = index, ShardReader(index)
+        self.targets = targets
+
+    def encoded(self, index: int) -> bytes:
+        try:
+            return self.reader.read(index)
+        except ShardError as error:
+            raise CorruptSample(index, self.locate(index), str(error)) from None
+
+    def decode(self, index: int) -> np.ndarray:
+        return decode(self.encoded(index), self, index)
+
+    def locate(self, index: int) -> str:
+        offset, shard, length = self.index.rows[index].tolist()
+        name = f"{self.index.root}/{self.index.name(shard)}"
+        whole = offset == 0 and length == int(self.index.shards[shard]["size"])
+        return name if whole else f"{name} bytes {offset} to {offset + length}"
+
+    def __getstate__(self) -> dict[str, object]:
+        same = self.targets is self.index.targets  # mapped, and opened again at the other end
+        return {"index": self.index, "targets": None if same else self.targets}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        index, targets = state["index"], state["targets"]
+        assert isinstance(index, Index)
+        self.__init__(index, index.targets if targets is None else targets)  # type: ignore[misc]

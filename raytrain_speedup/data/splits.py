@@ -1,0 +1,157 @@
+"""From a source to the training, validation and test split of an experiment.
+
+Where a source has no validation split of its own, some training samples are set aside: by a rule of the labels
+and a seed, class by class, the same on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raytrain_speedup import randomness
+from raytrain_speedup.data.base import CorruptSample, Dataset, DataSettings, Source, Subset
+from raytrain_speedup.data.decode import read
+from raytrain_speedup.settings import UserError
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of an experiment. Tuning looks at `val`; `test` is read once, at the end.
+
+    Attributes:
+        image_size: the image size the network sees at full resolution, in pixels.
+        fingerprint: short hash of the data and the split, equal only for runs that can be compared.
+    """
+
+    train: Source
+    val: Source
+    test: Source
+    num_classes: int
+    channels: int
+    image_size: int
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def dense(self) -> bool:
+        """Whether every pixel has a class, rather than every image."""
+        return self.train.dense
+
+    @property
+    def targets(self) -> str:
+        """What every image has: "classes" or "masks"."""
+        return "masks" if self.dense else "classes"
+
+
+def open_data(settings: DataSettings, *, seed: int) -> Splits:
+    """Open a source and carve the validation split where it has none of its own.
+
+    Args:
+        seed: the training seed; it only matters where `settings.split_seed` is null.
+
+    Raises:
+        UserError: for whatever is missing or malformed, naming the key or file.
+    """
+    data = settings.read()
+    _check(settings, data)
+    train, val = data.train, data.val
+    if val is None:
+        split_seed = seed if settings.split_seed is None else settings.split_seed
+        stay, aside = balanced_split(train.targets, settings.val_fraction, split_seed)
+        train, val = Subset(data.train, stay), Subset(data.train, aside)
+    size = settings.image_size or _stored_size(settings, train)
+    return Splits(
+        train=train,
+        val=val,
+        test=data.test,
+        num_classes=len(data.class_names),
+        channels=data.channels,
+        image_size=size,
+        class_names=data.class_names,
+        fingerprint=fingerprint(settings.source, (train, val, data.test), size),
+    )
+
+
+def _check(settings: DataSettings, data: Dataset) -> None:
+    for key in ("mean", "std"):
+        found = getattr(settings, key)
+        if len(found) != data.channels:
+            raise UserError(
+                f"data.{key}: {found} has {len(found)} values; expected {data.channels}, one a channel"
+            )
+    if not all(std > 0 for std in settings.std):
+        raise UserError(f"data.std: {settings.std} is not allowed; expected values above 0")
+    for key, source in (("train", data.train), ("test", data.test)):
+        if not len(source):
+            raise UserError(f"data.{key}: there are no samples in it; expected at least one")
+
+
+def _stored_size(settings: DataSettings, source: Source) -> int:
+    """The size of the first readable image: the size of the experiment where none is asked for."""
+    reasons = []
+    for index in range(min(len(source), 100)):
+        try:
+            first = read(source, index)
+        except CorruptSample as error:
+            reasons.append(str(error))
+            continue
+        if first.height != first.width or first.height > 128:
+            raise UserError(
+                f"data.image_size: not set, and {source.locate(index)} is {first.width} x {first.height} "
+                "pixels; expected an image size in pixels for images that are not small squares, such as 224"
+            )
+        return first.height
+    raise UserError(f"data.train: none of the first {len(reasons)} images can be read: {reasons[0]}")
+
+
+def balanced_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the samples that stay and of those set aside, both ascending.
+
+    Every class gives its own fraction, rounded so that the total is `round(fraction * N)`, but never its last
+    sample; which of its samples go is decided by a hash of their positions.
+
+    Args:
+        targets: (N,) int64 classes, not negative.
+        fraction: of the samples to set aside, in [0, 1).
+    """
+    counts = np.bincount(targets)
+    quota = _apportion(counts, fraction)
+    random = randomness.bits(torch.arange(len(targets)), seed=seed, epoch=0, streams=[0])[0].numpy()
+    order = np.lexsort((random, targets))
+    starts = np.cumsum(counts) - counts
+    rank = np.empty(len(targets), dtype=np.int64)
+    rank[order] = np.arange(len(targets)) - starts[targets[order]]
+    aside = rank < quota[targets]
+    return np.flatnonzero(~aside), np.flatnonzero(aside)
+
+
+def _apportion(counts: np.ndarray, fraction: float) -> np.ndarray:
+    """Whole numbers near `fraction * counts` that sum to the rounded total, by largest remainders."""
+    exact = counts * fraction
+    quota = np.floor(exact).astype(np.int64)
+    missing = round(float(fraction * counts.sum())) - int(quota.sum())
+    able = np.flatnonzero(quota + 1 < counts)
+    quota[able[np.argsort((quota - exact)[able], kind="stable")[:missing]]] += 1
+    return quota
+
+
+def fingerprint(name: str, parts: Sequence[Source], image_size: int) -> str:
+    """12 hex digits over every label, the order of the samples and three images of each split."""
+    digest = hashlib.sha256(f"{name} {image_size}".encode())
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(part.targets).tobytes())
+        for index in sorted({0, len(part) // 2, len(part) - 1} if len(part) else set()):
+            try:
+                stored = part.encoded(index)
+                digest.update(part.decode(index).tobytes() if stored is None else stored)
+                if part.dense:
+                    digest.update(part.mask(index).tobytes())
+            except CorruptSample as error:
+                digest.update(error.where.encode())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,232 @@
+"""An index gives the bytes that tarfile and the file system give, for any layout, and says what is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raytrain_speedup.config import load_experiment
+from raytrain_speedup.data import SOURCES, open_data
+from raytrain_speedup.data.base import CorruptSample, Source
+from raytrain_speedup.data.indexing import make_index
+from raytrain_speedup.data.shards import ShardReader, open_index
+from raytrain_speedup.settings import UserError
+
+CLASSES = ("n01", "n02", "n10")
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+FILES = {
+    f"{name}/{number}.png": png(10 * k + number) for k, name in enumerate(CLASSES) for number in range(6)
+}
+"""Images by class folder and name, in the order of an image folder."""
+
+
+def pack(path: Path, files: dict[str, bytes], **options: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as tar:  # type: ignore[call-overload]
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def loose(folder: Path) -> Path:
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "n01" / "notes.txt").write_text("no image")
+    return folder
+
+
+def nested(path: Path) -> Path:
+    """As ImageNet is downloaded: a tar file of tar files, one for each class."""
+    inner = {}
+    for name in CLASSES:
+        own = {Path(file).name: content for file, content in FILES.items() if file.startswith(name)}
+        inner[f"{name}.tar"] = pack(path.parent / "inner" / f"{name}.tar", own).read_bytes()
+    return pack(path, inner)
+
+
+def webdataset(folder: Path) -> Path:
+    """Two shards; the class behind the image in one, before it in the other."""
+    names = list(FILES)
+    for shard, part in enumerate((names[:9], names[9:])):
+        files = {}
+        for name in part:
+            key, label = name.replace("/", "-").removesuffix(".png"), str(CLASSES.index(name[:3])).encode()
+            pair = {f"{key}.png": FILES[name], f"{key}.cls": label}
+            files |= pair if shard else dict(reversed(pair.items()))
+        pack(folder / f"shard-{shard}.tar", files)
+    return folder
+
+
+LAYOUTS = {
+    "loose": lambda folder: loose(folder / "loose"),
+    "nested": lambda folder: nested(folder / "all.tar"),
+    "webdataset": lambda folder: webdataset(folder / "shards"),
+    "folders in a tar": lambda folder: pack(folder / "all.tar", FILES),
+    "long names": lambda folder: pack(
+        folder / "all.tar", {f"{'deep/' * 40}{name}": data for name, data in FILES.items()}
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_sample_is_read_with_its_class(layout: str, tmp_path: Path) -> None:
+    index = make_index(LAYOUTS[layout](tmp_path), tmp_path / "index", processes=1)
+    expected = ("0", "1", "2") if layout == "webdataset" else CLASSES
+    assert index.class_names == expected
+    reader = ShardReader(index)
+    assert [reader.read(row) for row in range(len(index.rows))] == list(FILES.values())
+    assert index.targets.tolist() == [CLASSES.index(name[:3]) for name in FILES]
+    assert reader.bytes_read == sum(map(len, FILES.values()))
+    assert [path.name for path in tmp_path.glob("*index*")] == ["index"], "nothing is left lying about"
+
+
+def test_a_file_of_labels_goes_before_everything(tmp_path: Path) -> None:
+    flat = pack(tmp_path / "val.tar", {Path(name).name.replace(".", f"-{name[:3]}."): b"x" for name in FILES})
+    with pytest.raises(UserError, match=r"0-n01\.png is in no folder"):
+        make_index(flat, tmp_path / "index")
+    (tmp_path / "val.txt").write_text("\n".join(f"val/{n}-{c}.png {c}x" for c in CLASSES for n in range(6)))
+    index = make_index(flat, tmp_path / "index", labels=tmp_path / "val.txt")
+    assert index.class_names == tuple(f"{name}x" for name in CLASSES) and len(index.rows) == 18
+
+
+def test_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    files = {name: b"x" for number in (2, 10, 9) for name in (f"{number}/a.png", f"{number}/b.png")}
+    index = make_index(pack(tmp_path / "x.tar", files), tmp_path / "index")
+    assert index.class_names == ("2", "9", "10") and index.targets.tolist() == [0, 0, 2, 2, 1, 1]
+
+
+def settings(tmp_path: Path, **more: object) -> Source:
+    known = {"source": "index", "train": tmp_path / "index", "test": tmp_path / "index", "image_size": 8}
+    return SOURCES["index"](**(known | more)).read()
+
+
+def test_the_test_split_speaks_of_the_classes_of_the_training_data(tmp_path: Path) -> None:
+    make_index(loose(tmp_path / "loose"), tmp_path / "index")
+    fewer = {name: content for name, content in FILES.items() if not name.startswith("n01")}
+    make_index(pack(tmp_path / "test.tar", fewer), tmp_path / "test.index")
+    found = settings(tmp_path, test=tmp_path / "test.index")
+    assert set(found.test.targets.tolist()) == {1, 2} and found.class_names == CLASSES
+    make_index(pack(tmp_path / "other.tar", {"n99/a.png": b"x"}), tmp_path / "other.index")
+    with pytest.raises(UserError, match=r"data\.test: .* has the class 'n99', which data\.train has not"):
+        settings(tmp_path, test=tmp_path / "other.index")
+
+
+def test_it_trains_as_the_folder_does(tmp_path: Path) -> None:
+    """The same samples in the same order, in another process as in this one."""
+    make_index(nested(tmp_path / "all.tar"), tmp_path / "index")
+    for split in ("train", "test"):
+        loose(tmp_path / "folder" / split)
+    keys = {"data.image_size": 8, "data.val_fraction": 0.3}
+    folder = load_experiment(
+        "digits", {"data.source": "imagefolder", "data.root": tmp_path / "folder", **keys}
+    )
+    places = {f"data.{split}": tmp_path / "index" for split in ("train", "test")}
+    indexed = load_experiment("digits", {"data.source": "index", **places, **keys})
+    one, other = (open_data(experiment.data, seed=0) for experiment in (folder, indexed))
+    for split in ("train", "val", "test"):
+        expected, found = getattr(one, split), getattr(other, split)
+        assert np.array_equal(expected.targets, found.targets) and len(found)
+        there = pickle.loads(pickle.dumps(found))
+        for row in range(len(found)):
+            assert np.array_equal(expected.decode(row), found.decode(row))
+            assert np.array_equal(expected.decode(row), there.decode(row))
+
+
+def _read_all(reader: ShardReader, queue: multiprocessing.Queue) -> None:
+    queue.put([reader.read(row) for row in range(len(FILES))])
+
+
+def test_a_fork_opens_files_of_its_own(tmp_path: Path) -> None:
+    reader = ShardReader(make_index(webdataset(tmp_path / "shards"), tmp_path / "index"))
+    reader.read(0)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_read_all, args=(reader, queue))
+    process.start()
+    assert queue.get(timeout=60) == list(FILES.values())
+    process.join()
+
+
+def test_files_are_read_by_ranges_wherever_pyarrow_finds_them(tmp_path: Path) -> None:
+    shards = webdataset(tmp_path / "shards")
+    make_index(shards, tmp_path / "index")
+    head = json.loads((tmp_path / "index" / "index.json").read_text())
+    (tmp_path / "index" / "index.json").write_text(json.dumps(head | {"root": shards.as_uri()}))
+    reader = ShardReader(open_index(tmp_path / "index"))
+    assert [reader.read(row) for row in range(len(FILES))] == list(FILES.values())
+
+
+def test_a_shard_that_has_changed_is_no_sample(tmp_path: Path) -> None:
+    tar = pack(tmp_path / "all.tar", FILES)
+    make_index(tar, tmp_path / "index")
+    with tar.open("ab") as file:
+        file.write(b"\0" * 512)
+    with pytest.raises(CorruptSample, match=r"all\.tar bytes 512 to \d+: it has \d+ bytes and had \d+"):
+        settings(tmp_path).train.decode(0)
+    tar.unlink()
+    with pytest.raises(CorruptSample, match="No such file"):
+        settings(tmp_path).train.decode(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "none", "there is no .*none; expected tar files or class folders"),
+        (lambda folder: folder, "neither tar files with images nor class folders"),
+        (lambda folder: _written(folder / "x.tar.gz", b""), r"x\.tar\.gz in .* are compressed"),
+        (lambda folder: _written(folder / "x.zip", b""), r"x\.zip is no \.tar file"),
+        (lambda folder: _written(folder / "x.tar", b"y" * 2000), r"x\.tar is no whole tar file"),
+        (lambda folder: _cut(nested(folder / "x.tar")), r"x\.tar is no whole tar file"),
+        (lambda folder: _written(folder / "image.png", b"").parent, r"image\.png is in no class folder"),
+    ],
+)
+def test_what_cannot_be_indexed_is_one_line(make, message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with pytest.raises(UserError, match=f"data index: .*{message}"):
+        make_index(make(folder), tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def _written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def _cut(path: Path) -> Path:
+    os.truncate(path, path.stat().st_size // 2)
+    return path
+
+
+def test_what_is_no_index_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"data\.train: .* is no index; expected a folder that `speedup data index"
+    ):
+        settings(tmp_path)
+    make_index(pack(tmp_path / "all.tar", FILES), tmp_path / "index")
+    os.truncate(tmp_path / "index" / "rows.npy", 100)
+    with pytest.raises(UserError, match=r"data\.train: the index .* is damaged"):
+        settings(tmp_path)
+    (tmp_path / "index" / "index.json").write_text('{"version": 99}')
+    with pytest.raises(UserError, match="of version 99; expected 1"):
+        settings(tmp_path)
