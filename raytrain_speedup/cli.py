@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -302,6 +303,61 @@ def _show_again(draw: Callable[[], str], *, watch: bool) -> None:
 
 
 @app.command()
+def report(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SWEEP]", help="a sweep's name (its last one), its run's id, or an experiment's name"
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="the HTML file to write")] = Path("report.html"),
+    submit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the evidence as JSON too, to be scored again")
+    ] = None,
+    score: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="judge such a file by the runs in it; exit 1 if it claims otherwise"
+        ),
+    ] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write one HTML file that answers: what is faster, by how much, how sure, at what cost, and how to use it.
+
+    The last sweep by default. The file needs no network, and can be mailed or printed.
+
+    speedup report quickstart -o report.html
+    speedup report quickstart --submit row.json
+    speedup report --score row.json
+    """
+    if score is not None:
+        _score(score)
+        return
+    from raytrain_speedup.tuning.write_report import write_report
+
+    written = write_report(target, out, submit=submit, tracking_uri=tracking_uri)
+    console.print(written.sentence, highlight=False, soft_wrap=True)
+    for file in filter(None, (out, submit)):
+        console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+
+
+def _score(file: Path) -> None:
+    """Say what a row file is worth.
+
+    Raises:
+        RunFailed: if it claims another result than its runs have.
+    """
+    from raytrain_speedup.settings import RunFailed
+    from raytrain_speedup.tracking.outcome import verdict_sentence
+    from raytrain_speedup.tracking.report.submission import score as scored
+
+    row, wrong = scored(file)
+    console.print(verdict_sentence([row]), highlight=False, soft_wrap=True)
+    if wrong:
+        raise RunFailed("\n".join(f"{file}: {line}" for line in wrong))
+
+
+@app.command()
 def export(
     run: Annotated[str, typer.Argument(help="run id (or its beginning), as the leaderboard shows it")],
     out: Annotated[Path, typer.Option("-o", "--out", help="the schedule file to write")] = Path(
@@ -323,6 +379,80 @@ def export(
     if not schedule.proven:
         console.print("[bold]not proven[/bold] lossless:", schedule.headline(), highlight=False)
     console.print(f"wrote {out}: {schedule.headline()}", highlight=False, soft_wrap=True)
+
+
+class Kind(StrEnum):
+    """Of files that a user writes."""
+
+    experiment = "experiment"
+    sweep = "sweep"
+
+
+@app.command()
+def schema(
+    kind: Annotated[Kind, typer.Argument(help="of which files")] = Kind.experiment,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="the JSON file to write, instead of printing it")
+    ] = None,
+) -> None:
+    """Write the JSON schema of experiment or search-space files, for an editor.
+
+    With it an editor completes keys, shows what they mean, and marks mistakes.
+    In VS Code, with the YAML extension, a file's first line names its schema:
+
+    speedup schema experiment -o experiment.schema.json
+    # yaml-language-server: $schema=experiment.schema.json
+    """
+    from raytrain_speedup.schema import experiment_schema, sweep_schema
+
+    if kind is Kind.experiment:
+        found = experiment_schema()
+    else:
+        from raytrain_speedup.tuning.space import SweepSettings
+
+        found = sweep_schema(SweepSettings)
+    text = json.dumps(found, indent=2) + "\n"
+    if out is None:
+        sys.stdout.write(text)
+        return
+    out.write_text(text, encoding="utf-8")
+    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+
+
+study = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(study, name="study")
+
+
+@study.callback()
+def _study() -> None:
+    """A sweep for Optuna's own tools.
+
+    speedup study export quickstart -o study.db
+    """
+
+
+@study.command("export")
+def export_study(
+    sweep_name: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="a sweep's name (its last one), or its run's id")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the SQLite file to write")] = Path("study.db"),
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write the trials of a sweep as an Optuna study: values, states, curves, and what else is known of each.
+
+    speedup study export quickstart -o study.db
+    optuna-dashboard sqlite:///study.db        # pip install optuna-dashboard
+    """
+    from raytrain_speedup.tracking import open_tracker
+    from raytrain_speedup.tuning.study import export_study as export_it
+
+    written = export_it(open_tracker(tracking_uri), sweep_name, out)
+    console.print(
+        f"wrote {out}: study {written.study_name!r}, {len(written.trials)} trials",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 schedules = typer.Typer(no_args_is_help=False, rich_markup_mode="rich")

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, get_args
 
-from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticKnownError, core_schema
 
 from raytrain_speedup.settings import Settings, UserError
@@ -170,6 +171,13 @@ class Chosen:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self.registry.read)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """A section that one of the entries reads; which, its tag says."""
+        entries = [handler(entry.__pydantic_core_schema__) for entry in self.registry.sections()]
+        return {"type": "object", "required": [self.registry.tag], "anyOf": entries}
 
 
 def _inside(name: str, error: ValidationError) -> ValidationError:

@@ -180,7 +180,11 @@ def test_a_mistake_found_late_leaves_nothing_behind(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "preflight", "recipes", "sweep", "leaderboard", "export", "schedules"]
+    "name",
+    [
+        *("train", "preflight", "recipes", "sweep", "leaderboard", "report", "export"),
+        *("schedules", "schema", "study"),
+    ],
 )
 def test_the_help_of_every_command_has_an_example_and_fits(name: str, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")

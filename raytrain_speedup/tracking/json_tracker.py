@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -136,6 +136,7 @@ class JsonTracker(Tracker):
         tag: str,
         value: str | None = None,
         parent: str | None = None,
+        wanted: Collection[str] | None = None,
     ) -> list[Entry]:
         among = "*" if experiment is None else quote(experiment, safe=" ")
         entries = (_entry(file.parent) for file in self.folder.glob(f"{among}/*/{RUN}"))

@@ -139,7 +139,8 @@ def leaderboard(
     Raises:
         UserError: if there is no such experiment.
     """
-    return rows(store.records(open_tracker(tracking_uri), experiment, parent=parent))
+    tracker = open_tracker(tracking_uri)
+    return rows(store.records(tracker, experiment, parent=parent, wanted=store.COMPARED))
 
 
 def rows(records: Sequence[Record]) -> list[Row]:

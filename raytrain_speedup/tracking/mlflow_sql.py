@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import sqlite3
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
+from raytrain_speedup.metric import ACCURACY, Metric
 from raytrain_speedup.tracking.tracker import EPOCH, OURS, Entry
 
 KNOWN_SCHEMAS = {"dc11669786a5"}
@@ -38,9 +40,22 @@ METRICS = """
 SELECT number, key, value, is_nan FROM chosen JOIN latest_metrics USING (run_uuid) WHERE key < ? OR key >= ?
 """
 
+SOME_METRICS = """
+SELECT number, key, value, is_nan FROM chosen CROSS JOIN latest_metrics USING (run_uuid) WHERE key IN ({})
+"""
+"""The cross join keeps the order: each key of each run is one look into the primary key."""
+
+METRIC = f"{OURS}metric"
+
 
 def read_runs(
-    path: Path, *, experiment: str | None, tag: str, value: str | None, parent: str | None
+    path: Path,
+    *,
+    experiment: str | None,
+    tag: str,
+    value: str | None,
+    parent: str | None,
+    wanted: Collection[str] | None = None,
 ) -> list[Entry] | None:
     """As `Tracker.runs`; None where the tables are of a version that is not known here.
 
@@ -52,8 +67,8 @@ def read_runs(
         if not versions <= KNOWN_SCHEMAS:
             return None
         database.execute("BEGIN")  # all that follows is of one moment
-        wanted = {"experiment": experiment, "tag": tag, "value": value, "parent": parent}
-        chosen = database.execute(CHOSEN, {**wanted, "parent_tag": PARENT}).fetchall()
+        asked = {"experiment": experiment, "tag": tag, "value": value, "parent": parent}
+        chosen = database.execute(CHOSEN, {**asked, "parent_tag": PARENT}).fetchall()
         # Numbers for ids: half a million strings of 32 characters take as long to make as all else.
         database.execute("CREATE TEMP TABLE chosen (number INTEGER, run_uuid TEXT PRIMARY KEY)")
         ids = [(number, run_id) for number, (run_id, *_) in enumerate(chosen)]
@@ -62,12 +77,23 @@ def read_runs(
         for number, key, text in database.execute(TAGS, _range(OURS)):
             tags[number][key] = text
         metrics: list[dict[str, float]] = [{} for _ in chosen]
-        for number, key, measured, is_nan in database.execute(METRICS, _range(EPOCH)):
+        for number, key, measured, is_nan in _metrics(database, tags, wanted):
             metrics[number][key] = math.nan if is_nan else measured
     return [
         Entry(run_id, name or run_id[:8], of, started, above, tags[number], metrics[number])
         for number, (run_id, name, of, started, above) in enumerate(chosen)
     ]
+
+
+def _metrics(
+    database: sqlite3.Connection, tags: Sequence[Mapping[str, str]], wanted: Collection[str] | None
+) -> Iterator[tuple[int, str, float, int]]:
+    """Number, key, value and whether it is NaN, of all final metrics or of those wanted, each looked up."""
+    if wanted is None:
+        return database.execute(METRICS, _range(EPOCH))
+    ranking = [Metric(name) for name in {run.get(METRIC, ACCURACY.name) for run in tags}]
+    keys = sorted({*wanted, *(metric.key(split) for metric in ranking for split in ("test", "validation"))})
+    return database.execute(SOME_METRICS.format(", ".join("?" * len(keys))), keys)
 
 
 def _range(prefix: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -184,10 +184,12 @@ class MlflowTracker(Tracker):
         tag: str,
         value: str | None = None,
         parent: str | None = None,
+        wanted: Collection[str] | None = None,
     ) -> list[Entry]:
         if self.uri.startswith(SQLITE):
             file = Path(self.uri.removeprefix(SQLITE))
-            found = self.patience(read_runs, file, experiment=experiment, tag=tag, value=value, parent=parent)
+            asked = {"experiment": experiment, "tag": tag, "value": value, "parent": parent}
+            found = self.patience(read_runs, file, **asked, wanted=wanted)
             if found is not None:
                 return found
         return self._search(experiment, tag, value, parent)

@@ -67,7 +67,7 @@ def outcome_note(rows: Sequence[Row], plot: str) -> str:
     """
     ids = short_ids(run_id for row in rows for run_id in row.run_ids)
     shown = [row for row in rows if row.state == "finished"][:SHOWN]
-    lines = [f"**{_sentence(rows)}**", "", f"![speedup against accuracy]({plot})", ""]
+    lines = [f"**{verdict_sentence(rows)}**", "", f"![speedup against accuracy]({plot})", ""]
     lines += [markdown_table(shown, ids), ""]
     if left := len(rows) - len(shown):
         lines += [f"and {left} more runs, stopped, failed or further down (`speedup leaderboard`)", ""]
@@ -76,7 +76,8 @@ def outcome_note(rows: Sequence[Row], plot: str) -> str:
     return "\n".join(lines)
 
 
-def _sentence(rows: Sequence[Row]) -> str:
+def verdict_sentence(rows: Sequence[Row]) -> str:
+    """The answer of a sweep in one sentence."""
     row = best(rows)
     if row is None:
         least = safest(rows)
@@ -88,3 +89,14 @@ def _sentence(rows: Sequence[Row]) -> str:
         f"{row.label} {row.settings} trains {times}, {difference} over "
         f"{len(row.seeds)} seeds: {row.verdict} (margin {row.margin:g})."
     )
+
+
+def row_in_words(row: Row) -> str:
+    """A row on one line: the setting, the verdict, what it loses and saves, and over how many seeds."""
+    known = row.verdict or ("one seed of the search, validation data" if row.role == "trial" else row.note)
+    seeds = "" if row.role == "trial" else f", {len(row.seeds)} seed{'s' if len(row.seeds) != 1 else ''}"
+    loss = "" if row.comparison is None else f", {row.comparison.spoken()}"
+    speed = "" if row.speedup is None else f" at {row.speedup:.2f} x"
+    if row.speedup_interval is not None:
+        speed += f" [{row.speedup_interval[0]:.2f}, {row.speedup_interval[1]:.2f}]"
+    return f"{row.label} {row.settings}".rstrip() + f": {known}{loss}{speed}{seeds}"

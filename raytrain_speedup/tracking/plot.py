@@ -84,12 +84,10 @@ def _frame(axes: Axes, title: str, note: str, metric: Metric) -> None:
 
 def _cut(axes: Axes, rows: Sequence[Row], baseline: Row | None) -> None:
     """Leave out what is hopelessly below the baseline: it would flatten everything that matters."""
-    if baseline is None:
+    level = None if baseline is None else cut_level(baseline, rows)
+    if baseline is None or level is None:
         return
-    metric, level = baseline.ranking, -max(16 * baseline.margin, 5 * (baseline.accuracy_std or 0.0))
-    gains = [row.gain or 0.0 for row in rows]
-    if not any(gain < level for gain in gains):
-        return
+    metric, gains = baseline.ranking, [row.gain or 0.0 for row in rows]
     top = max(0.0, *gains)
     ends = level - 0.06 * (top - level), top + 0.22 * (top - level)
     axes.set_ylim(*sorted(map(metric.merit, ends)))
@@ -101,6 +99,12 @@ def _cut(axes: Axes, rows: Sequence[Row], baseline: Row | None) -> None:
             xytext=(0, 22), textcoords="offset points", ha="center", fontsize=8, color=colour,
             arrowprops={"arrowstyle": "->", "color": colour, "alpha": 0.6},
         )  # fmt: skip
+
+
+def cut_level(baseline: Row, rows: Sequence[Row]) -> float | None:
+    """The gain below which nothing is drawn at its place; None where all can be."""
+    level = -max(16 * baseline.margin, 5 * (baseline.accuracy_std or 0.0))
+    return level if any((row.gain or 0.0) < level for row in rows) else None
 
 
 def _baseline(axes: Axes, row: Row) -> None:

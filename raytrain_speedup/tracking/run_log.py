@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raytrain_speedup.engine.cost.measure import PHASES
 from raytrain_speedup.engine.final_metrics import TEXTS, FinalMetrics, is_final
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.statistics.verdict import Plan
@@ -31,6 +32,11 @@ EXPERIMENT_FILE = "experiment.yaml"
 
 SECTIONS_OF_METHODS = ("pruning", "curriculum", "distillation")
 BESIDE_THE_QUESTION = ("name", "about", "tracking", "scaling", "python_path")
+
+
+def seconds_of(metrics: Mapping[str, Any]) -> float:
+    """Wall seconds that a run had taken by a report, of all its phases."""
+    return float(sum(metrics.get(f"{phase}_seconds", 0.0) for phase in PHASES))
 
 
 class RunLog:
@@ -53,6 +59,7 @@ class RunLog:
         self.last_epoch = last_epoch
         self.data = data
         self.ended = False
+        self._spent = 0.0
 
     @classmethod
     def start(
@@ -126,6 +133,7 @@ class RunLog:
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
         """Log the metrics of an epoch, once however often it is reported."""
+        self._spent = seconds_of(metrics)
         number = int(metrics.get("epoch", 0))
         if number <= self.last_epoch:
             return
@@ -144,6 +152,8 @@ class RunLog:
     def end(self, state: State, reason: str = "") -> None:
         """End the run."""
         tags = {store.STATE: str(state)} | ({store.REASON: reason[:LONGEST_PARAM]} if reason else {})
+        if state != "finished" and self._spent:
+            tags[store.SPENT] = f"{self._spent:.3f}"
         self.tracker.set_tags(self.run_id, tags)
         self.tracker.end(self.run_id, state)
         self.ended = True

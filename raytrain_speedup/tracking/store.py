@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,8 @@ ROLE, STATE, SEED, METHOD, SETTINGS = (
 GROUP, PARAMS, REASON, SWEEP, MARGIN, PLAN = (
     f"{OURS}{name}" for name in ("group", "params", "reason", "sweep", "margin", "plan")
 )
-FOLDER, DRIVER, VERDICT, DATA, MODEL = (
-    f"{OURS}{name}" for name in ("folder", "driver", "verdict", "data", "model")
+FOLDER, DRIVER, VERDICT, DATA, MODEL, SPENT = (
+    f"{OURS}{name}" for name in ("folder", "driver", "verdict", "data", "model", "spent_seconds")
 )
 COMMAND, COMMIT, USER, PACKAGE = (
     f"{OURS}{name}" for name in ("command", "commit", "user", "package_version")
@@ -41,6 +41,7 @@ class Record:
         folder: name of a sweep's run's own folder for checkpoints; an interrupted run goes on in it.
         data, model: of the experiment, in a word.
         command, commit: what started the run; empty where nobody wrote it down.
+        spent: wall seconds of a run that did not finish, until its last epoch.
     """
 
     run_id: str
@@ -64,6 +65,15 @@ class Record:
     model: str = ""
     command: str = ""
     commit: str = ""
+    spent: float = 0.0
+
+    @property
+    def wall_seconds(self) -> float:
+        """What the run took, or until its last epoch."""
+        if self.metrics is None:
+            return self.spent
+        costs = self.metrics.costs
+        return costs.train_seconds if costs.wall_seconds is None else costs.wall_seconds
 
     @property
     def finished(self) -> bool:
@@ -104,11 +114,30 @@ def record_of(entry: Entry) -> Record:
         model=tags.get(MODEL, ""),
         command=tags.get(COMMAND, ""),
         commit=tags.get(COMMIT, ""),
+        spent=float(tags.get(SPENT, 0.0)),
     )
 
 
-def records(tracker: Tracker, experiment: str | None = None, *, parent: str | None = None) -> list[Record]:
+COMPARED = (
+    *("progress", "epochs", "passes_saved", "train_seconds", "wall_seconds", "train_flops"),
+    *("reference_steps", "reference_batch", "reference_spread"),
+    *("core_fraction", "switches_per_second", "other_processes", "workers_min", "workers_max"),
+    *("test_samples", "val_samples"),
+)
+"""Final metrics that a comparison reads beside the one that ranks runs: half of those that a run has."""
+
+
+def records(
+    tracker: Tracker,
+    experiment: str | None = None,
+    *,
+    parent: str | None = None,
+    wanted: Collection[str] | None = None,
+) -> list[Record]:
     """Our runs (not the sweeps that hold them), oldest first; of all experiments where none is named.
+
+    Args:
+        wanted: final metrics that are enough, as `Tracker.runs` takes them.
 
     Raises:
         UserError: if there is no such experiment; it names those there are.
@@ -118,7 +147,8 @@ def records(tracker: Tracker, experiment: str | None = None, *, parent: str | No
             f"experiment {experiment!r}: no such experiment at {tracker.uri}; expected one of: "
             f"{', '.join(sorted(known)) or 'none yet'}"
         )
-    return [record_of(entry) for entry in tracker.runs(experiment, tag=GROUP, parent=parent)]
+    found = tracker.runs(experiment, tag=GROUP, parent=parent, wanted=wanted)
+    return [record_of(entry) for entry in found]
 
 
 def short_ids(run_ids: Iterable[str]) -> dict[str, str]:

@@ -82,9 +82,9 @@ def metrics_of(rows: Sequence[Row]) -> list[Metric]:
 
 def markdown_table(rows: Sequence[Row], ids: Mapping[str, str]) -> str:
     """The table as Markdown."""
-    heads = ["method", *_columns(rows, wide=True), "verdict", "run"]
+    heads = ["method", *columns(rows, wide=True), "verdict", "run"]
     lines = [heads, ["---"] * len(heads)]
-    lines += [[*(str(cell) for cell in _cells(row, wide=True)), ids[row.run_id]] for row in rows]
+    lines += [[*(str(cell) for cell in cells(row, wide=True)), ids[row.run_id]] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -110,8 +110,8 @@ def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _columns(rows: Sequence[Row], *, wide: bool) -> list[str]:
-    """The columns of numbers."""
+def columns(rows: Sequence[Row], *, wide: bool) -> list[str]:
+    """The headings of the columns of numbers."""
     more = ["seeds", "FLOPs"] if wide else []
     units = {metric.unit for metric in metrics_of(rows)}
     heading = f"{metric_names(rows)} {units.pop() if len(units) == 1 else ''}".rstrip()
@@ -128,7 +128,7 @@ def _table(experiment: str, rows: Sequence[Row], ids: Mapping[str, str], *, wide
         padding=(0, 1 if wide else 0, 0, 0),
     )
     table.add_column("method", overflow="fold", min_width=18 if wide else 16)
-    for column in _columns(rows, wide=wide):
+    for column in columns(rows, wide=wide):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict", max_width=None if wide else 11)
     table.add_column(
@@ -136,11 +136,12 @@ def _table(experiment: str, rows: Sequence[Row], ids: Mapping[str, str], *, wide
     )
     for row in rows:
         grey = row.state != "finished" or row.role == "trial"
-        table.add_row(*_cells(row, wide=wide), ids[row.run_id], style="dim" if grey else None)
+        table.add_row(*cells(row, wide=wide), ids[row.run_id], style="dim" if grey else None)
     return table
 
 
-def _cells(row: Row, *, wide: bool) -> list[str | Text]:
+def cells(row: Row, *, wide: bool) -> list[str | Text]:
+    """A row as it is read: the setting, the numbers of `columns`, the verdict."""
     verdict = row.verdict or (row.note if row.state == "finished" else row.state)
     if row.state == "finished" and row.role in ("baseline", "trial"):
         verdict = row.note or row.role

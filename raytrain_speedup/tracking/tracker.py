@@ -11,7 +11,7 @@ aliases that point at one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -163,6 +163,7 @@ class Tracker(ABC):
         tag: str,
         value: str | None = None,
         parent: str | None = None,
+        wanted: Collection[str] | None = None,
     ) -> list[Entry]:
         """The runs that have a tag, oldest first.
 
@@ -171,6 +172,7 @@ class Tracker(ABC):
             tag: its key.
             value: what it has to be; anything where None.
             parent: the run that holds them; any, or none, where None.
+            wanted: final metrics that are enough, beside the one that ranks a run; a tracker may give all.
         """
 
     @abstractmethod

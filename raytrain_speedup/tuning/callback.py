@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ray.tune import Callback
@@ -14,6 +14,7 @@ from raytrain_speedup.engine.statistics.verdict import Plan
 from raytrain_speedup.script import AnyExperiment, load_any_dict
 from raytrain_speedup.tracking.heartbeat import Heartbeat
 from raytrain_speedup.tracking.run_log import RunLog, settings_of
+from raytrain_speedup.tracking.store import Record, record_of
 from raytrain_speedup.tracking.tracker import State, Tracker
 
 TUNES_OWN = {*AUTO_RESULT_KEYS, "done", "trial_id", "experiment_tag", "should_checkpoint"}
@@ -41,6 +42,7 @@ class SweepCallback(Callback):
         reopen: run name to the run to go on with.
         listener: is told the same.
         stopped: why a trial was stopped, by name of its run.
+        ended: is given each run that has ended, as it was written down, before the listener hears of it.
     """
 
     def __init__(
@@ -53,11 +55,12 @@ class SweepCallback(Callback):
         reopen: Mapping[str, str],
         listener: Listener,
         stopped: Mapping[str, str],
+        ended: Callable[[Record], None] = lambda record: None,
     ) -> None:
         self.tracker, self.stopped = tracker, stopped
         self.into, self.heartbeat, self.margin = into, heartbeat, margin
         self.reopen = dict(reopen)
-        self.listener = listener
+        self.listener, self.ended = listener, ended
         self._logs: dict[str, RunLog] = {}
 
     def __reduce__(self) -> Any:
@@ -101,6 +104,7 @@ class SweepCallback(Callback):
         elif is_final(metrics):
             log.finish(FinalMetrics.from_dict(metrics))
             del self._logs[trial.trial_id]
+            self.ended(record_of(self.tracker.run(log.run_id)))
             self.listener(trial.config["run_name"], "finished", metrics)
         else:
             log.epoch(metrics)
@@ -121,6 +125,7 @@ class SweepCallback(Callback):
         log = self._logs.pop(trial.trial_id, None)
         if log is not None and self.heartbeat.replaced_by is None:
             log.end(state, reason)
+            self.ended(record_of(self.tracker.run(log.run_id)))
             self.listener(trial.config["run_name"], state, own_metrics(trial.last_result), reason)
 
 

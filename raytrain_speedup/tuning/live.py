@@ -1,4 +1,8 @@
-"""The sweep on the screen: a live table of its runs on a terminal, a line per ended run elsewhere."""
+"""The sweep on the screen: a live table of its runs on a terminal, lines elsewhere.
+
+Both say the same: how far each run is, what is best so far and how sure that is, what was spent, how long it may
+take, and of every run that ended how and why.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,20 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from raytrain_speedup.metric import spoken
+from raytrain_speedup.tracking.outcome import row_in_words
+from raytrain_speedup.tuning.standing import Standing
 
 ROWS_SHOWN = 18
 COLOURS = {"finished": "green", "stopped": "yellow", "failed": "red", "interrupted": "yellow"}
+LOG_SECONDS = 60.0
+"""Between two lines that say how far everything is, where there is no terminal."""
 
 
 @dataclass
@@ -34,18 +42,17 @@ class SweepTable:
     Args:
         console: where to draw.
         title: the sweep's name.
-        total: how many runs it has, at most.
-        done: how many of them an earlier run of the sweep has finished.
+        standing: of the sweep; it is told of the runs under way here, and of those that ended by who records them.
         quality: the metric to show beside the cost.
     """
 
-    def __init__(self, console: Console, title: str, *, total: int, done: int = 0, quality: str) -> None:
+    def __init__(self, console: Console, title: str, *, standing: Standing, quality: str) -> None:
         self.quality = quality
         self.unit = "" if quality.endswith("loss") else " %"
-        self.console, self.title, self.total, self.done_before = console, title, total, done
+        self.console, self.title, self.standing = console, title, standing
         self.rows: dict[str, _Row] = {}
-        self.started = time.monotonic()
         self._live = Live(get_renderable=self._table, console=console, refresh_per_second=4, transient=True)
+        self._said_at, self._best_said = time.monotonic(), ""
 
     def __enter__(self) -> SweepTable:
         if self.console.is_terminal:
@@ -65,43 +72,65 @@ class SweepTable:
         row.state, row.reason = state, reason
         row.settings = settings or row.settings
         row.metrics.update(metrics)
-        if state != "running":
+        if state == "running":
+            self.standing.report(name, metrics)
+        else:
             self.console.print(self._line(name, row))
+        if not self.console.is_terminal:
+            self._log()
 
-    @property
-    def ended(self) -> int:
-        return self.done_before + sum(row.state != "running" for row in self.rows.values())
+    def _log(self) -> None:
+        """What the table would show, where there is none: the best when it is another, all of it now and then."""
+        if (best := self._best()) != self._best_said:
+            self._best_said = best
+            self._print(best)
+        if time.monotonic() - self._said_at >= LOG_SECONDS:
+            self._said_at = time.monotonic()
+            self._print(f"{self._heading()}; {self._effort()}")
+            for name, row in self._running():
+                progress = f"{row.metrics.get('progress', 0.0):.0%}"
+                self._print(
+                    "  ".join(filter(None, ("   ", name, row.settings, progress, *self._metrics(row))))
+                )
+
+    def _print(self, line: str) -> None:
+        self.console.print(Text(line), soft_wrap=True)
 
     def _line(self, name: str, row: _Row) -> Text:
-        cells = [f"{self.ended:>3}/{self.total}", f"{name:<20}", row.settings, *self._metrics(row)]
-        text = Text("  ".join(cell for cell in cells if cell))
+        done = f"{self.standing.ended:>3}/{self.standing.total}"
+        text = Text("  ".join(filter(None, (done, f"{name:<20}", row.settings, *self._metrics(row)))))
         text.append(f"  {row.state}", style=COLOURS[row.state])
         return text.append(f": {row.reason}") if row.reason else text
 
     def _table(self) -> RenderableType:
-        table = Table(
-            title=self._heading(), title_justify="left", title_style="bold", box=None, padding=(0, 2)
-        )
-        for column in (
-            "run",
-            "settings",
-            "progress",
-            spoken(self.quality) + self.unit,
-            "train s",
-            "passes saved",
-        ):
+        table = Table(box=None, padding=(0, 2), pad_edge=False)
+        heads = ("run", "settings", "progress", spoken(self.quality) + self.unit, "train s", "passes saved")
+        for column in heads:
             table.add_column(column, justify="left" if column in ("run", "settings") else "right")
-        running = {name: row for name, row in self.rows.items() if row.state == "running"}
-        for name, row in list(running.items())[-ROWS_SHOWN:]:
+        for name, row in self._running()[-ROWS_SHOWN:]:
             bar = ProgressBar(total=1.0, completed=row.metrics.get("progress", 0.0), width=16)
             table.add_row(name, row.settings, bar, *self._metrics(row, units=False))
-        return table
+        head = [Text(self._heading(), style="bold"), Text(self._effort())]
+        return Group(*head, *([Text(best)] if (best := self._best()) else []), table)
+
+    def _running(self) -> list[tuple[str, _Row]]:
+        return [(name, row) for name, row in self.rows.items() if row.state == "running"]
 
     def _heading(self) -> str:
-        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        failed = sum(row.state == "failed" for row in self.rows.values())
-        text = f"{self.title}: {self.ended} of {self.total} runs in {minutes}:{seconds:02d}"
-        return text + (f", {failed} failed" if failed else "")
+        standing = self.standing
+        text = f"{self.title}: {standing.ended} of {standing.total} runs in {_clock(standing.elapsed)}"
+        others = [
+            f"{standing.states[state]} {state}" for state in ("stopped", "failed") if standing.states[state]
+        ]
+        return ", ".join([text, *others])
+
+    def _effort(self) -> str:
+        left = "" if self.standing.left is None else f", at most {_clock(self.standing.left)} to go"
+        return f"spent {_clock(self.standing.spent)} of run time{left}"
+
+    def _best(self) -> str:
+        row = self.standing.best
+        return "" if row is None else f"best so far: {row_in_words(row)}"
 
     def _metrics(self, row: _Row, *, units: bool = True) -> list[str]:
         shown = {
@@ -113,3 +142,10 @@ class SweepTable:
             form.format(row.metrics[key]) + (unit if units else "") if key in row.metrics else ""
             for key, (form, unit) in shown.items()
         ]
+
+
+def _clock(seconds: float) -> str:
+    """As `4:05`, or `1:04:05`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -54,6 +54,7 @@ from raytrain_speedup.tuning.space import (
     default_objectives,
     load_sweep,
 )
+from raytrain_speedup.tuning.standing import Standing
 from raytrain_speedup.tuning.trials import QUIET, Trainable, fit, trainable_for
 from raytrain_speedup.tuning.winners import Outcome
 
@@ -185,7 +186,8 @@ def _drive(
             else BaselineLibrary(tracker, parent, into=name, margin=sweep.settings.margin)
         )
         plan = SweepPlan(sweep, past, winners=winners, curves=curves, library=library, say=say)
-        _run(sweep, plan, heartbeat, name, trainable, console)
+        standing = Standing(plan.total, [run for run in past if run.finished])
+        _run(sweep, plan, heartbeat, name, trainable, console, standing)
         if plan.failure is not None:
             tracker.end(parent, "failed")
             raise RunFailed(
@@ -206,6 +208,7 @@ def _run(
     into: str,
     trainable: Trainable | None,
     console: Console,
+    standing: Standing,
 ) -> None:
     """Run what is planned, on Ray and before the user's eyes.
 
@@ -213,13 +216,7 @@ def _run(
         UserError: if the tracker does not answer any more, or another driver has taken over.
     """
     tracker, settings, scaling = heartbeat.tracker, sweep.settings, sweep.base.scaling
-    table = SweepTable(
-        console,
-        settings.name,
-        total=plan.total,
-        done=len(plan.finished),
-        quality=next(iter(settings.objectives)),
-    )
+    table = SweepTable(console, settings.name, standing=standing, quality=next(iter(settings.objectives)))
     callback = SweepCallback(
         tracker,
         into=into,
@@ -228,6 +225,7 @@ def _run(
         reopen={run.name: run.run_id for run in plan.interrupted.values()},
         listener=table,
         stopped=plan.monitor.stopped,
+        ended=standing.end,
     )
     try:
         with _ray(scaling), table, termination_as_interrupt():

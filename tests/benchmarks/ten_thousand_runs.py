@@ -1,4 +1,4 @@
-"""How long the leaderboard takes over ten thousand runs.
+"""How long the leaderboard and a report take over ten thousand runs.
 
     python tests/benchmarks/ten_thousand_runs.py [runs] [runs of a sweep]
 
@@ -23,10 +23,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from raytrain_speedup.engine.final_metrics import WORDS
 from raytrain_speedup.engine.statistics.verdict import plan_for
 from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.leaderboard import rows
 from raytrain_speedup.tracking.mlflow_tracker import MlflowTracker
+from raytrain_speedup.tracking.report.content import gather
+from raytrain_speedup.tracking.report.page import html_page
 from raytrain_speedup.tracking.table import show
 
 EPOCHS, MORE_METRICS, WINNERS, SEEDS = 30, 30, 2, 5
@@ -80,7 +83,7 @@ def _run(number: int, draw: random.Random) -> tuple[str, dict[str, str], dict[st
         store.GROUP: group,
         store.PARAMS: json.dumps({"pruning.prune_ratio": ratio}),
         store.MARGIN: "0.5",
-        **{f"speedup.{key}": "a word" for key in store.TEXTS if key != "metric"},
+        **{f"speedup.{key}": "a word" for key in WORDS},
         "speedup.metric": "accuracy",
     } | ({store.PLAN: json.dumps(plan.to_dict())} if role == "winner" else {})
     return f"{role}-{number}", tags, metrics
@@ -115,6 +118,10 @@ def _insert(
 def timed(what: str) -> Iterator[None]:
     start = time.perf_counter(), time.process_time()
     yield
+    _say(what, start)
+
+
+def _say(what: str, start: tuple[float, float]) -> None:
     wall, work = time.perf_counter() - start[0], time.process_time() - start[1]
     print(f"{what:34} {wall:8.2f} s, {work:6.2f} of a core", flush=True)
 
@@ -128,14 +135,19 @@ def main(count: int = 10_000, per_sweep: int = 100) -> None:
             fill(tracker, count, per_sweep)
         megabytes = Path(folder, "mlflow.db").stat().st_size / 1e6
         print(f"{megabytes:.0f} MB")
+        start = time.perf_counter(), time.process_time()
         with timed("reading them (mlflow_sql)"):
-            entries = tracker.runs(tag=store.GROUP)
+            entries = tracker.runs(tag=store.GROUP, wanted=store.COMPARED)
         with timed("records"):
             records = [store.record_of(entry) for entry in entries]
         with timed("rows"):
             found = rows(records)
         with timed("the table, 160 columns"):
             show(found, Console(file=io.StringIO(), width=160))
+        _say("the leaderboard", start)
+        with timed("the report of all of them"):
+            page = html_page(gather(records, target="all", tracker=tracker))
+        print(f"{len(page) / 1e6:.2f} MB of HTML")
         with timed("a tenth of them by search_runs"):
             tenth = [tracker._search(name, store.GROUP, None, None) for name in tracker.experiments()[::10]]
         print(f"{len(found)} rows of {len(records)} runs; search_runs read {sum(map(len, tenth))}")

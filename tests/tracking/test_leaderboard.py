@@ -17,8 +17,8 @@ from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.statistics.verdict import fixed_look, plan_for, settle
 from raytrain_speedup.metric import Metric
 from raytrain_speedup.settings import RunFailed, UserError
-from raytrain_speedup.tracking import open_tracker, uri_or_default
-from raytrain_speedup.tracking.leaderboard import Row, best, leaderboard, safest
+from raytrain_speedup.tracking import open_tracker, store, uri_or_default
+from raytrain_speedup.tracking.leaderboard import Row, best, leaderboard, rows, safest
 from raytrain_speedup.tracking.mlflow_database import absolute
 from raytrain_speedup.tracking.run_log import RunLog, log_run
 from raytrain_speedup.tracking.store import STATE, short_ids
@@ -371,3 +371,33 @@ def test_runs_that_an_earlier_version_recorded_are_read() -> None:
     assert row.comparison is not None and row.comparison.speedup.clock == "reference steps"
     assert row.speedup == pytest.approx(22.186600635127906 / 20.190977189669137)
     assert row.verdict == "not yet known" and row.hardware == "1 x AMD EPYC, 1 threads, fp32"
+
+
+def test_the_leaderboard_reads_what_it_compares_by(
+    tracker: Tracker, experiment_name: str, write: Callable[..., str]
+) -> None:
+    """A third of the metrics is enough, and every number of every row is the same."""
+    many = {f"metric_{number}": float(number) for number in range(5)}
+    cost = {
+        "core_fraction": 0.5,
+        "switches_per_second": 900.0,
+        "reference_spread": 1.4,
+        "other_processes": 2.0,
+    }
+    budget = {"epochs": 10, "workers_min": 1, "workers_max": 1, "wall_seconds": 12.0, "train_flops": 1e9}
+    sizes = {"test_samples": 359, "val_samples": 100, "metric": "miou"}
+    for seed in range(3):
+        more = many | cost | budget | sizes
+        write("baseline", seed, miou=97.0 + seed / 9, **more)
+        write("winner", seed, keys=INFOBATCH, miou=96.9 + seed / 7, train_seconds=5.0 + seed, **more)
+    write("trial", 9, keys=RANDOM, val_miou=90.0, **many, **cost, **budget, **sizes)
+    whole = store.records(tracker, experiment_name)
+    assert [row.to_dict() for row in rows_of(tracker, experiment_name)] == [
+        row.to_dict() for row in rows(whole)
+    ]
+    assert whole[0].final.metrics["metric_3"] == 3.0
+    few = tracker.runs(experiment_name, tag=store.GROUP, wanted=("progress", "wall_seconds"))
+    assert {frozenset(entry.metrics) for entry in few} == {
+        frozenset({"progress", "wall_seconds", "miou"}),
+        frozenset({"progress", "wall_seconds", "val_miou"}),
+    }
