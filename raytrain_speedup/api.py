@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from raytrain_speedup import set_environment
-from raytrain_speedup.config import REGISTRIES, Experiment, load_experiment, parse_overrides
+from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.data import DataSettings
+from raytrain_speedup.experiment_file import REGISTRIES, parse_overrides
 from raytrain_speedup.methods.curriculum import CurriculumSettings
 from raytrain_speedup.methods.pruning import PrunerSettings
 from raytrain_speedup.settings import Settings, UserError
@@ -39,6 +40,7 @@ from raytrain_speedup.tasks import Task, TaskSettings
 from raytrain_speedup.user_code import THIS_PROCESS, named
 
 if TYPE_CHECKING:
+    from raytrain_speedup.engine.final_metrics import FinalMetrics
     from raytrain_speedup.engine.local import Listener
     from raytrain_speedup.script import AnyExperiment
     from raytrain_speedup.tracking.leaderboard import Row
@@ -63,17 +65,22 @@ class TrainResult:
     """What a run leaves behind.
 
     Attributes:
-        metrics: the final ones, as the leaderboard has them: `accuracy` (or what `metric` names) in percent
-            on the test split, `val_accuracy`, `train_seconds`, `train_flops`, `passes_saved`, ...
+        final: what the run found and cost, typed.
         folder: of the run, with its checkpoints; `train(..., resume=folder)` goes on from them.
         model: the file of the evaluated weights, a state dict; None where none is kept, or the folder is a URI.
         run_id: of the run in MLflow.
     """
 
-    metrics: dict[str, Any]
+    final: FinalMetrics
     folder: str
     model: Path | None
     run_id: str
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The final metrics by the names that trackers have for them: `accuracy` (or what `metric` names) in
+        percent on the test split, `val_accuracy`, `train_seconds`, `train_flops`, `passes_saved`, ..."""
+        return self.final.to_dict()
 
 
 def train(
@@ -188,9 +195,9 @@ def run(
                 listener(kind, metrics)
             log(kind, metrics)
 
-        metrics = launch(experiment, folder, listen)
+        final = launch(experiment, folder, listen)
     weights = [] if is_uri(folder) else Path(folder).glob("checkpoint*/model.pt")
-    return TrainResult(dict(metrics), folder, max(weights, default=None), log.run_id)
+    return TrainResult(final, folder, max(weights, default=None), log.run_id)
 
 
 def run_folder(experiment: AnyExperiment, resume: str | Path | None) -> str:

@@ -89,7 +89,7 @@ def train(
     console.print(f"[bold]{loaded.name}[/bold] in {folder}")
     with TrainProgress(console, loaded.name) as progress:
         result = run(loaded, folder, tracking_uri=tracking_uri, listener=progress)
-    console.print(summary(result.metrics))
+    console.print(summary(result.final))
 
 
 @app.command()
@@ -134,7 +134,7 @@ def recipes(
     speedup recipes digits > mine.yaml
     """
     from raytrain_speedup.config import load_experiment
-    from raytrain_speedup.config import recipes as ready
+    from raytrain_speedup.experiment_file import recipes as ready
 
     if name is not None:
         text = load_experiment(name).to_yaml()

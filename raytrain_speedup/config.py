@@ -7,36 +7,30 @@ this file does not change.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from raytrain_speedup import user_code
 from raytrain_speedup.data import SOURCES, DataSettings
+from raytrain_speedup.experiment_file import (
+    absolute,
+    find_experiment,
+    import_own_code,
+    names_own_code,
+    overridden,
+    read_yaml,
+    recipes,
+)
 from raytrain_speedup.methods.curriculum import CURRICULA, CurriculumSettings
 from raytrain_speedup.methods.distillation import SYNTHESIZERS, SynthesisSettings
 from raytrain_speedup.methods.pruning import PRUNERS, PrunerSettings
 from raytrain_speedup.models import ModelSettings
-from raytrain_speedup.registry import Chosen, Registry
-from raytrain_speedup.settings import Settings, UserError, did_you_mean, explain
+from raytrain_speedup.registry import Chosen
+from raytrain_speedup.settings import Settings, UserError, explain
 from raytrain_speedup.tasks import TASKS, TaskSettings
-
-REGISTRIES: dict[str, Registry[Any]] = {
-    "task": TASKS,
-    "data": SOURCES,
-    "pruning": PRUNERS,
-    "curriculum": CURRICULA,
-    "distillation": SYNTHESIZERS,
-}
-"""By section, what reads it."""
-
-TAGS = {section: registry.tag for section, registry in REGISTRIES.items()}
-"""The key of each section that says which registry entry it is; changing it starts the section afresh."""
 
 
 class TrainSettings(Settings):
@@ -198,7 +192,7 @@ class Experiment(Settings):
         """What follows may be read by classes that a plugin registers."""
         if not isinstance(content, dict):
             return content
-        if not content.get("python_path") and _names_own_code(content):
+        if not content.get("python_path") and names_own_code(content):
             content = {**content, "python_path": (Path.cwd(),)}
         import_own_code(content)
         return content
@@ -258,7 +252,7 @@ class Experiment(Settings):
         Raises:
             UserError: as `load_experiment`.
         """
-        changed = _validated(_overridden(self.to_dict(), overrides), where=self.name)
+        changed = _validated(overridden(self.to_dict(), overrides), where=self.name)
         changed.check_code()
         return changed
 
@@ -268,25 +262,11 @@ class Experiment(Settings):
 
     def shipped(self) -> dict[str, Any]:
         """Plain data for another process: with absolute paths, since it may work in another directory."""
-        return _absolute(self.model_dump())
+        return absolute(self.model_dump())
 
     def to_yaml(self) -> str:
         """The experiment file that gives this experiment, with every default written out."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
-
-
-def _texts(value: Any) -> list[Any]:
-    """The strings and paths of a list of them."""
-    values = value if isinstance(value, list | tuple) else []
-    return [text for text in values if isinstance(text, str | Path)]
-
-
-def _absolute(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _absolute(inner) for key, inner in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_absolute(inner) for inner in value)
-    return str(value.absolute()) if isinstance(value, Path) else value
 
 
 def load_experiment(
@@ -334,8 +314,8 @@ def _completed(
     content: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any], files: Sequence[Path | None]
 ) -> dict[str, Any]:
     """A content with overrides, and where it names code of the user's own, with the folders to look for it in."""
-    content = _overridden(dict(content), overrides)
-    if not content.get("python_path") and _names_own_code(content):
+    content = overridden(dict(content), overrides)
+    if not content.get("python_path") and names_own_code(content):
         own = [file for file in files if file is not None and file not in recipes().values()]
         folders = [*(file.absolute().parent for file in own), Path.cwd()]
         content["python_path"] = list(dict.fromkeys(str(folder) for folder in folders))
@@ -355,105 +335,6 @@ def load_plugins(words: Sequence[str]) -> None:
     named = [word for word in words if "=" not in word]
     path = find_experiment(named[0]) if named else None
     import_own_code(_completed(read_yaml(path) if path else {}, overrides, (path,)))
-
-
-def import_own_code(content: Mapping[str, Any]) -> None:
-    """Make the code of the user's own importable, and import the plugins. Of values of the wrong kind, which
-    their fields report, nothing is imported."""
-    user_code.search(Path(folder) for folder in _texts(content.get("python_path")))
-    for module in _texts(content.get("plugins")):
-        user_code.import_module(module, "plugins")
-
-
-def _names_own_code(content: Mapping[str, Any]) -> bool:
-    """Whether an experiment has anything to import."""
-    teacher = content.get("teacher")
-    keys = (("model", "name"), ("task", "kind"), ("data", "dataset"))
-    named = [(content.get(section), key) for section, key in keys]
-    named += [(teacher.get("model"), "name")] if isinstance(teacher, dict) else []
-    paths = [section.get(key) for section, key in named if isinstance(section, dict)]
-    return bool(content.get("plugins")) or any(user_code.is_import_path(str(path)) for path in paths)
-
-
-def find_experiment(name: str | Path) -> Path:
-    """The file of a recipe or path."""
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise UserError(
-                f"{name}: no such file; expected an experiment (YAML) or one of: {', '.join(recipes())}"
-            )
-        return path
-    if str(name) not in recipes():
-        expected = (
-            did_you_mean(str(name), list(recipes()))
-            or f"expected a YAML file or one of: {', '.join(recipes())}"
-        )
-        raise UserError(f"{name}: no such recipe; {expected}")
-    return recipes()[str(name)]
-
-
-def recipes() -> dict[str, Path]:
-    """The ready experiments by name."""
-    folder = Path(str(resources.files("raytrain_speedup"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        UserError: naming the file and, where YAML knows it, the line.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise UserError(f"{path}: holds {found}; expected sections such as 'data:' and 'train:'")
-    return content
-
-
-def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """`["a.b=1"]` as `{"a.b": 1}`; values are read as YAML."""
-    if isinstance(overrides, Mapping):
-        return dict(overrides)
-    parsed = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"{text!r}: expected key=value, such as pruning.prune_ratio=0.4")
-        try:
-            parsed[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"{key}: {value!r} is not a YAML value") from error
-    return parsed
-
-
-def _overridden(content: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
-    content = copy.deepcopy(content)
-    parsed = parse_overrides(overrides)
-    tags = {f"{section}.{tag}" for section, tag in TAGS.items()}
-    for key, value in sorted(parsed.items(), key=lambda item: item[0] not in tags):
-        *sections, name = key.split(".")
-        if not all([*sections, name]):
-            raise UserError(f"{key!r}: expected a dotted key, such as pruning.prune_ratio")
-        if key in tags and _tag_of(content.get(sections[0]), name) != value:
-            content[sections[0]] = {}  # another method: the old one's keys mean nothing to it
-        inner = content
-        for section in sections:
-            inner = inner.setdefault(section, {})
-            if not isinstance(inner, dict):
-                raise UserError(f"{key}: '{section}' is a value, not a section; nothing can be set inside it")
-        inner[name] = copy.deepcopy(value)
-    return content
-
-
-def _tag_of(section: Any, tag: str) -> Any:
-    return section.get(tag) if isinstance(section, dict) else None
 
 
 def _validated(content: dict[str, Any], *, where: str) -> Experiment:

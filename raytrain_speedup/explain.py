@@ -10,7 +10,8 @@ from pydantic_core import PydanticUndefined
 from rich.markup import escape
 from rich.table import Table
 
-from raytrain_speedup.config import REGISTRIES, TAGS, Experiment
+from raytrain_speedup.config import Experiment
+from raytrain_speedup.experiment_file import REGISTRIES, TAGS
 from raytrain_speedup.registry import Registry
 from raytrain_speedup.settings import tag_of
 

@@ -53,6 +53,7 @@ from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.plain_loop import loop_budget, loop_pruner
 from raytrain_speedup.methods.pruning import PRUNERS, Pruner, PrunerSettings
+from raytrain_speedup.metric import Direction, Metric, SplitName
 from raytrain_speedup.settings import Settings, UserError, explain
 from raytrain_speedup.transfer import HasSections, transfer_differences
 from raytrain_speedup.user_code import import_module
@@ -85,12 +86,13 @@ class Evidence(Settings):
     """What was measured. Accuracies and differences are in points, ratios are times."""
 
     metric: str = Field("accuracy", description="the task's metric that is called accuracy here")
-    split: Literal["test", "validation"] = Field("test", description="the data that accuracy is of")
+    direction: Direction = Field("max", description="whether larger or smaller values of it are better")
+    split: SplitName = Field("test", description="the data that accuracy is of")
     seeds: tuple[int, ...] = Field(description="seeds of the runs with this schedule")
     accuracy: float = Field(description="mean over the seeds")
     accuracy_std: float | None = Field(None, description="standard deviation over the seeds")
     baseline_accuracy: float = Field(description="mean of the baseline")
-    difference: float = Field(description="method - baseline")
+    difference: float = Field(description="method - baseline, in the metric as it is")
     interval: tuple[float, float] | None = Field(None, description="95 % bounds of the difference")
     margin: float = Field(description="points below the baseline that count as no loss")
     verdict: Literal["lossless", "lossy", "not yet known"] = Field(description="of the interval")
@@ -221,11 +223,9 @@ class Schedule(Settings):
         text = "no time believed" if found.speedup is None else f"{found.speedup:.2f} x as fast"
         if found.speedup_interval is not None:
             text += f" [{found.speedup_interval[0]:.2f}, {found.speedup_interval[1]:.2f}]"
-        text += f", {found.difference:+.2f} points"
-        if found.interval is not None:
-            text += f" [{found.interval[0]:+.2f}, {found.interval[1]:+.2f}]"
+        difference = Metric(found.metric, found.direction).difference(found.difference, found.interval)
         count = len(found.seeds)
-        return f"{text} over {count} seed{'s' if count > 1 else ''}: {found.verdict}"
+        return f"{text}, {difference} over {count} seed{'s' if count > 1 else ''}: {found.verdict}"
 
 
 def save_schedule(schedule: Schedule, path: str | Path) -> Path:

@@ -29,17 +29,20 @@ from raytrain_speedup.config import (
     Experiment,
     ScalingSettings,
     TrackingSettings,
-    _absolute,
-    _overridden,
-    find_experiment,
-    import_own_code,
     load_content,
     load_experiment_dict,
+)
+from raytrain_speedup.experiment_file import (
+    absolute,
+    find_experiment,
+    import_own_code,
+    overridden,
     parse_overrides,
     read_yaml,
 )
 from raytrain_speedup.methods.curriculum import CURRICULA, CurriculumSettings
 from raytrain_speedup.methods.pruning import PRUNERS, PrunerSettings
+from raytrain_speedup.metric import Direction, Metric
 from raytrain_speedup.registry import Chosen
 from raytrain_speedup.settings import Settings, UserError, did_you_mean, explain, flatten
 
@@ -93,8 +96,10 @@ class ScriptExperiment(Settings):
     metric: str = Field(
         "accuracy",
         pattern=r"^[a-z]\w*$",
-        description="what ranks runs, more being better: the script reports val_NAME and test_NAME; accuracy is "
-        "in percent",
+        description="what ranks runs: the script reports val_NAME and test_NAME; accuracy is in percent",
+    )
+    direction: Direction = Field(
+        "max", description="whether larger or smaller values of the metric are better; a loss: min"
     )
     data: ScriptData = Field(default_factory=ScriptData, description="what it trains on, in words")
     model: ScriptModel = Field(default_factory=ScriptModel, description="what it trains, in words")
@@ -121,6 +126,11 @@ class ScriptExperiment(Settings):
         for key in self.varies:
             _check_setting(key, known, "varies: ")
         return self
+
+    @property
+    def ranking(self) -> Metric:
+        """`metric` with its `direction`."""
+        return Metric(self.metric, self.direction)
 
     @property
     def distillation(self) -> None:
@@ -159,7 +169,7 @@ class ScriptExperiment(Settings):
         for key in parsed:
             if key.startswith(SETTINGS):
                 _check_setting(key, known)
-        return _validated(_overridden(self.to_dict(), parsed), where=self.name)
+        return _validated(overridden(self.to_dict(), parsed), where=self.name)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in YAML."""
@@ -168,7 +178,7 @@ class ScriptExperiment(Settings):
     def shipped(self) -> dict[str, Any]:
         """Plain data for another process: with absolute paths, since it may work in another directory."""
         folders = [str(folder.absolute()) for folder in self.python_path]
-        return _absolute(self.model_dump()) | {"python_path": folders}
+        return absolute(self.model_dump()) | {"python_path": folders}
 
     def to_yaml(self) -> str:
         """The experiment file that gives this experiment, with every default written out."""

@@ -18,9 +18,10 @@ from rich.progress import (
 from rich.table import Table
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.engine.compare import metric_of, spoken
+from raytrain_speedup.engine.final_metrics import FinalMetrics, is_final, metric_of
 from raytrain_speedup.engine.preflight import Preflight
 from raytrain_speedup.engine.reporter import Metrics
+from raytrain_speedup.metric import spoken
 
 
 class TrainProgress:
@@ -66,9 +67,9 @@ class TrainProgress:
             self.console.print(epoch_line(metrics), highlight=False)
             if losses := synthesis_line(metrics):
                 self.console.print(losses, highlight=False)
-        elif "progress" in metrics and not metrics.get(
-            "done"
-        ):  # not a checkpoint within an epoch, nor an image
+        elif "progress" in metrics and not is_final(
+            metrics
+        ):  # nor a checkpoint within an epoch, nor an image
             self.console.print(script_line(metrics), highlight=False)
 
     def _move(self, progress: float, samples: float, metrics: Metrics) -> None:
@@ -95,8 +96,12 @@ def epoch_line(metrics: Metrics) -> str:
         f"kept {metrics['kept_fraction']:4.0%}",
         f"{metrics['samples_per_second']:,.0f} samples/s",
     ]
-    merits = [name for name in metrics if name.startswith("val_") and name != "val_loss"]
-    parts += [f"{spoken(name.removeprefix('val_'))} {metrics[name]:.2f} %" for name in merits[:1]]
+    ranking = metric_of(metrics)
+    known = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
+    merits = [name for name in known if name != "loss" or ranking.name == "loss"]
+    for name in merits[:1]:
+        unit = ranking.unit if name == ranking.name else "%"  # without data the agreement with the teacher
+        parts.append(f"{spoken(name)} {known[name]:.{2 if unit else 4}f} {unit}".rstrip())
     return "  ".join(parts)
 
 
@@ -117,35 +122,35 @@ def synthesis_line(metrics: Metrics) -> str:
     return f"{'':9}  synthesis  {told}" if told else ""
 
 
-def summary(metrics: Metrics) -> Table:
+def summary(run: FinalMetrics) -> Table:
     """The final metrics of a run, for people."""
     table = Table(title="result", show_header=False, title_justify="left")
-    metric = metric_of(metrics)
-    name_of_metric = spoken(metric)
-    rows = {
-        f"test {name_of_metric}": (metric, "{:.2f} %"),
-        "test pixel accuracy": ("pixel_accuracy", "{:.2f} %"),
-        f"teacher's test {name_of_metric}": (f"teacher_{metric}", "{:.2f} %"),
-        "agreement with the teacher": ("val_agreement", "{:.2f} %"),
-        f"validation {name_of_metric}": (f"val_{metric}", "{:.2f} %"),
-        "preparing the teacher": ("teacher_seconds", "{:.1f} s"),
-        "training time": ("train_seconds", "{:.1f} s"),
-        "cost, in reference steps": ("reference_steps", "{:,.0f}"),
-        "of it, synthesis": ("synthesis_seconds", "{:.1f} s"),
-        "synthetic images": ("pool_images", "{:,.0f}"),
-        "evaluation": ("eval_seconds", "{:.1f} s"),
-        "warm-up": ("warmup_seconds", "{:.1f} s"),
-        "samples shown": ("samples_shown", "{:,.0f}"),
-        "sample passes saved": ("passes_saved", "{:.1%}"),
-        "training FLOPs": ("train_flops", "{:.3g}"),
-        "peak memory": ("peak_memory_bytes", "{:.2f} GiB"),
-        "samples skipped": ("samples_skipped", "{:.0f}"),
-        "hardware": ("hardware", "{}"),
+    metric, costs, found = run.metric, run.costs, run.metrics
+    form = f"{{:.{2 if metric.unit else 4}f}} {metric.unit}".rstrip()
+    memory = None if costs.peak_memory_bytes is None else costs.peak_memory_bytes / 2**30
+    rows: dict[str, tuple[float | str | None, str]] = {
+        f"test {metric.spoken}": (run.of("test"), form),
+        "test pixel accuracy": (found.get("pixel_accuracy"), "{:.2f} %"),
+        f"teacher's test {metric.spoken}": (found.get(f"teacher_{metric.name}"), form),
+        "agreement with the teacher": (found.get("val_agreement"), "{:.2f} %"),
+        f"validation {metric.spoken}": (run.of("validation"), form),
+        "preparing the teacher": (costs.teacher_seconds, "{:.1f} s"),
+        "training time": (costs.train_seconds, "{:.1f} s"),
+        "cost, in reference steps": (costs.reference_steps, "{:,.0f}"),
+        "of it, synthesis": (costs.synthesis_seconds, "{:.1f} s"),
+        "synthetic images": (found.get("pool_images"), "{:,.0f}"),
+        "evaluation": (costs.eval_seconds, "{:.1f} s"),
+        "warm-up": (costs.warmup_seconds, "{:.1f} s"),
+        "samples shown": (costs.samples_shown, "{:,.0f}"),
+        "sample passes saved": (run.passes_saved, "{:.1%}"),
+        "training FLOPs": (costs.train_flops, "{:.3g}"),
+        "peak memory": (memory, "{:.2f} GiB"),
+        "samples skipped": (run.samples_skipped, "{:.0f}"),
+        "hardware": (run.hardware, "{}"),
     }
-    for label, (name, form) in rows.items():
-        if metrics.get(name):
-            in_bytes = name == "peak_memory_bytes"
-            table.add_row(label, form.format(float(metrics[name]) / 2**30 if in_bytes else metrics[name]))
+    for label, (value, text) in rows.items():
+        if value:
+            table.add_row(label, text.format(value))
     return table
 
 

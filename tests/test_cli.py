@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from raytrain_speedup import cli
-from raytrain_speedup.config import Experiment, load_experiment, recipes
+from raytrain_speedup.config import Experiment, load_experiment
+from raytrain_speedup.experiment_file import recipes
 from raytrain_speedup.explain import keys
 from raytrain_speedup.settings import RunFailed, UserError
 

@@ -14,9 +14,8 @@ from raytrain_speedup.config import (
     Experiment,
     load_experiment,
     load_experiment_dict,
-    parse_overrides,
-    recipes,
 )
+from raytrain_speedup.experiment_file import parse_overrides, recipes
 from raytrain_speedup.script import load_any
 from raytrain_speedup.settings import UserError
 
@@ -31,8 +30,8 @@ MISTAKES = [
     ([INFOBATCH, "pruning.infobatch=1"], "pruning.infobatch: unknown key; known here: anneal_from, keep, "),
     (
         ["pruning.method=infobach"],
-        "pruning.method: 'infobach' is not allowed; expected one of none, infobatch, random, epochs; "
-        "did you mean 'infobatch'?",
+        "pruning.method: 'infobach' is not allowed; expected one of none, infobatch, random, epochs, "
+        "rs2, orderdp, seta, el2n, forgetting, dyn-unc; did you mean 'infobatch'?",
     ),
     (["curriculum.kernel=resize"], "curriculum.method: missing; expected one of none, resize"),
     (
@@ -249,7 +248,7 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         read.append(self)
         return text(self, *args, **named)
 
-    path.write_text("name: mine\n")
+    path.write_text("name: mine\ndata: {source: digits}\nmodel: {name: resnet8}\n")
     monkeypatch.setattr(Path, "read_text", noted)
     for load in (load_any, load_experiment):
         read.clear()

@@ -62,3 +62,14 @@ def test_no_two_public_functions_have_one_name() -> None:
     shared = {name: found for name, found in modules.items() if len(found) > 1}
     assert not {name: shared[name] for name in shared.keys() - ONE_MEANING - commands}
     assert shared.keys() >= ONE_MEANING
+
+
+def test_no_function_is_longer_than_sixty_lines():
+    """Forty are the aim; beyond sixty nobody reads it in one piece."""
+    long = [
+        f"{file.relative_to(PACKAGE)}: {node.name}, {node.end_lineno - node.lineno + 1} lines"
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60
+    ]
+    assert not long

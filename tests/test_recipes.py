@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from raytrain_speedup.config import Experiment, load_experiment, recipes
+from raytrain_speedup.config import Experiment, load_experiment
+from raytrain_speedup.experiment_file import recipes
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.models import build_model, check_sizes, stride_of
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.terminal import TrainProgress, epoch_line, summary, synthesis_line
 
 
@@ -23,7 +24,7 @@ def shown(progress: TrainProgress) -> str:
 def told(metrics: dict[str, Any]) -> str:
     """The summary as text."""
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(summary(metrics))
+    console.print(summary(FinalMetrics.from_dict(metrics)))
     return console.export_text()
 
 
@@ -119,6 +120,6 @@ def test_only_what_a_script_reports_is_a_line_of_its_own():
     progress = TrainProgress(Console(file=io.StringIO(), width=100), "mine")
     progress("report", {"epoch": 0, "partial": True})
     progress("image", {"name": "decisions-0001.png", "png": b""})
-    progress("report", {"epoch": 2, "progress": 1.0, "val_accuracy": 90.0, "done": True})
+    progress("report", {"epoch": 2, "progress": 1.0, "val_accuracy": 90.0, "final": True})
     progress("report", {"epoch": 1, "progress": 0.5, "val_accuracy": 90.0})
     assert progress.console.file.getvalue() == "report   1   50%  val_accuracy 90\n"  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ A new source is one file with a `DataSettings` subclass and one line in `SOURCES
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
 from raytrain_speedup.data.base import IGNORE_INDEX, DataSettings, Source
 from raytrain_speedup.data.batch import Batch, Step
@@ -21,7 +21,6 @@ from raytrain_speedup.data.python import PythonSettings
 from raytrain_speedup.data.splits import Splits, open_data
 from raytrain_speedup.data.unreadable import check_readable
 from raytrain_speedup.data.worker_loader import WorkerLoader
-from raytrain_speedup.methods.curriculum.base import Kernel
 from raytrain_speedup.registry import Registry
 
 __all__ = [
@@ -56,39 +55,17 @@ SOURCES = Registry(
 )
 
 
-def build_loader(
-    splits: Splits,
-    settings: DataSettings,
-    *,
-    device: torch.device | str,
-    seed: int,
-    rank: int = 0,
-    world: int = 1,
-    channels_last: bool = False,
-    kernel: Kernel = "fourier",
-) -> Loader:
+def build_loader(splits: Splits, settings: DataSettings, **options: Any) -> Loader:
     """The loader `settings.loader` asks for; `auto` takes the device loader where the decoded images fit.
 
     Args:
-        seed: of the augmentation.
-        rank, world: this worker among all that train together.
-        channels_last: memory format of the inputs.
-        kernel: how a curriculum's stage lowers the bandwidth of a batch.
+        options: those of `Loader`.
     """
     kind = settings.loader
     if kind == "auto":
         kind = "device" if _fits(splits, settings) else "workers"
     loader: type[Loader] = DeviceLoader if kind == "device" else WorkerLoader
-    return loader(
-        splits,
-        settings,
-        device=device,
-        seed=seed,
-        rank=rank,
-        world=world,
-        channels_last=channels_last,
-        kernel=kernel,
-    )
+    return loader(splits, settings, **options)
 
 
 def _fits(splits: Splits, settings: DataSettings) -> bool:

@@ -83,6 +83,15 @@ def evaluation_keys(index: Tensor) -> Tensor:
     return randomness.words(index, seed=0, epoch=EVALUATION, streams=(0,))[0]
 
 
+def blank(batch: Batch) -> Batch:
+    """Two images (batch normalisation may refuse one) of a batch's shape that weigh nothing, for a batch without
+    any; its index stays empty."""
+    return {
+        key: tensor if key == "index" else tensor.new_zeros((2, *tensor.shape[1:]))
+        for key, tensor in batch.items()
+    }
+
+
 class BatchSource(Protocol):
     """Batches of steps and splits, for one worker.
 

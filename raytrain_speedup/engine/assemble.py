@@ -62,9 +62,8 @@ def _with_data(
     train = experiment.train
     num_samples, task = len(splits.train), experiment.task.build()
     model = _student(experiment, splits, latest)
-    if task.logits is None:
+    if task.logits is None or is_import_path(experiment.task.kind):
         _check_step(experiment, model, task, input_shape(splits, None))
-    _check_own_task(experiment, task, model, input_shape(splits, None))
     stages = curriculum_stages(experiment, model, splits)
     factor = experiment.pruning.budget_factor()
     budget = Budget(train.epochs * factor, num_samples, stages)
@@ -201,25 +200,32 @@ def _dense(task: Task) -> bool | None:
 
 
 def _check_step(experiment: Experiment, model: nn.Module, task: Task, shape: tuple[int, ...]) -> None:
-    """The task finds what it wants of the network, in a step of shapes alone.
+    """Where task or network are not made for each other by this package, a step is tried on shapes alone: the task
+    finds what it wants of the network, and gives what the engine relies on.
 
     Raises:
-        UserError: naming both, and the reason.
+        UserError: naming what does not fit, and the reason.
     """
+    where = f"task.kind: {experiment.task.kind}"
     try:
-        training_flops(model, task, shape)
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        NotImplementedError,
-    ) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        found = asked(model, task, shape)
+        if isinstance(found, Losses):
+            found.losses.sum().backward()
+    except Exception as error:
         raise UserError(
-            f"model.name: {experiment.model.name} is no network for task.kind {experiment.task.kind!r}: {reason}"
+            f"{where} and model.name {experiment.model.name!r} make no step: {what_happened(error)}"
         ) from error
+    if not isinstance(found, Losses):
+        kind = type(found).__name__
+        raise UserError(f"{where}: its losses are a {kind}; expected Losses, one loss and score per sample")
+    for name, values in (("losses", found.losses), ("scores", found.scores)):
+        if tuple(values.shape) != (2,):
+            shown = f"of shape {tuple(values.shape)} for 2 samples"
+            raise UserError(f"{where}: its {name} are {shown}; expected one for each (reduction='none')")
+    if task.draws != ("draws" in task.example(shape, 2)):
+        raise UserError(
+            f"{where}: draws is {task.draws}; expected True where its example has the row 'draws'"
+        )
 
 
 def _placed(model: nn.Module, experiment: Experiment, device: torch.device) -> nn.Module:
@@ -275,24 +281,6 @@ def _check_task(experiment: Experiment, splits: Splits) -> None:
             f"distillation: a teacher of the task {experiment.task.kind!r} has no answers that a student could "
             "learn; expected classification or segmentation"
         )
-
-
-def _check_own_task(experiment: Experiment, task: Task, model: nn.Module, shape: tuple[int, ...]) -> None:
-    """A task of the user's own is tried on shapes alone: what the engine relies on is found out before a step."""
-    if not is_import_path(experiment.task.kind):
-        return
-    where = f"task.kind: {experiment.task.kind}"
-    try:
-        found = asked(model, task, shape)
-    except Exception as error:
-        raise UserError(f"{where}: its losses cannot be taken: {what_happened(error)}") from error
-    if not isinstance(found, Losses):
-        kind = type(found).__name__
-        raise UserError(f"{where}: its losses are a {kind}; expected Losses, one loss and score per sample")
-    for name, values in (("losses", found.losses), ("scores", found.scores)):
-        if tuple(values.shape) != (2,):
-            shown = f"of shape {tuple(values.shape)} for 2 samples"
-            raise UserError(f"{where}: its {name} are {shown}; expected one for each (reduction='none')")
 
 
 def _check_sizes(splits: Splits, world: int) -> None:

@@ -9,18 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Any
 
-from raytrain_speedup.engine.cost.speedup import Run, Speedup, by_seed
+from raytrain_speedup.engine.cost.speedup import Speedup, by_seed
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.statistics.verdict import Look, Plan, Verdict, fixed_look, settle
-
-DEFAULT_METRIC = "accuracy"
-"""Of runs that do not say what theirs is."""
+from raytrain_speedup.metric import Metric, SplitName
 
 FULL_BUDGET = 1 - 1e-6
-SAME = {"baseline_key": "task, data and model", "setup": "set-up", "hardware": "hardware"}
-"""What has to be equal, and what to call it; `identity.comparison_keys` says what is in each."""
 
 
 class NotComparable(Exception):
@@ -40,8 +38,8 @@ class Comparison:
         passes_saved: fraction of the sample passes of the budget that were not shown.
     """
 
-    metric: str
-    split: Literal["test", "validation"]
+    metric: Metric
+    split: SplitName
     seeds: tuple[int, ...]
     accuracy: float
     accuracy_std: float | None
@@ -52,6 +50,7 @@ class Comparison:
 
     @property
     def difference(self) -> float:
+        """Method - baseline, in the metric as it is: of a loss, above 0 is worse."""
         return self.look.difference
 
     @property
@@ -62,10 +61,47 @@ class Comparison:
     def verdict(self) -> Verdict:
         return self.look.verdict
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data by the names of `NAMES`."""
+        return {name: attrgetter(place)(self) for name, place in NAMES.items()}
+
+    def spoken(self) -> str:
+        """The difference and its interval, for people."""
+        return self.metric.difference(self.difference, self.interval)
+
+    @property
+    def gain(self) -> float:
+        """The difference, above 0 where the method is better."""
+        return self.metric.merit(self.difference)
+
+    @property
+    def least_gain(self) -> float | None:
+        """The bound of the interval that is worse."""
+        return None if self.interval is None else min(map(self.metric.merit, self.interval))
+
+
+NAMES = {
+    "baseline_accuracy": "baseline_accuracy",
+    "difference": "look.difference",
+    "interval": "look.interval",
+    "verdict": "look.verdict",
+    "status": "look.status",
+    "seeds_missing": "look.seeds_missing",
+    "correlation": "look.correlation",
+    "speedup": "speedup.ratio",
+    "speedup_interval": "speedup.interval",
+    "speedup_clock": "speedup.clock",
+    "wall_speedup": "speedup.wall",
+    "flops_ratio": "speedup.flops",
+    "disturbed": "speedup.disturbed",
+    "doubt": "speedup.doubt",
+}
+"""By which the leaderboard, the evidence of a schedule and a sweep's own run know what a comparison holds."""
+
 
 def compare(
-    runs: Sequence[Run],
-    baselines: Sequence[Run],
+    runs: Sequence[FinalMetrics],
+    baselines: Sequence[FinalMetrics],
     *,
     margin: float = 0.5,
     look: Look | None = None,
@@ -76,19 +112,22 @@ def compare(
     Args:
         runs: the method's runs, which differ in their seed alone.
         baselines: runs of the baseline on the same task, data, model, set-up and hardware.
-        margin: how many points below the baseline still count as no loss.
-        look: at the difference, where a plan made before the runs says how to (`verdict.settle`); otherwise
-            the seeds there are are taken for as many as were meant.
+        margin: by how many points a method may be worse and still count as no loss.
+        look: at the difference, where a plan made before the runs says how to (`settle_runs`); otherwise the
+            seeds there are are taken for as many as were meant.
         declared: keys that the runs were said to vary: a budget (`train.epochs`) among them may differ.
 
     Raises:
         NotComparable: if there is no baseline, if the two sides differ in more than the method, or if a run
             has not spent its whole budget.
     """
-    metric = metric_of(runs[0]) if runs else DEFAULT_METRIC
-    split, key = split_of(runs, metric)
-    _check(runs, baselines, key, same_budget="train.epochs" not in declared)
-    method, baseline = by_seed(runs, key), by_seed(baselines, key)
+    split = split_of(runs)
+    _check(runs, baselines, split, same_budget="train.epochs" not in declared)
+    metric = runs[0].metric
+    method, baseline = (by_seed(side, lambda run: run.of(split)) for side in (runs, baselines))
+    if look is None:
+        merits = _merits(metric, method), _merits(metric, baseline)
+        look = _as_is(metric, fixed_look(*merits, margin, grain=grain_of([*runs, *baselines], split)))
     return Comparison(
         metric=metric,
         split=split,
@@ -96,65 +135,82 @@ def compare(
         accuracy=fmean(method.values()),
         accuracy_std=stdev(method.values()) if len(method) > 1 else None,
         baseline_accuracy=fmean(baseline.values()),
-        look=look or fixed_look(method, baseline, margin, grain=grain_of(runs, baselines, split)),
+        look=look,
         speedup=Speedup.of(runs, baselines),
-        passes_saved=fmean(run["passes_saved"] for run in runs),
+        passes_saved=fmean(run.passes_saved for run in runs),
     )
 
 
 def settle_runs(
-    plan: Plan, methods: Mapping[str, Sequence[Run]], baselines: Sequence[Run]
+    plan: Plan, methods: Mapping[str, Sequence[FinalMetrics]], baselines: Sequence[FinalMetrics]
 ) -> dict[str, Look]:
     """A look by a plan at each of the winners that share its error (`verdict.settle`), on the test split.
 
     Args:
         methods: name: its runs. Those that lack their metric get no look, nor does any without a baseline.
     """
-    metric = metric_of(baselines[0]) if baselines else DEFAULT_METRIC
-    if not baselines or any(metric not in run for run in baselines):
+    if not baselines or any(run.of("test") is None for run in baselines):
         return {}
+    metric = baselines[0].metric
     judged = {
-        name: by_seed(runs, metric)
+        name: _test_merits(metric, runs)
         for name, runs in methods.items()
-        if runs and all(metric in run for run in runs)
+        if runs and all(run.metric == metric and run.of("test") is not None for run in runs)
     }
-    return settle(plan, judged, by_seed(baselines, metric), grain=grain_of([], baselines, "test"))
+    looks = settle(plan, judged, _test_merits(metric, baselines), grain=grain_of(baselines, "test"))
+    return {name: _as_is(metric, look) for name, look in looks.items()}
 
 
-def metric_of(run: Run) -> str:
-    """The name of a run's metric."""
-    return str(run.get("metric", DEFAULT_METRIC))
+def split_of(runs: Sequence[FinalMetrics]) -> SplitName:
+    """The split that runs are judged on: a search does not read the test split."""
+    tested, validated = ([run.of(split) is not None for run in runs] for split in ("test", "validation"))
+    return "test" if all(tested) or not all(validated) else "validation"
 
 
-def split_of(runs: Sequence[Run], metric: str) -> tuple[Literal["test", "validation"], str]:
-    """The split that runs are judged on, and their key for it: a search does not read the test split."""
-    if any(metric not in run for run in runs) and all(f"val_{metric}" in run for run in runs):
-        return "validation", f"val_{metric}"
-    return "test", metric
+def grain_of(runs: Sequence[FinalMetrics], split: SplitName) -> float:
+    """Points that one sample of the split is worth, where the metric is in percent; of others that is not known."""
+    if any(run.metric.unit != "%" for run in runs):
+        return 0.0
+    counts = [run.test_samples if split == "test" else run.val_samples for run in runs]
+    return 100 / min((count for count in counts if count), default=math.inf)
 
 
-def grain_of(runs: Sequence[Run], baselines: Sequence[Run], split: Literal["test", "validation"]) -> float:
-    """Points that one sample of the split is worth."""
-    samples = "test_samples" if split == "test" else "val_samples"
-    return 100 / min(run.get(samples, math.inf) for run in (*runs, *baselines))
+def _merits(metric: Metric, values: Mapping[int, float]) -> dict[int, float]:
+    """What `statistics` compares, where larger is better."""
+    return {seed: metric.merit(value) for seed, value in values.items()}
 
 
-def spoken(metric: str) -> str:
-    """A metric's name for people: `miou` is mIoU, `pixel_accuracy` pixel accuracy."""
-    return metric.replace("miou", "mIoU").replace("_", " ")
+def _test_merits(metric: Metric, runs: Sequence[FinalMetrics]) -> dict[int, float]:
+    return _merits(metric, by_seed(runs, lambda run: run.of("test")))
 
 
-def _check(runs: Sequence[Run], baselines: Sequence[Run], key: str, *, same_budget: bool) -> None:
+def _as_is(metric: Metric, look: Look) -> Look:
+    """A look at merits as one at the metric itself."""
+    return look if metric.sign > 0 else look.mirrored()
+
+
+def _check(
+    runs: Sequence[FinalMetrics], baselines: Sequence[FinalMetrics], split: SplitName, *, same_budget: bool
+) -> None:
     if not runs or not baselines:
         raise NotComparable("no baseline run" if runs else "no run")
+    key = runs[0].metric.key(split)
     for run in (*runs, *baselines):
-        if run.get("progress", 0.0) < FULL_BUDGET:
-            raise NotComparable(f"a run ended at {run.get('progress', 0.0):.0%} of its budget")
-        if key not in run:
+        if run.progress < FULL_BUDGET:
+            raise NotComparable(f"a run ended at {run.progress:.0%} of its budget")
+        if key not in run.metrics:
             raise NotComparable(f"a run has no metric {key!r}")
-        if run.get("workers_min") != run.get("workers_max"):
-            raise NotComparable(f"a run went on with another number of workers: {run.get('hardware')}")
-    for same, meaning in (SAME | ({"epochs": "budget, in epochs"} if same_budget else {})).items():
-        found = {str(run.get(same)) for run in (*runs, *baselines)}
-        if len(found) > 1:
+        if run.workers_min != run.workers_max:
+            raise NotComparable(f"a run went on with another number of workers: {run.hardware}")
+    everyone = (*runs, *baselines)
+    has_to_be_equal = {
+        "metric": [f"{run.metric.name}, {run.metric.direction}" for run in everyone],
+        "task, data and model": [run.baseline_key for run in everyone],
+        "set-up": [run.setup for run in everyone],
+        "hardware": [run.hardware for run in everyone],
+    }  # `identity.comparison_keys` says what is in the key
+    if same_budget:
+        has_to_be_equal["budget, in epochs"] = [str(run.epochs) for run in everyone]
+    for meaning, values in has_to_be_equal.items():
+        if len(found := set(values)) > 1:
             raise NotComparable(f"the runs differ in {meaning}: {' / '.join(sorted(found))}")

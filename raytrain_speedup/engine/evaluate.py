@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from raytrain_speedup.data.batch import Batch, BatchSource, evaluation_keys
+from raytrain_speedup.models.resize import at_size
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks import Model, Split, Task
 
@@ -80,3 +81,44 @@ def evaluate(
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(totals)
     return task.metrics(totals, split)
+
+
+class Evaluator:
+    """Evaluates the networks of a run, at full size.
+
+    Args:
+        task: what judges them.
+        loader: of the splits.
+        size: of an image, in pixels.
+        batch_size: of all `world` ranks together.
+        autocast: the arithmetic of the run.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        loader: BatchSource,
+        *,
+        size: int,
+        batch_size: int,
+        world: int,
+        autocast: torch.autocast,
+    ) -> None:
+        self.task, self.loader, self.size, self.autocast = task, loader, size, autocast
+        self.batch_size, self.world = batch_size, world
+
+    def __call__(self, network: nn.Module, split: Split) -> dict[str, float]:
+        """The task's metrics on a split; called on all ranks."""
+        with at_size(network, self.size) as model:
+            if self.world > 1:
+                for buffer in model.buffers():  # each rank has its own batch statistics; rank 0's are saved
+                    dist.broadcast(buffer, 0)
+            of_rank = self.batch_size // self.world
+            return evaluate(model, self.task, self.loader, split, batch_size=of_rank, autocast=self.autocast)
+
+    def images(self, network: nn.Module) -> dict[str, bytes]:
+        """What the task shows of the validation split: PNG files by name; called on one rank."""
+        if not self.task.shown or not self.loader.has_val:
+            return {}
+        with at_size(network, self.size) as model:
+            return validation_images(model, self.task, self.loader, autocast=self.autocast)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from pydantic import BaseModel
 
@@ -104,7 +104,14 @@ def check_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str)
         raise UserError(f"{what} of another experiment: {'; '.join(other)}")
 
 
-def comparison_keys(identity: Mapping[str, Any], workers: int) -> dict[str, str]:
+class ComparisonKeys(TypedDict):
+    """What `comparison_keys` gives."""
+
+    baseline_key: str
+    train_key: str
+
+
+def comparison_keys(identity: Mapping[str, Any], workers: int) -> ComparisonKeys:
     """Short hashes that tell which runs may be compared.
 
     `baseline_key` is equal for runs of one task, data set and model on as many workers, that differ in

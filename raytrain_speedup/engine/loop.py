@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data.batch import WARM_UP, Batch, BatchSource, Step, draw_keys
+from raytrain_speedup.data.batch import WARM_UP, Batch, BatchSource, Step, blank, draw_keys
 from raytrain_speedup.engine.alarm import LossAlarm, NonFinite
 from raytrain_speedup.engine.checkpoint import (
     CheckpointFailed,
@@ -29,9 +28,11 @@ from raytrain_speedup.engine.checkpoint import (
     restore_random_state,
     write_checkpoint,
 )
+from raytrain_speedup.engine.cost.costs import Costs
 from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.engine.cost.reference import NoReference, Reference
-from raytrain_speedup.engine.evaluate import evaluate, validation_images
+from raytrain_speedup.engine.cost.tally import Tally
+from raytrain_speedup.engine.evaluate import Evaluator
 from raytrain_speedup.engine.identity import check_same, identity
 from raytrain_speedup.engine.learner import Learner
 from raytrain_speedup.engine.learning_rate import learning_rate
@@ -40,14 +41,10 @@ from raytrain_speedup.engine.steps import epoch_steps
 from raytrain_speedup.methods.curriculum.base import Stage, scaled_lr
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning.base import EpochPlan, Pruner
-from raytrain_speedup.models.resize import at_size
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks import Split, Task
 
-COUNTERS = (
-    *("epoch", "next_step", "next_sample", "steps_taken"),
-    *("samples_shown", "compute_spent", "flops_spent"),
-)
+POSITION = ("epoch", "next_step", "next_sample")
 
 
 class Stopped(UserError):
@@ -91,7 +88,7 @@ class Loop:
         train = experiment.train
         self.experiment, self.train = experiment, train
         self.model, self.task, self.loader, self.pruner = model, task, loader, pruner
-        self.budget, self.flops, self.reporter, self.watch = budget, flops, reporter, watch
+        self.budget, self.reporter, self.watch = budget, reporter, watch
         self.frozen_models = frozen_models or {}
         self.device, self.full_size = watch.device, loader.size
         self.learner = Learner(
@@ -104,20 +101,26 @@ class Loop:
             full_size=self.full_size,
             full_steps=train.epochs * budget.num_samples / train.batch_size,
         )
+        self.evaluator = Evaluator(
+            task,
+            loader,
+            size=self.full_size,
+            batch_size=train.batch_size,
+            world=reporter.world,
+            autocast=self.learner.autocast,
+        )
         self.alarm = LossAlarm(self.device)
         self.reference: Reference | NoReference = self._yardstick() if timed else NoReference()
         self.epoch = 0
         self.next_step = 0  # of the epoch in progress
         self.next_sample = 0  # of its plan; another number of workers may cut the rest of it in other steps
-        self.steps_taken = 0
-        self.samples_shown = 0
-        self.compute_spent = 0.0  # in epoch equivalents
-        self.flops_spent = 0.0
+        self.tally = Tally(
+            budget.num_samples, flops, device=self.device, rank=reporter.rank, world=reporter.world
+        )
         self.workers: dict[int, list[int]] = {}  # by epoch, one after another: how many trained it
         self.last_val: dict[str, float] = {}
         self.has_val = loader.has_val
         self.identity = identity(experiment, loader.splits.fingerprint)
-        self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # weighted losses, weights
 
     def _yardstick(self) -> Reference:
         train, world = self.train, self.reporter.world
@@ -201,7 +204,7 @@ class Loop:
             self.model.train()
             for step, batch, end in zip(steps, batches, ends, strict=True):
                 self.train_step(step, batch, advance=end - step.progress)
-                self.flops_spent += self.loader.spent_flops()
+                self.tally.flops_spent += self.loader.spent_flops()
                 self.next_step = step.number + 1
                 self.next_sample += step.count // step.stage.replay
                 self._between_steps(total)
@@ -213,22 +216,20 @@ class Loop:
         if not len(batch["inputs"]):  # not one sample of this rank's part could be read
             if self.reporter.world == 1:
                 return
-            batch = _blank(batch)  # the other ranks wait for this one's gradients
+            batch = blank(batch)  # the other ranks wait for this one's gradients
         batch = self._drawing(batch, step)
         rule = self.experiment.curriculum.lr_rule
         lr = learning_rate(step.progress, self.train) * scaled_lr(step.stage.batch_factor, rule)
         losses = self.learner.step(step, batch, lr=lr, epoch=self.epoch, advance=advance)
         read = len(batch["index"]) // step.stage.replay  # shown again, a sample has its score already
         self.pruner.observe(batch["index"][:read], losses.scores[:read])
-        self.steps_taken += 1
-        self.alarm.note(self.steps_taken, losses.weighted_sum)
-        self._sums += torch.stack([losses.weighted_sum, batch["weight"].sum()])
-        self.samples_shown += step.count
-        self.compute_spent += step.count * step.stage.cost / self.budget.num_samples
-        self.flops_spent += step.count * self.flops[step.stage.size, step.stage.tokens]
+        self.tally.count(step, losses.weighted_sum, batch["weight"])
+        self.alarm.note(self.tally.steps_taken, losses.weighted_sum)
 
     def _drawing(self, batch: Batch, step: Step) -> Batch:
-        """The batch with the keys of what the task draws for its samples."""
+        """The batch with the keys of what the task draws for its samples, if it does."""
+        if not self.task.draws:
+            return batch
         keys = draw_keys(batch["index"], step, seed=self.train.seed, epoch=self.epoch)
         return batch | {"draws": keys.to(self.device)}
 
@@ -246,7 +247,7 @@ class Loop:
 
     def _between_parts(self) -> None:
         """A stop while the loader prepares an epoch."""
-        self.flops_spent += self.loader.spent_flops()
+        self.tally.flops_spent += self.loader.spent_flops()
         if self.reporter.should_stop():
             self._save_partial()
             raise Stopped(
@@ -264,7 +265,7 @@ class Loop:
                 "epoch": self.epoch + 1,
                 "epochs": len(self.budget.epoch_ends()),
                 "progress": progress,
-                "samples_shown": self.samples_shown,
+                "samples_shown": self.tally.samples_shown,
             }
         )
         stop = self.reporter.should_stop()
@@ -280,20 +281,22 @@ class Loop:
     def _save_partial(self) -> None:
         """A checkpoint within an epoch, or before the first."""
         self.pruner.exchange()
-        self.alarm.check(self.steps_taken, self.model)
+        self.alarm.check(self.tally.steps_taken, self.model)
         with self.watch.phase("checkpoint"):
             self.reporter.report({"epoch": self.epoch, "partial": True}, self.save())
 
     def finish_epoch(self, plan: EpochPlan) -> None:
         """Check losses and weights, evaluate, checkpoint and report."""
-        self.alarm.check(self.steps_taken, self.model)
+        self.alarm.check(self.tally.steps_taken, self.model)
         metrics: dict[str, float | int | str | bool] = {
             "epoch": self.epoch + 1,
             "progress": self.budget.epoch_ends()[self.epoch],
             "lr": self.learner.optimizer.param_groups[0]["lr"],
-            "train_loss": self._mean_loss(),
+            "train_loss": self.tally.mean_loss(),
             "kept_fraction": plan.kept_fraction,
             "workers": self.reporter.world,
+            "metric": self.task.metric,
+            "direction": self.task.direction,
             **{f"plan_{name}": value for name, value in plan.stats.items()},
         }
         self.epoch, self.next_step, self.next_sample = self.epoch + 1, 0, 0
@@ -304,7 +307,7 @@ class Loop:
             metrics |= {f"val_{name}": value for name, value in self.last_val.items()}
         every = self.train.checkpoint_every
         folder = self.save() if every and (last or self.epoch % every == 0) else None
-        metrics |= self.costs()
+        metrics |= self.costs().to_dict()
         metrics |= self.loader.metrics()
         if due and self.reporter.rank == 0:
             for name, image in self.images().items():
@@ -315,23 +318,11 @@ class Loop:
         """PNG files by name: what the loader has to show, and what the task shows of the network. Called on one
         rank."""
         with self.watch.phase("eval"):
-            images = self.loader.images()
-            if self.task.shown and self.has_val:
-                with at_size(self.learner.result, self.full_size) as model:
-                    images |= validation_images(model, self.task, self.loader, autocast=self.learner.autocast)
-            return images
+            return self.loader.images() | self.evaluator.images(self.learner.result)
 
-    def costs(self) -> dict[str, float]:
+    def costs(self) -> Costs:
         """What was spent up to now."""
-        seconds = self.watch.read()
-        return {
-            **seconds,
-            "samples_shown": self.samples_shown,
-            "samples_per_second": self.samples_shown / max(seconds["train_seconds"], 1e-9),
-            "compute_spent": self.compute_spent,
-            "train_flops": self.flops_spent,
-            **self.reference.metrics(),
-        }
+        return self.tally.costs(self.watch.read(), self.reference.metrics())
 
     def evaluate(self, split: Split) -> dict[str, float]:
         """The task's metrics of the averaged weights, or of the weights where no average is kept."""
@@ -346,30 +337,8 @@ class Loop:
         }
 
     def _evaluate(self, network: nn.Module, split: Split) -> dict[str, float]:
-        with self.watch.phase("eval"), at_size(network, self.full_size) as model:
-            if self.reporter.world > 1:
-                for buffer in model.buffers():  # each rank has its own batch statistics; rank 0's are saved
-                    dist.broadcast(buffer, 0)
-            return evaluate(
-                model,
-                self.task,
-                self.loader,
-                split,
-                batch_size=self.train.batch_size // self.reporter.world,
-                autocast=self.learner.autocast,
-            )
-
-    def _mean_loss(self) -> float:
-        """The weighted mean of the epoch's losses, over all ranks."""
-        total, weight = self._all_sums().tolist()
-        self._sums.zero_()
-        return total / weight
-
-    def _all_sums(self) -> Tensor:
-        sums = self._sums.clone()
-        if self.reporter.world > 1:
-            dist.all_reduce(sums)
-        return sums
+        with self.watch.phase("eval"):
+            return self.evaluator(network, split)
 
     # --- checkpoints -----------------------------------------------------------------------------------
 
@@ -408,9 +377,9 @@ class Loop:
             "frozen_models": {name: module.state_dict() for name, module in self.frozen_models.items()},
             "seconds": self.watch.state_dict(),
             "reference": self.reference.state_dict(),
-            "sums": self._all_sums(),
             "workers": self.workers,
-            **{name: getattr(self, name) for name in COUNTERS},
+            **self.tally.state_dict(),
+            **{name: getattr(self, name) for name in POSITION},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -419,17 +388,7 @@ class Loop:
         self.pruner.load_state_dict(state["pruner"])
         self.watch.load_state_dict(state["seconds"])
         self.reference.load_state_dict(state["reference"])
-        if self.reporter.rank == 0:  # they hold the sums of all ranks
-            self._sums.copy_(state["sums"])
+        self.tally.load_state_dict(state)
         self.workers = state["workers"]
-        for name in COUNTERS:
+        for name in POSITION:
             setattr(self, name, state[name])
-
-
-def _blank(batch: Batch) -> Batch:
-    """Two images (batch normalisation may refuse one) of a batch's shape that weigh nothing, for a batch without
-    any; its index stays empty."""
-    return {
-        key: tensor if key == "index" else tensor.new_zeros((2, *tensor.shape[1:]))
-        for key, tensor in batch.items()
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from raytrain_speedup.data import open_data
 from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.checkpoint import random_state, restore_random_state, save_json, save_tensors
 from raytrain_speedup.engine.cost.measure import Stopwatch, hardware, peak_memory
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.identity import check_same, comparison_keys, identity, setup_of
 from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.reporter import Reporter
+from raytrain_speedup.metric import Metric
 from raytrain_speedup.settings import UserError
 
 METRICS = "metrics.json"
@@ -30,7 +33,7 @@ def run(
     *,
     device: torch.device | None = None,
     test: bool = True,
-) -> dict[str, Any]:
+) -> FinalMetrics:
     """Train, evaluate and measure; the test split is read once, at the end.
 
     Args:
@@ -41,9 +44,7 @@ def run(
         test: whether the test split is read at all: a search does not, lest it choose by it.
 
     Returns:
-        The final metrics, which were also the last report. Seconds are synchronised, memory is in bytes,
-        `metric` names the one that ranks runs on the test split (`accuracy`); `val_` is in front of those of
-        the validation split.
+        The final metrics, which were also the last report.
 
     Raises:
         UserError: for everything a user can mend.
@@ -56,7 +57,7 @@ def run(
         latest = reporter.latest()
         if latest is not None and (latest / METRICS).is_file():
             metrics = _read_metrics(latest, identity(experiment, splits.fingerprint))
-            reporter.report(metrics)
+            reporter.report(metrics.to_dict())
             return metrics
         loop, passes = assemble(experiment, splits, reporter, watch, latest=latest)
         with contextlib.closing(loop.loader):
@@ -65,7 +66,7 @@ def run(
             loop.fit()
             metrics = _final_metrics(loop, passes, test=test)
             with loop.naming_last_checkpoint():
-                reporter.report(metrics, _save_result(loop, metrics))
+                reporter.report(metrics.to_dict(), _save_result(loop, metrics))
     return metrics
 
 
@@ -93,7 +94,7 @@ def numerics(seed: int, threads: int | None) -> Iterator[None]:
         restore_random_state(random)
 
 
-def _final_metrics(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
+def _final_metrics(loop: Loop, passes: float, *, test: bool) -> FinalMetrics:
     experiment, reporter = loop.experiment, loop.reporter
     workers = [count for counts in loop.workers.values() for count in counts] or [reporter.world]
     tested = loop.evaluate("test") if test else {}
@@ -101,46 +102,45 @@ def _final_metrics(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
     if not val and loop.has_val:  # resumed after the last epoch
         val = loop.evaluate("val")
     costs = loop.costs()
-    return {
-        "done": True,
-        "epoch": loop.epoch,
-        "progress": 1.0,
-        **{"test_loss" if name == "loss" else name: value for name, value in tested.items()},
-        **{f"val_{name}": value for name, value in val.items()},
-        **(loop.evaluate_frozen() if test else {}),
-        **costs,
-        **loop.loader.metrics(),
-        "wall_seconds": loop.watch.total(),
-        "passes_saved": 1 - loop.samples_shown / passes,
-        "peak_memory_bytes": peak_memory(loop.device),
-        "metric": loop.task.metric,
-        "test_samples": len(loop.loader.splits.test),
-        "val_samples": len(loop.loader.splits.val),
-        "samples_skipped": sum(skipped.count for skipped in loop.loader.skipped.values()),
-        "seed": experiment.train.seed,
-        "epochs": experiment.train.epochs,
-        "setup": setup_of(experiment.train, loop.loader.name),
-        "data_fingerprint": loop.identity["data"],
+    return FinalMetrics(
+        metric=loop.task.ranking,
+        seed=experiment.train.seed,
+        epoch=loop.epoch,
+        epochs=experiment.train.epochs,
+        progress=1.0,
+        passes_saved=1 - loop.tally.samples_shown / passes,
+        setup=setup_of(experiment.train, loop.loader.name),
+        data_fingerprint=loop.identity["data"],
         **comparison_keys(loop.identity, reporter.world),
-        "workers_min": min(workers),
-        "workers_max": max(workers),
-        "hardware": hardware(loop.device, workers=workers, precision=experiment.train.precision),
-    }
+        workers_min=min(workers),
+        workers_max=max(workers),
+        hardware=hardware(loop.device, workers=workers, precision=experiment.train.precision),
+        test_samples=len(loop.loader.splits.test),
+        val_samples=len(loop.loader.splits.val),
+        samples_skipped=sum(skipped.count for skipped in loop.loader.skipped.values()),
+        costs=replace(costs, wall_seconds=loop.watch.total(), peak_memory_bytes=peak_memory(loop.device)),
+        metrics={
+            **{Metric(name).key("test"): value for name, value in tested.items()},
+            **{Metric(name).key("validation"): value for name, value in val.items()},
+            **(loop.evaluate_frozen() if test else {}),
+            **loop.loader.metrics(),
+        },
+    )
 
 
-def _save_result(loop: Loop, metrics: dict[str, Any]) -> Path | None:
+def _save_result(loop: Loop, metrics: FinalMetrics) -> Path | None:
     """A last checkpoint, with the evaluated weights alone (`model.pt`) and the metrics."""
     if not loop.train.checkpoint_every:
         return None
     folder = loop.save()
     if loop.reporter.rank == 0:
         save_tensors(loop.learner.result.state_dict(), folder / "model.pt")
-        save_json({"identity": loop.identity, "metrics": metrics}, folder / METRICS)
+        save_json({"identity": loop.identity, "metrics": metrics.to_dict()}, folder / METRICS)
     return folder
 
 
-def _read_metrics(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
+def _read_metrics(folder: Path, expected: dict[str, Any]) -> FinalMetrics:
     """The metrics of a complete run."""
     content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     check_same(content["identity"], expected, f"{folder} is a finished run")
-    return content["metrics"]
+    return FinalMetrics.from_dict(content["metrics"])

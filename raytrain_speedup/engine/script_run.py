@@ -18,16 +18,15 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from raytrain_speedup.engine.checkpoint import (
     random_state,
@@ -37,72 +36,26 @@ from raytrain_speedup.engine.checkpoint import (
     save_json,
     save_tensors,
 )
-from raytrain_speedup.engine.cost.measure import PHASES, Stopwatch, hardware, peak_memory
-from raytrain_speedup.engine.cost.reference import MOST_STEPS, Yardstick
+from raytrain_speedup.engine.cost.costs import Costs
+from raytrain_speedup.engine.cost.measure import Stopwatch, hardware, peak_memory
+from raytrain_speedup.engine.cost.reference import StepYardstick
+from raytrain_speedup.engine.counted_pruner import CountedPruner
+from raytrain_speedup.engine.final_metrics import FinalMetrics, others
 from raytrain_speedup.engine.identity import check_same, comparison_keys
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.run import numerics, pick_device
 from raytrain_speedup.engine.run import run as run_loop
+from raytrain_speedup.engine.script_metrics import check_ranking, checked, number_of
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.plain_loop import loop_budget, loop_pruner
 from raytrain_speedup.methods.pruning import Pruner
-from raytrain_speedup.methods.pruning.base import EpochPlan
 from raytrain_speedup.script import AnyExperiment, ScriptExperiment
-from raytrain_speedup.settings import RunFailed, UserError, did_you_mean, flatten
+from raytrain_speedup.settings import RunFailed, UserError, flatten
 from raytrain_speedup.user_code import what_happened
 
 COSTS = "costs.json"
 """In a script's checkpoint: what the run had cost by then."""
-
-MEASURED = {
-    *(f"{phase}_seconds" for phase in PHASES),
-    "train_cpu_seconds",
-    "train_device_seconds",
-    "train_key",
-}
-"""Metrics with an allowed beginning that a script cannot report: they are measured."""
-
-
-class CountedPruner(Pruner):
-    """A pruner that remembers how many samples each epoch showed.
-
-    Attributes:
-        kept: samples by epoch, of those that were planned.
-    """
-
-    def __init__(self, pruner: Pruner) -> None:
-        super().__init__(pruner.num_samples, pruner.epoch_ends, seed=pruner.seed)
-        self.kept: dict[int, int] = {}
-        self._pruner = pruner
-
-    def _plan(self, epoch: int) -> EpochPlan:
-        plan = self._pruner.plan(epoch)
-        self.kept[epoch] = plan.kept
-        return plan
-
-    def observe(self, index: Tensor, loss: Tensor) -> None:
-        self._pruner.observe(index, loss)
-
-    def exchange(self) -> None:
-        self._pruner.exchange()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._pruner.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._pruner.load_state_dict(state)
-
-
-class StepYardstick(Yardstick):
-    """A step that the script gives."""
-
-    def __init__(self, step: Callable[[], Any], watch: Stopwatch, *, batch_size: int) -> None:
-        super().__init__(watch, batch_size=batch_size, steps=MOST_STEPS)
-        self._own_step = step
-
-    def _step(self) -> None:
-        self._own_step()
 
 
 class Run:
@@ -129,7 +82,7 @@ class Run:
         self.epochs, self.seed = experiment.train.epochs, experiment.train.seed
         self.device, self.rank, self.world = watch.device, reporter.rank, reporter.world
         self.resumed_from: Path | None = reporter.latest()
-        self.metrics: dict[str, Any] | None = None
+        self.metrics: FinalMetrics | None = None
         """The final ones, after `finish`."""
         self._reporter, self._watch = reporter, watch
         self._pruner: CountedPruner | None = None
@@ -242,18 +195,18 @@ class Run:
         """
         if self.metrics is not None:
             raise UserError("run.report: the run has finished; expected no report after run.finish")
-        now = _number("run.report", "progress", progress)
+        now = number_of("run.report", "progress", progress)
         if not self._progress <= now <= 1 or now == 0:
             raise UserError(
                 f"run.report: progress: {now:g} is not allowed after {self._progress:g}; expected the fraction of "
                 "the budget that is spent, in (0, 1] and growing"
             )
-        values = _checked("run.report", metrics, ("val_", "train_"))
+        values = checked("run.report", metrics, ("val_", "train_"))
         self._last_val |= {name: value for name, value in values.items() if name.startswith("val_")}
         if self._yardstick is not None and self._yardstick.due(now):
             self._yardstick.measure(now)
         self._reports, self._progress = self._reports + 1, now
-        told = {"epoch": self._reports, "progress": now, **values, **self._costs()}
+        told = {"epoch": self._reports, "progress": now, **values, **self._costs().to_dict()}
         self._reporter.report(told, self._checkpoint())
         if self._reporter.should_stop():
             raise Stopped(f"stopped at {now:.0%} of {self.experiment.name}")
@@ -270,10 +223,10 @@ class Run:
         """
         if self.metrics is not None:
             raise UserError("run.finish: called twice; expected once, at the end")
-        values = self._last_val | _checked("run.finish", metrics, ("test_", "val_", "train_"))
+        values = self._last_val | checked("run.finish", metrics, ("test_", "val_", "train_"))
         if not self.test:
             values = {name: value for name, value in values.items() if not name.startswith("test_")}
-        self._check_metric(values)
+        check_ranking(self.experiment.ranking, values, test=self.test)
         self._check_methods()
         if not self._watch.trained()[0]:
             raise UserError("run.finish: no training was measured; expected it inside `with run.training():`")
@@ -281,21 +234,7 @@ class Run:
             self._yardstick.measure()
         self._progress = 1.0
         self.metrics = self._final(values)
-        self._reporter.report(self.metrics, self._checkpoint())
-
-    def _check_metric(self, values: Mapping[str, float]) -> None:
-        """The metric that ranks runs is there, in percent if it is an accuracy."""
-        name = f"{'test' if self.test else 'val'}_{self.experiment.metric}"
-        if name not in values:
-            hint = did_you_mean(name, list(values)) or f"reported were: {', '.join(values) or 'none'}"
-            raise UserError(
-                f"run.finish: {name} is missing; expected the metric that ranks runs (`metric: "
-                f"{self.experiment.metric}`); {hint}"
-            )
-        if self.experiment.metric == "accuracy" and 0 < values[name] <= 1:
-            raise UserError(
-                f"run.finish: {name}: {values[name]:g} seems to be a fraction; expected percent, as margins are"
-            )
+        self._reporter.report(self.metrics.to_dict(), self._checkpoint())
 
     def _check_methods(self) -> None:
         """A method that the script does not ask for would look like one that saves nothing."""
@@ -311,14 +250,13 @@ class Run:
                 "ask run.budget"
             )
 
-    def _costs(self) -> dict[str, float]:
+    def _costs(self) -> Costs:
         """What was spent up to now."""
-        costs = self._watch.read()
-        if self._pruner is not None:
-            shown, _ = self._passes(self._pruner)
-            costs |= {"samples_shown": shown}
-            costs |= {"samples_per_second": shown / max(costs["train_seconds"], 1e-9)}
-        return costs | ({} if self._yardstick is None else self._yardstick.metrics())
+        found = Costs(**self._watch.read(), **({} if self._yardstick is None else self._yardstick.metrics()))
+        if self._pruner is None:
+            return found
+        shown, _ = self._passes(self._pruner)
+        return replace(found, samples_shown=shown, samples_per_second=shown / max(found.train_seconds, 1e-9))
 
     def _passes(self, pruner: CountedPruner) -> tuple[float, float]:
         """Sample passes: those shown, and those that the budget allows if nothing is pruned."""
@@ -331,27 +269,33 @@ class Run:
             kept[last] = round(whole * budget.last_epoch_fraction)
         return sum(kept.values()), sum(budget.samples_shown()) / self.experiment.pruning.budget_factor()
 
-    def _final(self, values: Mapping[str, float]) -> dict[str, Any]:
-        experiment = self.experiment
+    def _final(self, values: Mapping[str, float]) -> FinalMetrics:
+        experiment, metric = self.experiment, self.experiment.ranking
         shown, passes = (1.0, 1.0) if self._pruner is None else self._passes(self._pruner)
-        name, metric = f"test_{experiment.metric}", experiment.metric
         keys = {key: value for key, value in self._identity().items() if key not in self._varied()}
-        return {
-            "done": True,
-            "epoch": self._reports,
-            "progress": 1.0,
-            **{metric if key == name else key: value for key, value in values.items()},
-            **self._costs(),
-            "wall_seconds": self._watch.total(),
-            "passes_saved": 1 - shown / passes,
-            "peak_memory_bytes": peak_memory(self.device),
-            "metric": metric,
-            "seed": self.seed,
-            "epochs": self.epochs,
-            "setup": f"{experiment.trainable}, code {experiment.code}",
+        reported = f"test_{metric.name}"
+        return FinalMetrics(
+            metric=metric,
+            seed=self.seed,
+            epoch=self._reports,
+            epochs=self.epochs,
+            progress=1.0,
+            passes_saved=1 - shown / passes,
+            setup=f"{experiment.trainable}, code {experiment.code}",
             **comparison_keys(keys, self.world),
-            "hardware": hardware(self.device, workers=[self.world], precision="precision of the script"),
-        }
+            hardware=hardware(self.device, workers=[self.world], precision="precision of the script"),
+            test_samples=_whole(values.get("test_samples")),
+            val_samples=_whole(values.get("val_samples")),
+            costs=replace(
+                self._costs(),
+                wall_seconds=self._watch.total(),
+                peak_memory_bytes=peak_memory(self.device),
+                train_flops=values.get("train_flops"),
+            ),
+            metrics={
+                metric.key("test") if key == reported else key: value for key, value in others(values).items()
+            },
+        )
 
     def _varied(self) -> set[str]:
         return {f"settings.{key}" for key in self.experiment.varies}
@@ -408,7 +352,7 @@ class Run:
 
 def run_script(
     experiment: ScriptExperiment, reporter: Reporter, *, device: torch.device | None = None, test: bool = True
-) -> dict[str, Any]:
+) -> FinalMetrics:
     """Let the script train, and measure it; arguments, result and errors as of `engine.run.run`."""
     main, train = experiment.main(), experiment.train
     watch = Stopwatch(device or pick_device(train.device))
@@ -434,32 +378,12 @@ def run_script(
 
 def run_any(
     experiment: AnyExperiment, reporter: Reporter, *, device: torch.device | None = None, test: bool = True
-) -> dict[str, Any]:
+) -> FinalMetrics:
     """A run of the package's own loop, or of a script."""
     if isinstance(experiment, ScriptExperiment):
         return run_script(experiment, reporter, device=device, test=test)
     return run_loop(experiment, reporter, device=device, test=test)
 
 
-def _checked(call: str, metrics: Mapping[str, Any], beginnings: tuple[str, ...]) -> dict[str, float]:
-    """The metrics as numbers, without those that are None."""
-    for name in metrics:
-        if name in MEASURED:
-            raise UserError(
-                f"{call}: {name} is measured, not reported; expected `with run.training():` around it"
-            )
-        if not name.startswith(beginnings):
-            expected = ", ".join(f"{beginning}..." for beginning in beginnings)
-            raise UserError(f"{call}: {name}: unknown name; expected one of {expected}")
-    return {name: _number(call, name, value) for name, value in metrics.items() if value is not None}
-
-
-def _number(call: str, name: str, value: Any) -> float:
-    """A metric as a float; tensors and arrays of a single number are numbers too."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{call}: {name}: {value!r} is no number; expected one") from None
-    if not math.isfinite(number):
-        raise UserError(f"{call}: {name}: {number} is not allowed; expected a finite number")
-    return number
+def _whole(number: float | None) -> int | None:
+    return None if number is None else int(number)

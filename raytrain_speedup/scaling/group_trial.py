@@ -11,17 +11,18 @@ from typing import Any
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from raytrain_speedup.engine.final_metrics import is_final
 from raytrain_speedup.scaling.group import fit_group, worker_group
 from raytrain_speedup.scaling.storage import inside
 from raytrain_speedup.script import load_any_dict
 
 
 class EpochsToTune(TuneReportCallback):
-    """Passes on every report but the last. `done` in it makes Tune end the trial at once, and the group's CPUs
-    would stay taken until somebody notices; the trial reports it itself when the group is gone."""
+    """Passes on every report but the last. A trial that has given its final metrics is over for Tune, and the
+    group's CPUs would stay taken until somebody notices; the trial reports them itself when the group is gone."""
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if not metrics[0].get("done"):
+        if not is_final(metrics[0]):
             super().after_report(run_context, metrics, checkpoint)
 
 
@@ -41,4 +42,4 @@ def group_trial(config: dict[str, Any]) -> None:
     result = fit_group(
         worker_group(experiment, folder, callbacks=(EpochsToTune(),), test=config.get("test", True))
     )
-    tune.report(dict(result.return_value))
+    tune.report({**result.return_value, "done": True})

@@ -22,6 +22,7 @@ from pyarrow import ArrowException
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
+from raytrain_speedup.engine.final_metrics import FinalMetrics, is_final
 from raytrain_speedup.engine.local import Listener, LocalReporter, stop_at_interrupt
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.script_run import run_any
@@ -37,7 +38,7 @@ log = logging.getLogger("raytrain_speedup")
 LISTEN_SECONDS = 0.25
 
 
-def launch(experiment: AnyExperiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
+def launch(experiment: AnyExperiment, folder: PathOrUri, listener: Listener) -> FinalMetrics:
     """Train, and give the final metrics.
 
     Args:
@@ -68,12 +69,12 @@ def launch(experiment: AnyExperiment, folder: PathOrUri, listener: Listener) -> 
                 Path(folder).rmdir()  # only where it is empty
 
 
-def _launch_here(experiment: AnyExperiment, folder: Path, listener: Listener) -> dict[str, Any]:
+def _launch_here(experiment: AnyExperiment, folder: Path, listener: Listener) -> FinalMetrics:
     reporter = LocalReporter(folder, listener)
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it announces its local mode
 
     def train_here() -> dict[str, Any]:
-        return run_any(experiment, reporter)
+        return run_any(experiment, reporter).to_dict()
 
     trainer = TorchTrainer(
         train_here,
@@ -81,17 +82,17 @@ def _launch_here(experiment: AnyExperiment, folder: Path, listener: Listener) ->
         run_config=ray.train.RunConfig(name=folder.name, storage_path=str(folder.parent.absolute())),
     )
     with stop_at_interrupt(reporter):
-        return trainer.fit().return_value
+        return FinalMetrics.from_dict(trainer.fit().return_value)
 
 
-def _launch_group(experiment: AnyExperiment, folder: PathOrUri, listener: Listener) -> dict[str, Any]:
+def _launch_group(experiment: AnyExperiment, folder: PathOrUri, listener: Listener) -> FinalMetrics:
     connect(experiment.scaling)
     board = new_board()
     with _listening(board, listener) as heard, _interrupt_as_stop():
         metrics = fit_group(worker_group(experiment, folder, board=board)).return_value
     if not heard.end:
         listener("report", metrics)  # it was lost with the board
-    return metrics
+    return FinalMetrics.from_dict(metrics)
 
 
 class _Heard:
@@ -115,7 +116,7 @@ class _Heard:
             if kind == "warning":
                 log.warning(metrics["text"])
                 continue
-            self.end = self.end or bool(metrics.get("done"))
+            self.end = self.end or is_final(metrics)
             self._listener(kind, metrics)
 
 

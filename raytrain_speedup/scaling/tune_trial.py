@@ -13,6 +13,7 @@ from typing import Any
 
 from ray import tune
 
+from raytrain_speedup.engine.final_metrics import is_final
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.script_run import run_any
 from raytrain_speedup.script import load_any_dict
@@ -29,7 +30,7 @@ def trial_reporter(config: Mapping[str, Any]) -> LocalReporter:
 
 def _to_tune(kind: str, metrics: Mapping[str, Any]) -> None:
     if kind == "report":
-        tune.report(dict(metrics))
+        tune.report({**metrics, "done": is_final(metrics)})
 
 
 def trial(config: dict[str, Any]) -> None:

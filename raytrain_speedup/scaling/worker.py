@@ -117,4 +117,4 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         TrainReporter(config["folder"], config.get("board")),
         device=ray.train.torch.get_device(),
         test=config.get("test", True),
-    )
+    ).to_dict()

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from raytrain_speedup.data.batch import Batch
+from raytrain_speedup.metric import Direction, Metric
 from raytrain_speedup.settings import Settings
 
 Split = Literal["val", "test"]
-Direction = Literal["max", "min"]
 
 Model = Callable[..., Any]
 """A network, or the same behind mixed precision, compilation and data parallelism: to be called, no more."""
@@ -67,13 +67,21 @@ class Task(ABC):
     way, and is found to fit or not by the `losses` of an `example`."""
     shown: int = 0
     """How many samples of the validation split `images` wants to show."""
+    draws: bool = False
+    """Whether it draws in training, and wants the row `draws` of every batch."""
 
     metric: str
     """What ranks runs; it is reported as `val_<metric>` and `<metric>` (test)."""
     direction: Direction = "max"
-    """Whether larger or smaller values of `metric` are better."""
+    """Whether larger or smaller values of `metric` are better; in percent where larger are."""
     others: Mapping[str, Direction] = {}
     """Further metrics that it tells of every split, beside `metric` and `loss`."""
+
+    @final
+    @property
+    def ranking(self) -> Metric:
+        """`metric` with its `direction`."""
+        return Metric(self.metric, self.direction)
 
     @abstractmethod
     def losses(self, model: Model, batch: Batch) -> Losses:
@@ -81,7 +89,7 @@ class Task(ABC):
 
         Args:
             model: as it is trained; every call is part of the graph.
-            batch: b samples, in training with the row `draws`.
+            batch: b samples, in training with the row `draws` where the task draws.
         """
 
     @abstractmethod
@@ -99,7 +107,8 @@ class Task(ABC):
 
     @abstractmethod
     def example(self, shape: tuple[int, ...], count: int) -> Batch:
-        """A made-up batch that `losses` takes, the same at every call, on the CPU: for what a step costs.
+        """A made-up batch that `losses` takes, the same at every call, on the CPU: for what a step costs. It has
+        the row `draws` where the task draws.
 
         Args:
             shape: of one input.

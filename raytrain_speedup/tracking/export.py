@@ -136,36 +136,18 @@ def _tuned_on(experiment: AnyExperiment, record: Record) -> TunedOn:
         model=content["model"],
         train=content["train"] | script,
         workers=experiment.scaling.workers,
-        hardware=str(record.metrics.get("hardware", "unknown")),
+        hardware=record.final.hardware or "unknown",
         package_version=package_version(),
     )
 
 
 def _evidence(row: Row) -> Evidence | None:
-    found = row.comparison
-    if found is None or row.accuracy is None:
+    """What the row says, under its own names."""
+    if row.comparison is None:
         return None
-    return Evidence(
-        metric=row.metric,
-        split=found.split,
-        seeds=row.seeds,
-        accuracy=row.accuracy,
-        accuracy_std=row.accuracy_std,
-        baseline_accuracy=found.baseline_accuracy,
-        difference=found.difference,
-        interval=found.interval,
-        margin=row.margin,
-        verdict=row.verdict or "not yet known",
-        plan=None if row.plan is None else row.plan.to_dict(),
-        looks=row.looks,
-        speedup=found.speedup.ratio,
-        speedup_interval=found.speedup.interval,
-        speedup_clock=found.speedup.clock,
-        wall_speedup=found.speedup.wall,
-        flops_ratio=found.speedup.flops,
-        disturbed=found.speedup.disturbed,
-        passes_saved=row.passes_saved or 0.0,
-    )
+    found = row.to_dict()
+    known = {name: found[name] for name in Evidence.model_fields}
+    return Evidence.model_validate(known | {"verdict": row.verdict or "not yet known"})
 
 
 def _publish(tracker: Tracker, record: Record, schedule: Schedule) -> None:

@@ -14,17 +14,11 @@ from dataclasses import dataclass, fields
 from statistics import fmean, stdev
 from typing import Any
 
-from raytrain_speedup.engine.compare import (
-    DEFAULT_METRIC,
-    Comparison,
-    NotComparable,
-    compare,
-    metric_of,
-    settle_runs,
-    split_of,
-)
-from raytrain_speedup.engine.cost.speedup import Run, by_seed
+from raytrain_speedup.engine.compare import NAMES, Comparison, NotComparable, compare, settle_runs, split_of
+from raytrain_speedup.engine.cost.speedup import by_seed
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.statistics.verdict import Look, Plan
+from raytrain_speedup.metric import ACCURACY, Direction, Metric, SplitName
 from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.store import Record
 
@@ -57,8 +51,9 @@ class Row:
     run_id: str
     run_ids: tuple[str, ...]
     seeds: tuple[int, ...]
-    metric: str = DEFAULT_METRIC
-    split: str = "test"
+    metric: str = ACCURACY.name
+    direction: Direction = ACCURACY.direction
+    split: SplitName = "test"
     accuracy: float | None = None
     accuracy_std: float | None = None
     margin: float = DEFAULT_MARGIN
@@ -74,8 +69,18 @@ class Row:
     commit: str = ""
 
     @property
+    def ranking(self) -> Metric:
+        """`metric` with its `direction`."""
+        return Metric(self.metric, self.direction)
+
+    @property
     def difference(self) -> float | None:
         return None if self.comparison is None else self.comparison.difference
+
+    @property
+    def gain(self) -> float | None:
+        """The difference, above 0 where the row is better than the baseline."""
+        return None if self.comparison is None else self.comparison.gain
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -114,28 +119,15 @@ class Row:
         return self.method if self.role in (*SEARCHED, "run") else self.role
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for `--json`: every key in every row."""
+        """Plain data for `--json`, schedules and trackers: every key in every row, of what is not known None."""
         own = (field.name for field in fields(self) if field.name not in ("comparison", "plan"))
-        plain = {name: getattr(self, name) for name in own}
-        found = self.comparison
-        look, cost = (None, None) if found is None else (found.look, found.speedup)
-        return plain | {
-            "baseline_accuracy": found and found.baseline_accuracy,
-            "difference": self.difference,
-            "interval": self.interval,
+        return {
+            **{name: getattr(self, name) for name in own},
+            **(dict.fromkeys(NAMES) if self.comparison is None else self.comparison.to_dict()),
             "verdict": self.verdict,
-            "status": look and look.status,
-            "seeds_missing": look and look.seeds_missing,
-            "correlation": look and look.correlation,
+            "speedup": self.speedup,
             "plan": self.plan and self.plan.to_dict(),
             "looks": self.looks,
-            "speedup": self.speedup,
-            "speedup_interval": self.speedup_interval,
-            "speedup_clock": cost and cost.clock,
-            "wall_speedup": cost and cost.wall,
-            "flops_ratio": self.flops_ratio,
-            "disturbed": cost and cost.disturbed,
-            "doubt": cost and cost.doubt,
         }
 
 
@@ -172,19 +164,15 @@ def best(rows: Sequence[Row]) -> Row | None:
 
 def safest(rows: Sequence[Row]) -> Row | None:
     """The setting of a search whose loss is bounded best, proven or not: confirmed ones before the others."""
-    searched = [row for row in rows if row.role in SEARCHED and row.difference is not None]
-    confirmed = [row for row in searched if row.interval is not None]
-
-    def bound(row: Row) -> float:
-        return row.interval[0] if row.interval is not None else row.difference or 0.0
-
-    return max(confirmed or searched, key=bound, default=None)
+    searched = [(row, row.comparison) for row in rows if row.role in SEARCHED and row.comparison is not None]
+    confirmed = [(found.least_gain, row) for row, found in searched if found.least_gain is not None]
+    ranked = confirmed or [(found.gain, row) for row, found in searched]
+    return max(ranked, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
 def _sweep(record: Record) -> tuple[Any, ...]:
     """What has to be equal for two runs to be compared at all: the sweep, and the question within it."""
-    metrics = record.metrics
-    return record.experiment, metrics.get("baseline_key"), metrics.get("hardware"), record.parent
+    return record.experiment, record.final.baseline_key, record.final.hardware, record.parent
 
 
 class _Baselines:
@@ -194,17 +182,17 @@ class _Baselines:
     """
 
     def __init__(self, finished: Sequence[Record]) -> None:
-        self._runs: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+        self._runs: dict[tuple[Any, ...], list[FinalMetrics]] = defaultdict(list)
         for record in finished:
             if record.role == "baseline":
-                self._runs[self._key(record)].append(record.run())
+                self._runs[self._key(record)].append(record.final)
 
-    def of(self, run: Record) -> list[Run]:
+    def of(self, run: Record) -> list[FinalMetrics]:
         return self._runs.get(self._key(run), [])
 
     @staticmethod
     def _key(run: Record) -> tuple[Any, ...]:
-        return *_sweep(run), run.metrics.get("train_key") if run.parent is None else None
+        return *_sweep(run), run.final.train_key if run.parent is None else None
 
 
 def _evidence(group: Sequence[Record]) -> list[Record]:
@@ -221,7 +209,7 @@ def _looks_of_winners(groups: Sequence[list[Record]], baselines: _Baselines) -> 
             sweeps[_sweep(group[0])].append(group)
     for winners in sweeps.values():
         plan = _longest_plan([run for group in winners for run in group])
-        runs = {group[0].run_id: [run.run() for run in group] for group in winners}
+        runs = {group[0].run_id: [run.final for run in group] for group in winners}
         if plan is not None:
             looks |= settle_runs(plan, runs, baselines.of(winners[0][0]))
     return looks
@@ -237,10 +225,9 @@ def _longest_plan(runs: Sequence[Record]) -> Plan | None:
 def _row(group: Sequence[Record], baselines: _Baselines, look: Look | None) -> Row:
     group = sorted(group, key=lambda record: record.seed)
     first = group[0]
-    runs = [run.run() for run in group]
-    metric = metric_of(first.metrics)
-    split, key = split_of(runs, metric)
-    accuracies = list(by_seed([run for run in runs if key in run], key).values())
+    runs = [run.final for run in group]
+    split = split_of(runs)
+    accuracies = list(by_seed(runs, lambda run: run.of(split)).values())
     margin = DEFAULT_MARGIN if first.margin is None else first.margin
     found, note = None, ""
     if first.role != "baseline":
@@ -258,16 +245,17 @@ def _row(group: Sequence[Record], baselines: _Baselines, look: Look | None) -> R
         run_id=first.run_id,
         run_ids=tuple(run.run_id for run in group),
         seeds=tuple(sorted({run.seed for run in group})),
-        metric=metric,
+        metric=first.final.metric.name,
+        direction=first.final.metric.direction,
         split=split,
         accuracy=fmean(accuracies) if accuracies else None,
         accuracy_std=stdev(accuracies) if len(accuracies) > 1 else None,
         margin=margin,
         comparison=found,
         plan=_longest_plan(group),
-        passes_saved=fmean(run.metrics["passes_saved"] for run in group),
-        train_seconds=fmean(run.metrics["train_seconds"] for run in group),
-        hardware=str(first.metrics.get("hardware", "")),
+        passes_saved=fmean(run.passes_saved for run in runs),
+        train_seconds=fmean(run.costs.train_seconds for run in runs),
+        hardware=first.final.hardware,
         data=first.data,
         model=first.model,
         command=first.command,
@@ -297,7 +285,7 @@ def _unfinished(record: Record) -> Row:
 
 def _rank(row: Row) -> tuple[Any, ...]:
     order = VERDICTS.index(row.verdict) if row.verdict is not None else len(VERDICTS)
-    lost = max(0.0, -(row.difference or 0.0) - row.margin)
+    lost = max(0.0, -(row.gain or 0.0) - row.margin)
     return (
         row.experiment,
         row.sweep or "",

@@ -14,6 +14,9 @@ from raytrain_speedup.tracking.store import short_ids
 from raytrain_speedup.tracking.table import markdown_table
 from raytrain_speedup.tracking.tracker import Tracker
 
+NUMBERS = ("speedup", "difference", "flops_ratio", "passes_saved", "accuracy", "baseline_accuracy", "margin")
+"""Of a row, that are metrics of the sweep's own run."""
+
 SHOWN = 20
 """Rows of the note: a tag of MLflow holds 8,000 characters."""
 
@@ -48,25 +51,12 @@ def log_outcome(tracker: Tracker, run_id: str, rows: Sequence[Row], plot: Path) 
 
 def outcome_metrics(row: Row) -> dict[str, float]:
     """The speedup and the difference with their bounds, and what they are of; what is not known is left out."""
-    (speedup_low, speedup_high), (low, high) = (
-        interval or (None, None) for interval in (row.speedup_interval, row.interval)
-    )
-    found = row.comparison
-    values = {
-        "speedup": row.speedup,
-        "speedup_low": speedup_low,
-        "speedup_high": speedup_high,
-        "difference": row.difference,
-        "difference_low": low,
-        "difference_high": high,
-        "flops_ratio": row.flops_ratio,
-        "passes_saved": row.passes_saved,
-        "accuracy": row.accuracy,
-        "baseline_accuracy": None if found is None else found.baseline_accuracy,
-        "seeds": float(len(row.seeds)),
-        "margin": row.margin,
-    }
-    return {key: value for key, value in values.items() if value is not None}
+    found = row.to_dict()
+    values = {name: found[name] for name in NUMBERS} | {"seeds": float(len(row.seeds))}
+    for name, interval in (("speedup", row.speedup_interval), ("difference", row.interval)):
+        if interval is not None:
+            values[f"{name}_low"], values[f"{name}_high"] = interval
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def outcome_note(rows: Sequence[Row], plot: str) -> str:
@@ -93,8 +83,8 @@ def _sentence(rows: Sequence[Row]) -> str:
         known = "" if least is None else f"; the safest is {least.label} {least.settings}".rstrip()
         return f"No setting is proven lossless{known}."
     times = "at a time that is not known" if row.speedup is None else f"{row.speedup:.2f} times as fast"
-    interval = "" if row.interval is None else f" [{row.interval[0]:+.2f}, {row.interval[1]:+.2f}]"
+    difference = "" if row.comparison is None else row.comparison.spoken()
     return (
-        f"{row.label} {row.settings} trains {times}, {row.difference:+.2f} points{interval} over "
+        f"{row.label} {row.settings} trains {times}, {difference} over "
         f"{len(row.seeds)} seeds: {row.verdict} (margin {row.margin:g})."
     )

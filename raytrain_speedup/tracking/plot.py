@@ -18,8 +18,9 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from raytrain_speedup.metric import Metric
 from raytrain_speedup.tracking.leaderboard import SEARCHED, Row
-from raytrain_speedup.tracking.table import metric_names
+from raytrain_speedup.tracking.table import metrics_of
 
 INK, QUIET, BLUE, GREEN, ORANGE = "#1f2937", "#9ca3af", "#2563eb", "#059669", "#d97706"
 MARKERS = ("s", "^", "v", "P", "X", "D")
@@ -38,7 +39,8 @@ def plot_leaderboard(rows: Sequence[Row], path: str | Path, *, title: str) -> Pa
     hardware = dict.fromkeys(row.hardware for row in (*shown, *([baseline] if baseline else [])))
     figure = Figure(figsize=(9, 5.6), dpi=160, layout="constrained")
     axes = figure.add_subplot()
-    _frame(axes, title, " · ".join(hardware), metric_names(rows))
+    metric = metrics_of(rows)[0]
+    _frame(axes, title, " · ".join(hardware), metric)
     if baseline is not None:
         _baseline(axes, baseline)
     controls = [row for row in shown if row.role not in ("run", *SEARCHED)]
@@ -49,6 +51,8 @@ def plot_leaderboard(rows: Sequence[Row], path: str | Path, *, title: str) -> Pa
     _winners(axes, winners)
     axes.margins(x=0.12, y=0.16)
     _cut(axes, shown, baseline)
+    if metric.sign < 0:
+        axes.invert_yaxis()  # what is better is above in any case
     if shown or baseline is not None:
         axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
     path = Path(path)
@@ -65,11 +69,12 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front[::-1]
 
 
-def _frame(axes: Axes, title: str, note: str, metric: str) -> None:
+def _frame(axes: Axes, title: str, note: str, metric: Metric) -> None:
     axes.set_title(title, loc="left", fontsize=14, fontweight="bold", color=INK, pad=20)
     axes.text(0, 1.015, note, transform=axes.transAxes, fontsize=9, color="#6b7280")
     axes.set_xlabel("speedup of training time (times the baseline)", color=INK)
-    axes.set_ylabel(f"difference in {metric} to the baseline (points)", color=INK)
+    which = "points" if metric.sign > 0 else "less is better, upwards"
+    axes.set_ylabel(f"difference in {metric.spoken} to the baseline ({which})", color=INK)
     axes.xaxis.set_major_formatter("{x:.2g}x")
     axes.tick_params(colors=INK, length=0)
     axes.grid(color="#e5e7eb", linewidth=0.8)
@@ -81,16 +86,18 @@ def _cut(axes: Axes, rows: Sequence[Row], baseline: Row | None) -> None:
     """Leave out what is hopelessly below the baseline: it would flatten everything that matters."""
     if baseline is None:
         return
-    level = -max(16 * baseline.margin, 5 * (baseline.accuracy_std or 0.0))
-    differences = [row.difference or 0.0 for row in rows]
-    if not any(difference < level for difference in differences):
+    metric, level = baseline.ranking, -max(16 * baseline.margin, 5 * (baseline.accuracy_std or 0.0))
+    gains = [row.gain or 0.0 for row in rows]
+    if not any(gain < level for gain in gains):
         return
-    top = max(0.0, *differences)
-    axes.set_ylim(level - 0.06 * (top - level), top + 0.22 * (top - level))
-    for row in [row for row in rows if (row.difference or 0.0) < level]:
+    top = max(0.0, *gains)
+    ends = level - 0.06 * (top - level), top + 0.22 * (top - level)
+    axes.set_ylim(*sorted(map(metric.merit, ends)))
+    for row in [row for row in rows if (row.gain or 0.0) < level]:
         colour = BLUE if row.role in SEARCHED else ORANGE
         axes.annotate(
-            f"{row.difference:+.1f}", (row.speedup or 0.0, 0.005), xycoords=("data", "axes fraction"),
+            metric.text(row.difference or 0.0, signed=True),
+            (row.speedup or 0.0, 0.005), xycoords=("data", "axes fraction"),
             xytext=(0, 22), textcoords="offset points", ha="center", fontsize=8, color=colour,
             arrowprops={"arrowstyle": "->", "color": colour, "alpha": 0.6},
         )  # fmt: skip
@@ -101,15 +108,20 @@ def _baseline(axes: Axes, row: Row) -> None:
     spread = row.accuracy_std or 0.0
     axes.axhspan(-spread, spread, color=QUIET, alpha=0.22, linewidth=0, zorder=1)
     axes.axhline(0.0, color=QUIET, linewidth=1.2, zorder=1)
-    axes.axhline(-row.margin, color=QUIET, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+    still_good = row.ranking.merit(-row.margin)
+    axes.axhline(still_good, color=QUIET, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
     axes.annotate(
-        f"margin -{row.margin:g}", (1, -row.margin), xycoords=("axes fraction", "data"), xytext=(-4, -4),
+        f"margin {still_good:+g}", (1, still_good), xycoords=("axes fraction", "data"), xytext=(-4, -4),
         textcoords="offset points", ha="right", va="top", fontsize=8, color="#6b7280",
     )  # fmt: skip
     axes.scatter(
         [1.0], [0.0], s=90, marker="D", color=INK, zorder=5,
-        label=f"baseline ({row.accuracy:.2f} %) ± std of {len(row.seeds)} seeds",
+        label=f"baseline ({_value(row)}) ± std of {len(row.seeds)} seeds",
     )  # fmt: skip
+
+
+def _value(row: Row) -> str:
+    return f"{row.ranking.text(row.accuracy or 0.0)} {row.ranking.unit}".rstrip()
 
 
 def _trials(axes: Axes, rows: Sequence[Row]) -> None:
@@ -119,9 +131,11 @@ def _trials(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _front(axes: Axes, rows: Sequence[Row]) -> None:
-    front = pareto_front(list(zip(*_points(rows), strict=True)))
+    front = pareto_front([(row.speedup or 0.0, row.gain or 0.0) for row in rows])
     if len(front) > 1:
-        axes.step(*zip(*front, strict=True), where="pre", color=BLUE, linewidth=1.4, alpha=0.8, zorder=2,
+        speedups, gains = zip(*front, strict=True)
+        differences = [rows[0].ranking.merit(gain) for gain in gains]
+        axes.step(speedups, differences, where="pre", color=BLUE, linewidth=1.4, alpha=0.8, zorder=2,
                   label="Pareto front")  # fmt: skip
 
 

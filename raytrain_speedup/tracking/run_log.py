@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raytrain_speedup.engine.final_metrics import TEXTS, FinalMetrics, is_final
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.statistics.verdict import Plan
 from raytrain_speedup.script import AnyExperiment
@@ -30,11 +31,6 @@ EXPERIMENT_FILE = "experiment.yaml"
 
 SECTIONS_OF_METHODS = ("pruning", "curriculum", "distillation")
 BESIDE_THE_QUESTION = ("name", "about", "tracking", "scaling", "python_path")
-
-
-def is_final(metrics: Mapping[str, Any]) -> bool:
-    """Whether these are the metrics of the whole run and not of an epoch."""
-    return "baseline_key" in metrics
 
 
 class RunLog:
@@ -114,7 +110,10 @@ class RunLog:
     def __call__(self, kind: str, metrics: Mapping[str, Any]) -> None:
         """Listen to a run in this process: a report of an epoch or of the end, or an image."""
         if kind == "report":
-            (self.finish if is_final(metrics) else self.epoch)(metrics)
+            if is_final(metrics):
+                self.finish(FinalMetrics.from_dict(metrics))
+            else:
+                self.epoch(metrics)
         elif kind == "image":
             self.image(metrics["name"], metrics["png"])
 
@@ -133,13 +132,13 @@ class RunLog:
         self._metrics(metrics, step=number, prefix=EPOCH)
         self.last_epoch = number
 
-    def finish(self, metrics: Mapping[str, Any]) -> None:
-        """Log the final metrics and end the run."""
-        self._metrics(metrics, step=0, prefix="")
-        if words := {OURS + key: str(metrics[key]) for key in store.TEXTS if key in metrics}:
-            self.tracker.set_tags(self.run_id, words)
-        if fingerprint := metrics.get("data_fingerprint"):
-            self.tracker.log_dataset(self.run_id, self.data["source"], str(fingerprint), self.data)
+    def finish(self, metrics: FinalMetrics) -> None:
+        """Log the final metrics and end the run. A tracker's metrics are numbers, so words are kept as tags."""
+        plain = metrics.to_dict()
+        self._metrics(plain, step=0, prefix="")
+        self.tracker.set_tags(self.run_id, {OURS + key: plain[key] for key in TEXTS if key in plain})
+        if metrics.data_fingerprint:
+            self.tracker.log_dataset(self.run_id, self.data["source"], metrics.data_fingerprint, self.data)
         self.end("finished")
 
     def end(self, state: State, reason: str = "") -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from raytrain_speedup.engine.final_metrics import TEXTS, FinalMetrics
 from raytrain_speedup.engine.statistics.verdict import Plan
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking.tracker import OURS, Entry, Tracker
@@ -24,8 +25,6 @@ COMMAND, COMMIT, USER, PACKAGE = (
     f"{OURS}{name}" for name in ("command", "commit", "user", "package_version")
 )
 SHORTEST_ID = 8
-TEXTS = ("baseline_key", "train_key", "setup", "hardware", "metric", "data_fingerprint")
-"""Metrics of a run that are words; kept as tags, because a tracker's metrics are numbers."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Record:
         role: `baseline`, a control's name, `trial`, `winner`, or `run` for a single `speedup train`.
         state: running, finished, stopped (early), failed or interrupted.
         group: equal for runs that differ in their seed alone.
-        metrics: the final metrics of the run, words included; empty before it has finished.
+        metrics: the final ones; None of a run that has not finished.
         params: what the search chose, by experiment key.
         plan: of the confirmation that this run is a part of.
         folder: name of a sweep's run's own folder for checkpoints; an interrupted run goes on in it.
@@ -58,7 +57,7 @@ class Record:
     margin: float | None = None
     reason: str = ""
     folder: str = ""
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    metrics: FinalMetrics | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     plan: Plan | None = None
     data: str = ""
@@ -68,25 +67,29 @@ class Record:
 
     @property
     def finished(self) -> bool:
-        return self.state == "finished"
+        return self.metrics is not None
 
-    def run(self) -> dict[str, Any]:
-        """The metrics as `engine.compare` takes them."""
-        return {**self.metrics, "seed": self.seed}
+    @property
+    def final(self) -> FinalMetrics:
+        """The metrics of a run that is known to have finished."""
+        assert self.metrics is not None
+        return self.metrics
 
 
 def record_of(entry: Entry) -> Record:
     """A run of ours, read back."""
     tags = entry.tags
+    state, seed = tags.get(STATE, "running"), int(tags.get(SEED, 0))
     texts = {key: tags[OURS + key] for key in TEXTS if OURS + key in tags}
+    over = {**entry.metrics, **texts, "seed": seed} if state == "finished" else None
     return Record(
         run_id=entry.run_id,
         name=entry.name,
         role=tags.get(ROLE, "run"),
-        state=tags.get(STATE, "running"),
+        state=state,
         method=tags.get(METHOD, ""),
         settings=tags.get(SETTINGS, ""),
-        seed=int(tags.get(SEED, 0)),
+        seed=seed,
         group=tags.get(GROUP, ""),
         started=entry.started,
         experiment=entry.experiment,
@@ -94,7 +97,7 @@ def record_of(entry: Entry) -> Record:
         margin=float(tags[MARGIN]) if MARGIN in tags else None,
         reason=tags.get(REASON, ""),
         folder=tags.get(FOLDER, ""),
-        metrics={**entry.metrics, **texts},
+        metrics=None if over is None else FinalMetrics.from_dict(over),
         params=json.loads(tags.get(PARAMS, "{}")),
         plan=Plan.from_dict(json.loads(tags[PLAN])) if PLAN in tags else None,
         data=tags.get(DATA, ""),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raytrain_speedup.engine.compare import DEFAULT_METRIC, spoken
+from raytrain_speedup.metric import ACCURACY, Metric
 from raytrain_speedup.tracking.leaderboard import Row
 from raytrain_speedup.tracking.store import SHORTEST_ID, short_ids
 
@@ -70,8 +71,13 @@ def _remarks(rows: Sequence[Row], ids: Mapping[str, str]) -> Iterator[str]:
 
 def metric_names(rows: Sequence[Row]) -> str:
     """What is called accuracy in these rows, for a heading."""
-    known = [row.metric for row in rows if row.accuracy is not None]
-    return " or ".join(spoken(name) for name in dict.fromkeys(known)) or DEFAULT_METRIC
+    return " or ".join(metric.spoken for metric in metrics_of(rows))
+
+
+def metrics_of(rows: Sequence[Row]) -> list[Metric]:
+    """What ranks these rows; mostly one."""
+    known = [row.ranking for row in rows if row.accuracy is not None]
+    return list(dict.fromkeys(known)) or [ACCURACY]
 
 
 def markdown_table(rows: Sequence[Row], ids: Mapping[str, str]) -> str:
@@ -107,7 +113,9 @@ def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:
 def _columns(rows: Sequence[Row], *, wide: bool) -> list[str]:
     """The columns of numbers."""
     more = ["seeds", "FLOPs"] if wide else []
-    return [f"{metric_names(rows)} %", "difference", "speedup", "saved", *more]
+    units = {metric.unit for metric in metrics_of(rows)}
+    heading = f"{metric_names(rows)} {units.pop() if len(units) == 1 else ''}".rstrip()
+    return [heading, "difference", "speedup", "saved", *more]
 
 
 def _table(experiment: str, rows: Sequence[Row], ids: Mapping[str, str], *, wide: bool) -> Table:
@@ -139,13 +147,24 @@ def _cells(row: Row, *, wide: bool) -> list[str | Text]:
     more = [str(len(row.seeds)), _number(row.flops_ratio, "1/{:.2f}")] if wide else []
     return [
         f"{row.label} {row.settings}".strip(),
-        _number(row.accuracy, "{:.2f}") + _number(row.accuracy_std, " ± {:.2f}" if wide else "±{:.2f}"),
-        _with_interval(_number(row.difference, "{:+.2f}"), row.interval, "{:+.2f}", wide=wide),
-        _with_interval(_speedup(row), row.speedup_interval, "{:.2f}", wide=wide),
+        _accuracy(row, wide=wide),
+        _with_interval(_difference(row), row.interval, partial(row.ranking.text, signed=True), wide=wide),
+        _with_interval(_speedup(row), row.speedup_interval, "{:.2f}".format, wide=wide),
         _number(row.passes_saved, "{:.0%}"),
         *more,
         Text(verdict, style=STYLES.get(verdict, "")),
     ]
+
+
+def _accuracy(row: Row, *, wide: bool) -> str:
+    if row.accuracy is None:
+        return ""
+    spread = "" if row.accuracy_std is None else row.ranking.text(row.accuracy_std)
+    return row.ranking.text(row.accuracy) + (f" ± {spread}" if wide else f"±{spread}") * bool(spread)
+
+
+def _difference(row: Row) -> str:
+    return "" if row.difference is None else row.ranking.text(row.difference, signed=True)
 
 
 def _speedup(row: Row) -> str:
@@ -157,11 +176,13 @@ def _speedup(row: Row) -> str:
     return _number(row.speedup, "{:.2f} x") + mark
 
 
-def _with_interval(text: str, interval: tuple[float, float] | None, form: str, *, wide: bool) -> str:
+def _with_interval(
+    text: str, interval: tuple[float, float] | None, form: Callable[[float], str], *, wide: bool
+) -> str:
     """The interval beside a value, or below it where there is little room."""
     if interval is None:
         return text
-    low, high = (form.format(bound) for bound in interval)
+    low, high = map(form, interval)
     return f"{text} [{low}, {high}]" if wide else f"{text}\n[{low},{high}]"
 
 

@@ -9,10 +9,11 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
 
+from raytrain_speedup.engine.final_metrics import FinalMetrics, is_final
 from raytrain_speedup.engine.statistics.verdict import Plan
 from raytrain_speedup.script import AnyExperiment, load_any_dict
 from raytrain_speedup.tracking.heartbeat import Heartbeat
-from raytrain_speedup.tracking.run_log import RunLog, is_final, settings_of
+from raytrain_speedup.tracking.run_log import RunLog, settings_of
 from raytrain_speedup.tracking.tracker import State, Tracker
 
 TUNES_OWN = {*AUTO_RESULT_KEYS, "done", "trial_id", "experiment_tag", "should_checkpoint"}
@@ -96,7 +97,7 @@ class SweepCallback(Callback):
             self.tracker.log_text(log.run_id, str(result.get("traceback", "")), "error.txt")
             self._end(trial, "failed", str(result["error"]))
         elif is_final(metrics):
-            log.finish(metrics)
+            log.finish(FinalMetrics.from_dict(metrics))
             del self._logs[trial.trial_id]
             self.listener(trial.config["run_name"], "finished", metrics)
         else:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any
 
 from raytrain_speedup.engine.compare import settle_runs
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.statistics.estimate import SEEDS_NEEDED
 from raytrain_speedup.engine.statistics.verdict import Look, Plan, plan_for
+from raytrain_speedup.metric import Metric
 from raytrain_speedup.tuning.planned import BASELINE, WINNER, PlannedRun, baseline_run, control_runs
 from raytrain_speedup.tuning.space import SEARCH_SEED, Sweep, SweepSettings
 from raytrain_speedup.tuning.winners import Outcome
@@ -94,7 +95,7 @@ class Confirmation:
         if self.plan is None:
             return f"confirming {names} over {len(self.sweep.settings.seeds)} seeds: too few for a verdict"
         plan, most = self.plan, self._most_rounds * (1 + len(self.winners))
-        known = [run.metrics.get("wall_seconds", 0.0) for run in finished.values()]
+        known = [run.metrics.costs.wall_seconds or 0.0 for run in finished.values()]
         text = (
             f"confirming {names} against the baseline: looks after {_listed(plan.looks)} seeds, error "
             f"{plan.error:.1%}, margin {plan.margin:g}; at most {most} runs"
@@ -105,10 +106,11 @@ class Confirmation:
 
     def news(self) -> Iterator[str]:
         """What the last look found, a line for each winner that it was news of."""
-        for name, look in self.looks.items():
-            if self._told.get(name) != look:
-                self._told[name] = look
-                yield f"{name}: {_spoken(look)}"
+        for winner in self.winners:
+            look = self.looks.get(winner.name)
+            if look is not None and self._told.get(winner.name) != look:
+                self._told[winner.name] = look
+                yield f"{winner.name}: {_spoken(look, winner.metrics.metric)}"
 
     def next_runs(self, finished: Mapping[str, Outcome]) -> list[PlannedRun]:
         """The runs of all rounds until the next look; none when it is over.
@@ -155,10 +157,8 @@ class Confirmation:
             self.looks = settle_runs(self.plan, methods, baseline)
 
 
-def _spoken(look: Look) -> str:
-    text = f"{look.seeds} seeds, {look.difference:+.2f}"
-    if look.interval is not None:
-        text += f" [{look.interval[0]:+.2f}, {look.interval[1]:+.2f}]"
+def _spoken(look: Look, metric: Metric) -> str:
+    text = f"{look.seeds} seeds, {metric.difference(look.difference, look.interval)}"
     more = "" if not look.seeds_missing else f"; about {look.seeds_missing} more seeds for a verdict"
     return f"{text}: {MEANINGS[look.status]}{more}"
 
@@ -169,10 +169,7 @@ def _listed(looks: Sequence[int]) -> str:
     return ", ".join(map(str, looks)) if few else f"{looks[0]}, {looks[1]}, ... {looks[-1]}"
 
 
-def _runs_of(finished: Mapping[str, Outcome], name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+def _runs_of(finished: Mapping[str, Outcome], name: str, seeds: Sequence[int]) -> list[FinalMetrics]:
     """The runs of one setting with these seeds."""
-    return [
-        {**finished[f"{name}-seed{seed}"].metrics, "seed": seed}
-        for seed in seeds
-        if f"{name}-seed{seed}" in finished
-    ]
+    names = (f"{name}-seed{seed}" for seed in seeds)
+    return [finished[one].metrics for one in names if one in finished]

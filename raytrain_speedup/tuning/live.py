@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raytrain_speedup.engine.compare import spoken
+from raytrain_speedup.metric import spoken
 
 ROWS_SHOWN = 18
 COLOURS = {"finished": "green", "stopped": "yellow", "failed": "red", "interrupted": "yellow"}

@@ -16,10 +16,12 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from raytrain_speedup.engine.final_metrics import FinalMetrics, is_final
 from raytrain_speedup.script import ScriptExperiment
 from raytrain_speedup.settings import UserError, did_you_mean
-from raytrain_speedup.tracking.run_log import group_of, is_final
+from raytrain_speedup.tracking.run_log import group_of
 from raytrain_speedup.tracking.store import Record
+from raytrain_speedup.tuning.callback import own_metrics
 from raytrain_speedup.tuning.confirmation import Confirmation, confirmation_plan, most_rounds
 from raytrain_speedup.tuning.planned import BASELINE, TRIAL, WINNER, PlannedRun, baseline_run
 from raytrain_speedup.tuning.search import Search, Suggestion
@@ -53,7 +55,7 @@ class SweepPlan(Searcher):
         self.sweep, self.say = sweep, say
         self.refused: list[str] = []
         self.finished = {
-            run.name: Outcome(run.name, run.role, run.group, run.params, run.metrics)
+            run.name: Outcome(run.name, run.role, run.group, run.params, run.final)
             for run in past
             if run.finished
         }
@@ -164,7 +166,7 @@ class SweepPlan(Searcher):
             experiment = self.sweep.trial(suggestion.params, SEARCH_SEED)
         except UserError as error:  # a combination that neither end of a range had shown
             self.refused.append(str(error))
-            self._search.tell(suggestion, "failed", {})
+            self._search.tell(suggestion, "failed", None)
             return None
         self._suggestions[trial_id] = suggestion
         return PlannedRun(f"trial-{suggestion.number:02d}", TRIAL, experiment, suggestion.params)
@@ -188,25 +190,24 @@ class SweepPlan(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         run = self._running.pop(trial_id)
+        final = FinalMetrics.from_dict(own_metrics(result)) if result and is_final(result) else None
         if run.role == TRIAL:
-            self._search.tell(self._suggestions.pop(trial_id), _ending(result, error), result or {})
+            self._search.tell(self._suggestions.pop(trial_id), _ending(result, error), final)
         compared = any(other.role == BASELINE for other in self.finished.values())
         if run.role == BASELINE and not compared:
-            self.failure = self._lack_of(result or {})
-        if result and is_final(result):
-            self.finished[run.name] = Outcome(
-                run.name, run.role, group_of(run.experiment), run.params, dict(result)
-            )
+            self.failure = self._lack_of(final, result or {})
+        if final is not None:
+            self.finished[run.name] = Outcome(run.name, run.role, group_of(run.experiment), run.params, final)
 
-    def _lack_of(self, result: dict) -> str | None:
+    def _lack_of(self, final: FinalMetrics | None, result: dict) -> str | None:
         """Why nothing can be compared with what the baseline reported."""
-        if not is_final(result):
+        if final is None:
             return str(result.get("error", "its process was lost"))
-        lacking = [name for name in self.sweep.settings.objectives if name not in result]
+        lacking = [name for name in self.sweep.settings.objectives if final.value(name) is None]
         if not lacking:
             return None
         if isinstance(self.sweep.base, ScriptExperiment):
-            known = sorted(name for name in result if name.startswith("val_") or name in COSTS)
+            known = sorted(name for name in final.to_dict() if name.startswith("val_") or name in COSTS)
             hint = did_you_mean(lacking[0], known) or f"reported were: {', '.join(known)}"
             return f"the script has no metric '{lacking[0]}', which the search is tuned by; {hint}"
         return f"it has no metric '{lacking[0]}'; expected data to validate on, such as data.val_fraction=0.1"

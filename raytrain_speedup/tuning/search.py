@@ -23,7 +23,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from raytrain_speedup.tracking.run_log import is_final
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.tracking.store import Record
 from raytrain_speedup.tuning.space import Sweep, SweepSettings
 
@@ -69,7 +69,7 @@ class Search:
         """What to try next."""
         return self._again.popleft() if self._again else self._ask(self._next_point())
 
-    def tell(self, suggestion: Suggestion, state: str, metrics: Mapping[str, Any]) -> None:
+    def tell(self, suggestion: Suggestion, state: str, metrics: FinalMetrics | None) -> None:
         """How it ended.
 
         Args:
@@ -77,7 +77,8 @@ class Search:
             state: finished, stopped (early) or failed, as in `store.Record`.
             metrics: the final metrics, if it finished. A metric that is no number is a failure.
         """
-        values = objective_values(metrics, list(self.settings.objectives)) if state == "finished" else None
+        finished = metrics if state == "finished" else None
+        values = None if finished is None else objective_values(finished, list(self.settings.objectives))
         if values is not None:
             self.study.tell(suggestion.trial, values)
         else:
@@ -118,10 +119,10 @@ class Search:
                 self.tell(suggestion, known.state, known.metrics)
 
 
-def objective_values(metrics: Mapping[str, Any], objectives: Sequence[str]) -> list[float] | None:
-    """The objectives of a run with its full budget, or None."""
-    values = [float(metrics.get(key, math.nan)) for key in objectives]
-    return values if is_final(metrics) and all(map(math.isfinite, values)) else None
+def objective_values(metrics: FinalMetrics, objectives: Sequence[str]) -> list[float] | None:
+    """The objectives of a run, or None where one of them is no number."""
+    values = [value for key in objectives if (value := metrics.value(key)) is not None]
+    return values if len(values) == len(objectives) and all(map(math.isfinite, values)) else None
 
 
 def build_sampler(settings: SweepSettings, number: int) -> optuna.samplers.BaseSampler:

@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 from optuna import distributions
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
-from raytrain_speedup.config import parse_overrides, read_yaml
+from raytrain_speedup.experiment_file import parse_overrides, read_yaml
+from raytrain_speedup.metric import Direction
 from raytrain_speedup.script import SETTINGS, AnyExperiment, ScriptExperiment, load_any, load_script
 from raytrain_speedup.settings import Settings, UserError, explain, flatten
 
@@ -149,7 +150,7 @@ class SweepSettings(Settings):
     concurrency: int | None = Field(
         None, ge=1, description="runs at a time; as many as the cluster holds if unset"
     )
-    objectives: dict[str, Literal["max", "min"]] = Field(
+    objectives: dict[str, Direction] = Field(
         default_factory=dict,
         description="metrics to optimise, quality first; by default the task's own on the validation split "
         "(val_accuracy, val_miou, without data val_agreement) and what it costs",
@@ -180,7 +181,7 @@ class SweepSettings(Settings):
         default_factory=ConfirmSettings,
         description="how the best trials are confirmed; a number says how many of them",
     )
-    margin: float = Field(0.5, ge=0, description="points below the baseline that still count as no loss")
+    margin: float = Field(0.5, ge=0, description="points worse than the baseline that still count as no loss")
 
     @field_validator("search", mode="before")
     @classmethod
@@ -307,17 +308,27 @@ def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
         base = base.with_overrides({"data.val_fraction": read.val_fraction})
     if not read.objectives:
         read = read.model_copy(update={"objectives": default_objectives(base)})
-    known = _objectives_of(base)
-    if unknown := [name for name in read.objectives if name not in known and not _is_scripts(name, base)]:
-        raise UserError(
-            f"{path}: objectives: no run has a metric '{unknown[0]}' to be tuned by; expected one of: "
-            + ", ".join(known)
-        )
+    _check_objectives(path, read.objectives, base)
     sweep = Sweep(read, base)
     for what, keys in _to_try(read):
         with _told(path, what):
             sweep.experiment(keys, 0)
     return sweep
+
+
+def _check_objectives(path: Path, objectives: Mapping[str, Direction], base: AnyExperiment) -> None:
+    merits = _merits_of(base)
+    for name, direction in objectives.items():
+        if name not in merits and name not in COSTS and not _is_scripts(name, base):
+            raise UserError(
+                f"{path}: objectives: no run has a metric '{name}' to be tuned by; expected one of: "
+                + ", ".join((*merits, *COSTS))
+            )
+        if direction != merits.get(name, direction):
+            raise UserError(
+                f"{path}: objectives: {name}: '{direction}' is not allowed; expected '{merits[name]}', by which it "
+                "is better"
+            )
 
 
 def _load_base(path: Path, read: SweepSettings) -> AnyExperiment:
@@ -355,7 +366,7 @@ def _is_scripts(name: str, base: AnyExperiment) -> bool:
     return isinstance(base, ScriptExperiment) and name.startswith("val_")
 
 
-def default_objectives(experiment: AnyExperiment) -> dict[str, Literal["max", "min"]]:
+def default_objectives(experiment: AnyExperiment) -> dict[str, Direction]:
     """The task's metric and the FLOPs; without data, and of a script, quality and the seconds.
 
     FLOPs rather than seconds, because what a search learns must not depend on what else the machine was doing;
@@ -365,18 +376,22 @@ def default_objectives(experiment: AnyExperiment) -> dict[str, Literal["max", "m
     if experiment.distillation is not None:
         return {"val_agreement": "max", "train_seconds": "min"}
     if isinstance(experiment, ScriptExperiment):
-        return {f"val_{experiment.metric}": "max", "train_seconds": "min"}
-    task = experiment.task.build()
-    return {f"val_{task.metric}": task.direction, "train_flops": "min"}
+        return {experiment.ranking.key("validation"): experiment.direction, "train_seconds": "min"}
+    metric = experiment.task.build().ranking
+    return {metric.key("validation"): metric.direction, "train_flops": "min"}
 
 
-def _objectives_of(experiment: AnyExperiment) -> list[str]:
-    """Metrics that a search may use: those of the test split are read once, when it is over."""
+def _merits_of(experiment: AnyExperiment) -> dict[str, Direction]:
+    """Metrics of quality that a search may use, and which way they are better: those of the test split are read
+    once, when it is over."""
     if isinstance(experiment, ScriptExperiment):
-        return [f"val_{experiment.metric}", *COSTS]
+        return {experiment.ranking.key("validation"): experiment.direction}
     task = experiment.task.build()
-    judged = (task.metric, *task.others) if experiment.distillation is None else ("agreement",)
-    return [*dict.fromkeys(f"val_{name}" for name in (*judged, "loss")), *COSTS]
+    judged: dict[str, Direction] = {"agreement": "max"}
+    if experiment.distillation is None:
+        judged = {task.metric: task.direction, **task.others}
+    judged.setdefault("loss", "min")
+    return {f"val_{name}": direction for name, direction in judged.items()}
 
 
 def _to_try(settings: SweepSettings) -> Iterator[tuple[str, Overrides]]:

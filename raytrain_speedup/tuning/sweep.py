@@ -294,7 +294,7 @@ def _of_one_run(tracker: Tracker, record: store.Record, margin: float | None) ->
         **of_sweep,
     )
     tracked = base.with_overrides({"tracking.experiment": record.experiment})
-    winner = Outcome(f"run-{record.run_id[:8]}", TRIAL, record.group, {}, record.metrics)
+    winner = Outcome(f"run-{record.run_id[:8]}", TRIAL, record.group, {}, record.final)
     return Sweep(settings, tracked), winner
 
 

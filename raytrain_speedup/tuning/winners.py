@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from raytrain_speedup.engine.final_metrics import FinalMetrics
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -22,12 +24,12 @@ class Outcome:
     role: str
     group: str
     params: Mapping[str, Any]
-    metrics: Mapping[str, Any]
+    metrics: FinalMetrics
 
 
 def pick_winners(
     trials: Sequence[Outcome],
-    baselines: Sequence[Mapping[str, Any]],
+    baselines: Sequence[FinalMetrics],
     *,
     count: int,
     objectives: Mapping[str, str],
@@ -43,13 +45,13 @@ def pick_winners(
     quality, *costs = objectives
     cost = costs[0] if costs else "train_seconds"
     sign = {key: 1 if direction == "max" else -1 for key, direction in objectives.items()}
-    known = [trial for trial in trials if quality in trial.metrics and cost in trial.metrics]
+    known = [t for t in trials if None not in (t.metrics.value(quality), t.metrics.value(cost))]
 
-    def good(metrics: Mapping[str, Any]) -> float:
-        return float(metrics[quality]) * sign[quality]
+    def good(metrics: FinalMetrics) -> float:
+        return (metrics.value(quality) or 0.0) * sign[quality]
 
     def expense(trial: Outcome) -> float:
-        return -float(trial.metrics[cost]) * sign.get(cost, -1)
+        return -(trial.metrics.value(cost) or 0.0) * sign.get(cost, -1)
 
     level = fmean(good(metrics) for metrics in baselines) if baselines else float("-inf")
     reaching = sorted((trial for trial in known if good(trial.metrics) >= level), key=expense)

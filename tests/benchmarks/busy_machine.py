@@ -22,7 +22,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from side_by_side import provenance
@@ -32,6 +31,7 @@ from raytrain_speedup.data import open_data
 from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.engine.cost.speedup import Speedup
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.run import run
@@ -93,13 +93,13 @@ def _loop(experiment: Experiment, folder: Path) -> Loop:
 def sweep(base: Experiment, loaded: Sequence[tuple[bool, bool]]) -> tuple[Speedup, float]:
     """The speedup over the seeds, and by CPU seconds without a yardstick; `loaded` says of each seed which of
     its two runs, baseline and method, the machine was busy in."""
-    sides: tuple[list[dict[str, Any]], ...] = ([], [])
+    sides: tuple[list[FinalMetrics], ...] = ([], [])
     for seed, load in zip(SEEDS, loaded, strict=True):
         for side, keys, is_busy in zip(sides, METHODS, load, strict=True):
             experiment = base.with_overrides({**keys, "train.seed": seed})
             with busy(is_busy), tempfile.TemporaryDirectory() as folder:
                 side.append(run(experiment, LocalReporter(Path(folder)), test=False))
-    cpu = [fmean(math.log(found["train_cpu_seconds"]) for found in side) for side in sides]
+    cpu = [fmean(math.log(found.costs.train_cpu_seconds or math.nan) for found in side) for side in sides]
     return Speedup.of(sides[1], sides[0]), math.exp(cpu[0] - cpu[1])
 
 

@@ -53,7 +53,7 @@ def main() -> None:
 def train_teacher(data: dict[str, Any], folder: Path) -> Path:
     """The recipe `camvid`; the file of its weights."""
     reporter = LocalReporter(folder)
-    metrics = run(load_experiment("camvid", data | {"train.eval_every": 0}), reporter)
+    metrics = run(load_experiment("camvid", data | {"train.eval_every": 0}), reporter).to_dict()
     print(f"  teacher: mIoU {metrics['miou']:.2f} in {metrics['train_seconds']:.0f} s", flush=True)
     latest = reporter.latest()
     assert latest is not None

@@ -154,7 +154,7 @@ class Ablation:
         if self.judge == "val":
             held_back = OnValidation(**experiment.data.model_dump())
             experiment = experiment.model_copy(update={"data": held_back})
-        return run(experiment, LocalReporter(folder))
+        return run(experiment, LocalReporter(folder)).to_dict()
 
 
 def main() -> None:

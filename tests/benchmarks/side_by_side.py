@@ -42,7 +42,7 @@ def side_by_side(
             seeded = dict.fromkeys(seed_keys, seed)
             experiment = base.with_overrides({**overrides, **seeded, "train.checkpoint_every": 0})
             with tempfile.TemporaryDirectory() as folder:
-                metrics = run(experiment, LocalReporter(Path(folder)))
+                metrics = run(experiment, LocalReporter(Path(folder))).to_dict()
             results[name].append(metrics)
             print(
                 f"  seed {seed} {name:24} {metrics['metric']} {metrics[metrics['metric']]:6.2f} "

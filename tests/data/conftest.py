@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_data import picture, write_parquet
 
-from raytrain_speedup.data import Step
+from raytrain_speedup.data import Loader, Step, build_loader, open_data
+from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.methods.curriculum.base import FULL, Stage
 
 CLASSES = 3
@@ -31,6 +33,26 @@ def parquet(tmp_path: Path) -> dict[str, Path]:
         )
         for name, rows in (("train", 60), ("test", 15))
     }
+
+
+@pytest.fixture
+def load(parquet: dict[str, Path]) -> Iterator[Callable[..., Loader]]:
+    """Builds a loader over the 60 PNGs of 12 x 12; keywords go to the settings, `options` to the loader."""
+    loaders: list[Loader] = []
+
+    def build(
+        kind: str = "device", workers: int = 0, options: dict[str, Any] | None = None, **settings: Any
+    ) -> Loader:
+        chosen = ParquetSettings(
+            **parquet, **{"val_fraction": 0.2, "loader": kind, "num_workers": workers} | settings
+        )
+        data = open_data(chosen, seed=0)
+        loaders.append(build_loader(data, chosen, **{"device": "cpu", "seed": 7} | (options or {})))
+        return loaders[-1]
+
+    yield build
+    for loader in loaders:
+        loader.close()
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_data import picture, write_parquet
+from tiny_data import assert_same, picture, write_parquet
 
 from raytrain_speedup.data import Loader, Source, Step, augment, build_loader, open_data
 from raytrain_speedup.data.base import ArraySource, CorruptSample
-from raytrain_speedup.data.batch import WARM_UP, Batch
+from raytrain_speedup.data.batch import WARM_UP
 from raytrain_speedup.data.decode import Box, read
 from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.data.randaugment import randaugment
@@ -30,35 +30,10 @@ FILE_BYTES = {"device": 0, "workers": len(picture(0))}
 
 
 @pytest.fixture
-def load(parquet: dict[str, Path]):
-    """Builds a loader over the 60 PNGs of 12 x 12; keywords go to the settings, `options` to the loader."""
-    loaders: list[Loader] = []
-
-    def build(kind: str, workers: int, options: dict[str, Any] | None = None, **settings: Any) -> Loader:
-        chosen = ParquetSettings(
-            **parquet, **{"val_fraction": 0.2, "loader": kind, "num_workers": workers} | settings
-        )
-        data = open_data(chosen, seed=0)
-        loaders.append(build_loader(data, chosen, **{"device": "cpu", "seed": 7} | (options or {})))
-        return loaders[-1]
-
-    yield build
-    for loader in loaders:
-        loader.close()
-
-
-@pytest.fixture
 def staged(steps_of) -> list[Step]:
     """12 steps of 4 samples: five replay at 8 pixels, four at 12, three do not replay."""
     stages = [REPLAY] * 5 + [LATER] * 4 + [LAST] * 3
     return [replace(step, stage=stage) for step, stage in zip(steps_of(48, 4), stages, strict=True)]
-
-
-def assert_same(first: list[Batch], second: list[Batch]) -> None:
-    for one, other in zip(first, second, strict=True):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert torch.equal(one[key], other[key]), key
 
 
 @pytest.mark.parametrize(("kind", "workers"), KINDS)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from tiny_data import assert_same
 
 from raytrain_speedup.data import build_loader, open_data
 from raytrain_speedup.data.augment import coins
@@ -26,29 +28,9 @@ FULL_SIZE = Stage(ends_at=1.0)
 
 
 @pytest.fixture
-def load(parquet):
-    """Builds a loader over the 60 PNGs; keyword arguments go to the settings, `options` to the loader."""
-    loaders = []
-
-    def build(kind: str = "device", workers: int = 0, options: dict | None = None, **settings):
-        chosen = ParquetSettings(
-            **parquet, **{"val_fraction": 0.2, "loader": kind, "num_workers": workers, "cutout": 3} | settings
-        )
-        data = open_data(chosen, seed=0)
-        loaders.append(build_loader(data, chosen, **{"device": "cpu", "seed": 7} | (options or {})))
-        return loaders[-1]
-
-    yield build
-    for loader in loaders:
-        loader.close()
-
-
-def assert_same(first: list, second: list) -> None:
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert torch.equal(one[key], other[key]), key
+def load(load):
+    """With cutout, unless a test says otherwise."""
+    return partial(load, cutout=3)
 
 
 @pytest.mark.parametrize(("kind", "workers"), KINDS)

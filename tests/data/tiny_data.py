@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
+from torch import Tensor
 
 
 def picture(number: int, size: tuple[int, int] = (12, 12), kind: str = "PNG") -> bytes:
@@ -26,3 +28,11 @@ def write_parquet(path: Path, images: Sequence[bytes | None], labels: Sequence, 
     table = pa.table({"image": pa.array(images, pa.binary()), "label": pa.array(labels)})
     pq.write_table(table, path, **{"row_group_size": 10} | options)
     return path
+
+
+def assert_same(first: Sequence[Mapping[str, Tensor]], second: Sequence[Mapping[str, Tensor]]) -> None:
+    """That two passes have the same batches, bit for bit."""
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert torch.equal(one[key], other[key]), key

@@ -25,6 +25,7 @@ class Denoising(Task):
 
     metric = "error"
     direction = "min"
+    draws = True
 
     def losses(self, model: Model, batch: Batch) -> Losses:
         wrong, amount = self._wrong(model, batch)

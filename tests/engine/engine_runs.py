@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from raytrain_speedup.config import Experiment, load_experiment
+from raytrain_speedup.engine import run as engine
 from raytrain_speedup.engine.local import LocalReporter
-from raytrain_speedup.engine.reporter import Metrics
-from raytrain_speedup.engine.run import run
+from raytrain_speedup.engine.reporter import Metrics, Reporter
 
 CPU = torch.device("cpu")
 
@@ -106,6 +106,11 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def run(experiment: Experiment, reporter: Reporter, **options: Any) -> dict[str, Any]:
+    """The final metrics of a run, as they are written down."""
+    return engine.run(experiment, reporter, **options).to_dict()
 
 
 def trained(experiment: Experiment, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Diary]:

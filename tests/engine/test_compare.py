@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from raytrain_speedup.engine.compare import NotComparable, compare
+from raytrain_speedup.engine.final_metrics import FinalMetrics
+from raytrain_speedup.metric import Metric
 
 
-def run(seed: int = 0, accuracy: float = 90.0, seconds: float = 10.0, **other: object) -> dict[str, object]:
-    return {
+def run(seed: int = 0, accuracy: float | None = 90.0, seconds: float = 10.0, **other: object) -> FinalMetrics:
+    known: dict[str, object] = {
         "seed": seed,
         "accuracy": accuracy,
         "train_seconds": seconds,
@@ -19,6 +21,7 @@ def run(seed: int = 0, accuracy: float = 90.0, seconds: float = 10.0, **other: o
         "hardware": "h",
         **other,
     }
+    return FinalMetrics.from_dict({name: value for name, value in known.items() if value is not None})
 
 
 def test_three_seeds_without_loss_are_lossless() -> None:
@@ -75,7 +78,7 @@ def test_one_run_has_a_difference_but_no_interval() -> None:
         ([run(epochs=10.0)], [run(epochs=20.0)], "budget, in epochs: 10.0 / 20.0"),
     ],
 )
-def test_not_comparable(runs: list[dict], baselines: list[dict], reason: str) -> None:
+def test_not_comparable(runs: list[FinalMetrics], baselines: list[FinalMetrics], reason: str) -> None:
     with pytest.raises(NotComparable, match=reason):
         compare(runs, baselines)
 
@@ -98,7 +101,7 @@ def test_the_metric_is_the_tasks_own() -> None:
     runs = [run(seed, accuracy=0.0, metric="miou", miou=60.0 + seed) for seed in range(3)]
     baselines = [run(seed, accuracy=99.0, metric="miou", miou=60.5 + seed) for seed in range(3)]
     found = compare(runs, baselines, margin=1.0)
-    assert found.metric == "miou" and found.accuracy == 61.0
+    assert found.metric == Metric("miou") and found.accuracy == 61.0
     assert found.difference == pytest.approx(-0.5) and found.verdict == "lossless"
     with pytest.raises(NotComparable, match="no metric 'miou'"):
         compare(runs, [run()])
@@ -111,7 +114,7 @@ def test_a_budget_may_differ_where_it_was_said_to_vary() -> None:
 
 def test_a_run_of_the_search_is_judged_on_the_validation_split() -> None:
     """It has not read the test split; the baseline has, and both have read the other one."""
-    trial = {key: value for key, value in run(0).items() if key != "accuracy"} | {"val_accuracy": 80.0}
+    trial = run(0, accuracy=None, val_accuracy=80.0)
     found = compare([trial], [run(0, accuracy=95.0, val_accuracy=81.0)])
     assert (found.split, found.accuracy, found.difference) == ("validation", 80.0, -1.0)
     confirmed = compare(

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_runs import CPU, VIT, Diary, tiny
+from engine_runs import CPU, VIT, Diary, run, tiny
 from torch._dynamo.utils import counters
-
-from raytrain_speedup.engine.run import run
 
 STAGES = [{"fraction": 0.5, "ratio": 0.5}, {"fraction": 0.5}]
 

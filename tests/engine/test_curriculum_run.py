@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import CPU, VIT, Diary, same, tiny, trained, untimed
+from engine_runs import CPU, VIT, Diary, run, same, tiny, trained, untimed
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import open_data
@@ -20,7 +20,6 @@ from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.engine.learning_rate import learning_rate
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.run import run
 from raytrain_speedup.methods.curriculum import CURRICULA
 from raytrain_speedup.models.resize import position_tables, size_of
 from raytrain_speedup.settings import UserError
@@ -132,7 +131,7 @@ def test_the_first_step_of_a_stage_is_at_its_size(tmp_path: Path):
     assert len(switches) == 3
     assert any(after.number > 0 for _, after in switches), "no switch within an epoch was tried"
     assert loop.budget.epoch_ends()[-1] == 1
-    assert loop.compute_spent == pytest.approx(2, abs=0.6), "to a large batch a stage"
+    assert loop.tally.compute_spent == pytest.approx(2, abs=0.6), "to a large batch a stage"
 
 
 def test_the_learning_rate_is_continuous_across_stages(tmp_path: Path):

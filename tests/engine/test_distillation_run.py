@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import CALLS, CPU, STEPS, WARMUP, Diary, distilled, same, trained, weights
+from engine_runs import CALLS, CPU, STEPS, WARMUP, Diary, distilled, run, same, trained, weights
 from PIL import Image
 from torch import Tensor, nn
 
-from raytrain_speedup.config import Experiment, load_experiment, recipes
+from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.data import build_loader, open_data
 from raytrain_speedup.engine.alarm import NonFinite
 from raytrain_speedup.engine.checkpoint import read_own, read_shared
@@ -20,7 +20,7 @@ from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.engine.cost.reference import Reference
 from raytrain_speedup.engine.loop import Loop, Stopped
 from raytrain_speedup.engine.pool_loader import PoolLoader
-from raytrain_speedup.engine.run import run
+from raytrain_speedup.experiment_file import recipes
 from raytrain_speedup.methods.distillation import SYNTHESIZERS, evaluation_set
 from raytrain_speedup.methods.distillation.augment import Augment
 from raytrain_speedup.models import build_model, published_classes, without_weights

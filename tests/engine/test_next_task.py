@@ -9,14 +9,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from denoising import Denoising, DenoisingSettings
-from engine_runs import CPU, Diary, WorkerDiary, free_port, same, trained, untimed, weights
+from engine_runs import CPU, Diary, WorkerDiary, free_port, run, same, tiny, trained, untimed, weights
 from torch import Tensor, nn
 
 from raytrain_speedup import models
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.data.batch import Step, draw_keys, evaluation_keys
+from raytrain_speedup.engine import loop
 from raytrain_speedup.engine.loop import Stopped
-from raytrain_speedup.engine.run import run
 from raytrain_speedup.methods.curriculum.base import FULL
 from raytrain_speedup.methods.pruning import InfoBatch
 from raytrain_speedup.settings import UserError
@@ -105,8 +105,21 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
 
 def test_a_network_that_is_not_for_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.NETWORKS, "resnet8", lambda **_: nn.Conv2d(1, 1, 1))
-    with pytest.raises(UserError, match=r"model\.name: resnet8 is no network for task\.kind 'denoising'"):
+    with pytest.raises(UserError, match=r"task\.kind: denoising and model\.name 'resnet8' make no step: "):
         trained(experiment(), tmp_path)
+
+
+def test_a_task_that_draws_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Denoising, "draws", False)
+    with pytest.raises(
+        UserError, match=r"task\.kind: denoising: draws is False; expected True where its example"
+    ):
+        trained(experiment(), tmp_path)
+
+
+def test_a_task_that_draws_nothing_costs_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "draw_keys", lambda *_, **__: pytest.fail("keys were made"))
+    assert run(tiny(epochs=1, checkpoint_every=0), Diary(tmp_path), device=CPU)["accuracy"] > 0
 
 
 def test_draws_are_of_seed_epoch_and_sample_alone() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import CPU, VIT, Diary, same, tiny, trained
+from engine_runs import CPU, VIT, Diary, run, same, tiny, trained
 from torch import nn
 
 from raytrain_speedup.engine.cost.clock import CpuClock, involuntary_switches
@@ -18,7 +18,6 @@ from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.engine.cost.reference import Reference
 from raytrain_speedup.engine.learner import Learner
 from raytrain_speedup.engine.loop import Stopped
-from raytrain_speedup.engine.run import run
 from raytrain_speedup.tasks.classification import Classification
 
 FP32 = torch.autocast("cpu", enabled=False)

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import CPU, VIT, Diary, equal, same, tiny, trained, untimed, weights
+from engine_runs import CPU, VIT, Diary, equal, run, same, tiny, trained, untimed, weights
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.loop import Stopped
-from raytrain_speedup.engine.run import run
 from raytrain_speedup.methods.pruning import PRUNERS
 from raytrain_speedup.settings import UserError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from raytrain_speedup.engine.compare import NotComparable, compare
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.script_run import Run, run_script
@@ -46,7 +48,7 @@ def go(
     calls["main"], reports = body, []
     reporter = LocalReporter(folder, lambda kind, metrics: reports.append(dict(metrics)))
     reporter.stop_requested = stop
-    return run_script(script(**keys), reporter, test=test), reports
+    return run_script(script(**keys), reporter, test=test).to_dict(), reports
 
 
 def quick(run: Run) -> dict[str, float]:
@@ -157,7 +159,7 @@ def test_the_last_validation_counts(tmp_path: Path) -> None:
     metrics, reports = go(body, tmp_path)
     assert (metrics["val_accuracy"], metrics["val_loss"], metrics["test_samples"]) == (85, 2.0, 297)
     assert [(report["epoch"], report["progress"]) for report in reports] == [(1, 0.5), (2, 1.0), (2, 1.0)]
-    assert [report.get("done", False) for report in reports] == [False, False, True]
+    assert [report.get("final", False) for report in reports] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +195,20 @@ def test_what_a_script_may_not_say(body: Callable[[Run], Any], line: str, tmp_pa
     with pytest.raises(UserError, match=line) as error:
         go(body, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_metric_of_which_less_is_better(tmp_path: Path) -> None:
+    """It is written down with its direction; the loss of the test split by a name that no training loss has."""
+
+    def body(run: Run) -> Any:
+        return quick(run) | {"val_loss": 0.5, "test_loss": 0.25}
+
+    metrics, reports = go(body, tmp_path / "loss", metric="loss", direction="min")
+    assert (metrics["metric"], metrics["direction"]) == ("loss", "min") and reports[-1] == metrics
+    found = FinalMetrics.from_dict(metrics)
+    assert (found.of("test"), found.of("validation")) == (0.25, 0.5) and "loss" not in metrics
+    named, _ = go(lambda run: quick(run) | {"val_f1": 1.0, "test_f1": 2.0}, tmp_path / "f1", metric="f1")
+    assert (named["f1"], named["direction"]) == (2.0, "max")
 
 
 @pytest.mark.parametrize("method", ["pruning.method=infobatch", "curriculum.method=resize"])
@@ -250,11 +266,12 @@ def test_which_runs_are_compared(tmp_path: Path) -> None:
         of(settings__net__width=9),
     ]
     assert len({run["baseline_key"] for run in [runs[0], *different]}) == 5
+    first = FinalMetrics.from_dict(runs[0])
     with pytest.raises(NotComparable, match="task, data and model"):
-        compare([runs[0]], [different[0]])
-    assert compare([runs[0]], [runs[1]]).speedup.clock == "wall seconds"
+        compare([first], [FinalMetrics.from_dict(different[0])])
+    assert compare([first], [FinalMetrics.from_dict(runs[1])]).speedup.clock == "wall seconds"
     with pytest.raises(NotComparable, match=f"set-up: {HERE}:main, code "):
-        compare([runs[0]], [{**runs[0], "setup": f"{HERE}:main, code 123"}])
+        compare([first], [replace(first, setup=f"{HERE}:main, code 123")])
 
 
 def test_an_edited_script_is_another(tmp_path: Path) -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_runs import CPU, Diary, same, trained, weights
+from engine_runs import CPU, Diary, run, same, trained, weights
 from PIL import Image
 from tiny_scenes import SIDE, camvid, write_scenes
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine.loop import Stopped
-from raytrain_speedup.engine.run import run
 from raytrain_speedup.methods.distillation import SYNTHESIZERS
 from raytrain_speedup.settings import UserError
 

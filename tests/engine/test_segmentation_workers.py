@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from engine_runs import CPU, Diary, WorkerDiary, free_port, weights
+from engine_runs import CPU, Diary, WorkerDiary, free_port, run, weights
 from tiny_scenes import camvid, write_scenes
 
 from raytrain_speedup.data import build_loader, open_data
 from raytrain_speedup.engine.evaluate import evaluate
-from raytrain_speedup.engine.run import run
 from raytrain_speedup.models import build_model
 
 KEYS = {"train.accumulate": 2, "train.batch_size": 8, "train.mixup": 0.2, "pruning.method": "infobatch"}

@@ -9,10 +9,13 @@ import pytest
 from scipy import stats
 
 from raytrain_speedup.engine.cost.speedup import Speedup
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 
 
-def run(seed: int = 0, steps: float = 100.0, wall: float = 10.0, flops: float = 1e9, **other: Any) -> dict:
-    return {
+def run(
+    seed: int = 0, steps: float = 100.0, wall: float = 10.0, flops: float = 1e9, **other: Any
+) -> FinalMetrics:
+    known = {
         "seed": seed,
         "train_seconds": wall,
         "train_flops": flops,
@@ -23,6 +26,7 @@ def run(seed: int = 0, steps: float = 100.0, wall: float = 10.0, flops: float = 
         "switches_per_second": 5.0,
         **other,
     }
+    return FinalMetrics.from_dict(known)
 
 
 def test_reference_steps_stand_and_wall_seconds_are_beside_them() -> None:

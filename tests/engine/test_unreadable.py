@@ -11,14 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from engine_runs import CPU, Diary
+from engine_runs import CPU, Diary, run
 from PIL import Image
 
 from raytrain_speedup.config import Experiment, load_experiment_dict
 from raytrain_speedup.data import check_readable, open_data
 from raytrain_speedup.data.masks import ParquetMasksSettings
 from raytrain_speedup.engine.preflight import preflight
-from raytrain_speedup.engine.run import run
 from raytrain_speedup.settings import UserError
 
 

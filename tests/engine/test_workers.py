@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.distributed as dist
-from engine_runs import CPU, VIT, WorkerDiary, free_port, same, tiny, trained
+from engine_runs import CPU, VIT, WorkerDiary, free_port, run, same, tiny, trained
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,7 +25,6 @@ from raytrain_speedup.engine import learner
 from raytrain_speedup.engine.alarm import NonFinite
 from raytrain_speedup.engine.ema import MovingAverage
 from raytrain_speedup.engine.loop import Stopped
-from raytrain_speedup.engine.run import run
 from raytrain_speedup.tasks import Losses, Model
 from raytrain_speedup.tasks.classification import Classification
 

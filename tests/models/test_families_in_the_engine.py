@@ -78,5 +78,5 @@ def test_a_step_at_every_bandwidth(name: str, images: Path, tmp_path: Path, monk
         loop.train_step(step, batch, advance=0.1)
         assert batch["inputs"].shape == (2, 3, step.stage.size, step.stage.size)
         assert size_of(loop.model) in (None, step.stage.size)
-        assert math.isfinite(loop._mean_loss())
+        assert math.isfinite(loop.tally.mean_loss())
     assert math.isfinite(loop.evaluate("test")["loss"])

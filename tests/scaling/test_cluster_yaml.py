@@ -12,7 +12,8 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raytrain_speedup.config import load_experiment, recipes
+from raytrain_speedup.config import load_experiment
+from raytrain_speedup.experiment_file import recipes
 
 ROOT = Path(__file__).parents[2]
 

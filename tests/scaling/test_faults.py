@@ -43,7 +43,7 @@ class AtFirstReport:
     def __call__(self, kind: str, metrics: Any) -> None:
         if kind != "report":
             return
-        self.ends += bool(metrics.get("done"))
+        self.ends += bool(metrics.get("final"))
         if "kept_fraction" in metrics:
             self.epochs.append(metrics["epoch"])
         if self._what is not None:
@@ -57,7 +57,7 @@ def test_a_killed_board_costs_a_few_lines_and_nothing_else(ray_session: None, tm
         os.kill(int(board.pid), signal.SIGKILL)
 
     listener = AtFirstReport(kill_the_board)
-    metrics = launch(digits(), tmp_path / "run", listener)
+    metrics = launch(digits(), tmp_path / "run", listener).to_dict()
     assert metrics["samples_shown"] == 8 * 230
     assert listener.epochs[-1] == 8 and listener.ends == 1
 
@@ -73,7 +73,7 @@ def test_a_storage_that_is_away_for_a_while_is_waited_for(
 
     began = time.monotonic()
     listener = AtFirstReport(outage)
-    metrics = launch(digits(), mount / "run", listener)
+    metrics = launch(digits(), mount / "run", listener).to_dict()
     assert time.monotonic() - began > 4
     assert metrics["samples_shown"] == 8 * 230 and listener.epochs == list(range(1, 9))
     said = [record.getMessage() for record in caplog.records]

@@ -10,6 +10,7 @@ import torch
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine.compare import NotComparable, compare
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.scaling.launch import launch
 
@@ -62,7 +63,7 @@ def last_of(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 def test_one_two_one(tmp_path: Path) -> None:
     whole = Diary()
-    expected = launch(on(1), tmp_path / "whole", whole)
+    expected = launch(on(1), tmp_path / "whole", whole).to_dict()
 
     parts = [Diary(stop_after=8), Diary(stop_after=4), Diary()]
     folder = tmp_path / "parts"
@@ -75,7 +76,7 @@ def test_one_two_one(tmp_path: Path) -> None:
     last, shared = last_of(folder)
     assert (last / "rank-1.pt").is_file()
     assert (begun["epoch"], begun["next_step"]) < (shared["epoch"], shared["next_step"]) < (EPOCHS, 0)
-    metrics = launch(on(1), folder, parts[2])
+    metrics = launch(on(1), folder, parts[2]).to_dict()
 
     for name in ("samples_shown", "passes_saved", "train_flops", "compute_spent", "epoch", "progress"):
         assert metrics[name] == pytest.approx(expected[name], rel=1e-12), name
@@ -99,5 +100,6 @@ def both_kinds_are_told(metrics: dict[str, Any], by_epoch: dict[int, list[int]],
     assert (metrics["workers_min"], metrics["workers_max"]) == (1, 2)
     assert by_epoch[0] == [1] and by_epoch[1] == [1, 2] and by_epoch[EPOCHS - 1] == [1]
     with pytest.raises(NotComparable, match=r"another number of workers: 1 then 2 then 1 x"):
-        compare([metrics], [metrics])
-    assert compare([plain], [plain]).speedup.ratio == pytest.approx(1)
+        compare([FinalMetrics.from_dict(metrics)], [FinalMetrics.from_dict(metrics)])
+    whole = FinalMetrics.from_dict(plain)
+    assert compare([whole], [whole]).speedup.ratio == pytest.approx(1)

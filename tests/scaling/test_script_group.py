@@ -41,8 +41,8 @@ def test_a_script_on_workers(workers: int, tmp_path: Path, ray_session: None) ->
     overrides = {"scaling.workers": workers, "scaling.start_timeout": 300}
     metrics = launch(
         load_any(file, overrides), tmp_path / "run", lambda kind, told: reports.append(dict(told))
-    )
+    ).to_dict()
     assert metrics["accuracy"] == 90 + workers and metrics["val_shown"] == 40, "every sample on one rank"
     assert metrics["hardware"].startswith(f"{workers} x ") and metrics["val_ranks"] == 0
     assert metrics["passes_saved"] == 0 and metrics["samples_shown"] == 40
-    assert [report.get("done", False) for report in reports if "epoch" in report] == [False, True]
+    assert [report.get("final", False) for report in reports if "epoch" in report] == [False, True]

@@ -51,13 +51,13 @@ class Listener:
 def whole(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Listener, dict]:
     """An undisturbed run of two workers: its folder, what was heard of it, its metrics."""
     folder, listener = tmp_path_factory.mktemp("runs") / "whole", Listener()
-    return folder, listener, launch(digits(), folder, listener)
+    return folder, listener, launch(digits(), folder, listener).to_dict()
 
 
 def test_two_workers_train_and_tell_live(whole: tuple[Path, Listener, dict]) -> None:
     folder, listener, metrics = whole
     assert listener.epochs() == [1, 2, 3]
-    assert listener.reports[-1]["done"] and listener.reports[-1]["accuracy"] == metrics["accuracy"]
+    assert listener.reports[-1]["final"] and listener.reports[-1]["accuracy"] == metrics["accuracy"]
     assert listener.times[0] < listener.times[-1], "all reports came at once, at the end"
     assert listener.progress > 0
     assert metrics["accuracy"] > 50
@@ -68,7 +68,7 @@ def test_two_workers_train_and_tell_live(whole: tuple[Path, Listener, dict]) -> 
 def test_a_second_launch_goes_on_from_the_folder(whole: tuple[Path, Listener, dict]) -> None:
     folder, _, metrics = whole
     listener = Listener()
-    again = launch(digits(), folder, listener)
+    again = launch(digits(), folder, listener).to_dict()
     assert listener.epochs() == []  # nothing was left to train
     for name in ("accuracy", "test_loss", "val_loss", "samples_shown", "train_seconds"):
         assert again[name] == metrics[name], name
@@ -77,14 +77,14 @@ def test_a_second_launch_goes_on_from_the_folder(whole: tuple[Path, Listener, di
 def test_a_run_is_found_by_its_address(whole: tuple[Path, Listener, dict]) -> None:
     folder, _, metrics = whole
     listener = Listener()
-    again = launch(digits(), folder.as_uri(), listener)
+    again = launch(digits(), folder.as_uri(), listener).to_dict()
     assert listener.epochs() == []
     assert again["train_seconds"] == metrics["train_seconds"]
 
 
 def test_one_worker_leaves_its_checkpoints_at_an_address(tmp_path: Path) -> None:
     experiment, listener = digits(scaling__workers=1, train__epochs=2), Listener()
-    metrics = launch(experiment, (tmp_path / "one").as_uri(), listener)
+    metrics = launch(experiment, (tmp_path / "one").as_uri(), listener).to_dict()
     assert listener.epochs() == [1, 2] and metrics["hardware"].startswith("1 x ")
     assert len(list((tmp_path / "one").glob("checkpoint-*/run.pt"))) == 2
 
@@ -103,7 +103,7 @@ def test_a_killed_worker_costs_time_and_nothing_else(
                 os.kill(pids[0], signal.SIGKILL)
 
     killer = Killer()
-    metrics = launch(digits(train__epochs=3), tmp_path / "killed", killer)
+    metrics = launch(digits(train__epochs=3), tmp_path / "killed", killer).to_dict()
     assert pids, "no worker was killed"
     assert sorted(set(killer.epochs())) == [1, 2, 3]
     for name in ("accuracy", "test_loss", "val_accuracy", "val_loss", "samples_shown"):

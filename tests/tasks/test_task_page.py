@@ -12,6 +12,7 @@ import torch
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.run import run
+from raytrain_speedup.metric import Metric
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
@@ -39,4 +40,5 @@ def test_the_example_trains(page: dict[str, Any], tmp_path: Path) -> None:
     experiment = load_experiment("digits", keys | {"model.name": "resnet8", "train.threads": 1})
     own = experiment.model_copy(update={"task": page["OrderedSettings"]()})
     found = run(own, LocalReporter(tmp_path, lambda kind, metrics: None), device=torch.device("cpu"))
-    assert found["metric"] == "off" and 0 < found["off"] < 9 and 0 < found["val_right"] <= 100
+    assert found.metric == Metric("off", "min")
+    assert 0 < found.metrics["off"] < 9 and 0 < found.metrics["val_right"] <= 100

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from raytrain_speedup.config import load_experiment
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.statistics.verdict import Plan
 from raytrain_speedup.tracking import open_tracker
 from raytrain_speedup.tracking.run_log import RunLog
@@ -47,7 +48,8 @@ def write(tracker: Tracker, experiment_name: str) -> Callable[..., str]:
         known = {"train_seconds": 10.0, "passes_saved": 0.0, "progress": 1.0} | metrics
         seconds = known["train_seconds"]
         cost = {"train_flops": 1e8 * seconds, "reference_steps": seconds, "reference_batch": 8.0}
-        log.finish({"baseline_key": "k", "hardware": "a desk", "setup": "batch 64", **cost, **known})
+        where = {"baseline_key": "k", "hardware": "a desk", "setup": "batch 64", "seed": seed}
+        log.finish(FinalMetrics.from_dict({**where, **cost, **known}))
         return log.run_id
 
     return run

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from raytrain_speedup import tracking
 from raytrain_speedup.config import load_experiment
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.schedule import load_schedule
 from raytrain_speedup.tracking import mlflow_sql, open_tracker, store
 from raytrain_speedup.tracking.export import export
@@ -198,8 +199,8 @@ def test_plain_files_need_no_mlflow(tmp_path: Path) -> None:
         "digits", {"tracking.uri": f"json:{tmp_path}", "pruning.method": "infobatch"}
     )
     with log_run(experiment) as log:
-        log.finish({"accuracy": 97.0, "baseline_key": "k", "hardware": "h", "passes_saved": 0.2,
-                    "train_seconds": 1.0, "progress": 1.0})  # fmt: skip
+        known = {"accuracy": 97.0, "baseline_key": "k", "hardware": "h", "passes_saved": 0.2}
+        log.finish(FinalMetrics.from_dict(known | {"train_seconds": 1.0, "progress": 1.0}))
     program = (
         "import sys; sys.modules['mlflow'] = None\n"
         "from raytrain_speedup.cli import app\n"

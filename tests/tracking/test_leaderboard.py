@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -14,6 +15,7 @@ from rich.console import Console
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.statistics.verdict import fixed_look, plan_for, settle
+from raytrain_speedup.metric import Metric
 from raytrain_speedup.settings import RunFailed, UserError
 from raytrain_speedup.tracking import open_tracker, uri_or_default
 from raytrain_speedup.tracking.leaderboard import Row, best, leaderboard, safest
@@ -308,7 +310,7 @@ def test_log_run_ends_as_the_run_ended(tracker: Tracker, experiment_name: str) -
         for epoch in (1, 2, 2, 1, 3):  # 2 and 1 are replayed after a fault
             log("report", {"epoch": epoch, "train_loss": 1 / epoch, "progress": epoch / 3})
         log("progress", {"epoch": 9})
-        log("report", {"epoch": 3, "accuracy": 97.0, "baseline_key": "k", "hardware": "h", "done": True})
+        log("report", {"epoch": 3, "accuracy": 97.0, "baseline_key": "k", "hardware": "h", "final": True})
     assert [step for step, _ in tracker.curve(log.run_id, "epoch/train_loss")] == [1, 2, 3]
     client = MlflowClient(tracker.uri)
     run = tracker.run(log.run_id)
@@ -357,3 +359,15 @@ def test_a_server_that_does_not_answer() -> None:
     with pytest.raises(UserError, match=r"'http://127.0.0.1:9' does not answer .*http://host:5000"):
         open_tracker("http://127.0.0.1:9")
     assert time.monotonic() - before < 60
+
+
+def test_runs_that_an_earlier_version_recorded_are_read() -> None:
+    """Two runs of November 2026, whose metric has no direction and whose end no field of its own: lines of the json
+    tracker as it wrote them, but for the epochs and the settings."""
+    baseline, row = leaderboard("old", f"json:{Path(__file__).parent / 'recorded_before'}")
+    assert (baseline.role, row.method, row.seeds) == ("baseline", "infobatch", (0,))
+    assert baseline.ranking == row.ranking == Metric("accuracy", "max")
+    assert baseline.accuracy == row.accuracy == 38.99721448467967 and row.split == "test"
+    assert row.comparison is not None and row.comparison.speedup.clock == "reference steps"
+    assert row.speedup == pytest.approx(22.186600635127906 / 20.190977189669137)
+    assert row.verdict == "not yet known" and row.hardware == "1 x AMD EPYC, 1 threads, fp32"

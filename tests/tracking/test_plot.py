@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from raytrain_speedup.engine.compare import Comparison
 from raytrain_speedup.engine.cost.speedup import Speedup
 from raytrain_speedup.engine.statistics.verdict import Look
+from raytrain_speedup.metric import ACCURACY
 from raytrain_speedup.tracking.leaderboard import Row
 from raytrain_speedup.tracking.plot import pareto_front, plot_leaderboard
 
@@ -35,7 +36,7 @@ def row(role: str, speedup: float | None, difference: float = 0.0, **more: objec
     if speedup is not None:
         cost = Speedup(speedup, (speedup - 0.1, speedup + 0.2), "reference steps", speedup, None)
         look = Look(3, 3, difference, 0.1, (difference - 0.3, difference + 0.4), "lossless", 0, None)
-        found = Comparison("accuracy", "test", (0, 1, 2), 97 + difference, 0.2, 97.0, look, cost, 0.3)
+        found = Comparison(ACCURACY, "test", (0, 1, 2), 97 + difference, 0.2, 97.0, look, cost, 0.3)
     return Row(role=role, comparison=found, **{"accuracy": 97 + difference, **known, **ended, **more})  # type: ignore[arg-type]
 
 

@@ -11,6 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.config import load_experiment
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.tracking import provenance as provenance_module
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.provenance import provenance
@@ -19,6 +20,7 @@ from raytrain_speedup.tracking.tracker import Tracker
 
 PARAMS = {"pruning.prune_ratio": 0.1 + 0.2, "train.lr": 1e-05}
 FINAL = {"accuracy": 97.25, "val_accuracy": 1 / 3, "train_flops": 123456789012345678.0, "train_seconds": 0.1}
+FINAL |= {"passes_saved": 0.25, "epochs": 3.5, "workers_min": 1, "workers_max": 2}
 WORDS = {"baseline_key": "k", "train_key": "t", "hardware": "a desk", "metric": "accuracy"}
 
 
@@ -31,11 +33,12 @@ def test_a_run_of_a_sweep_is_read_back_as_it_was(tracker: Tracker, experiment_na
     RunLog.start(tracker, experiment, parent=other, folder="trial-01-b", **told)  # type: ignore[arg-type]
     assert [run.state for run in store.records(tracker, experiment_name, parent=parent)] == ["running"]
     log.epoch({"epoch": 1, "val_accuracy": 50.0})
-    log.finish({**FINAL, **WORDS, "done": True})
+    told = FinalMetrics.from_dict({**FINAL, **WORDS, "seed": 7})
+    log.finish(told)
     (run,) = store.records(tracker, experiment_name, parent=parent)
     assert (run.role, run.state, run.seed, run.method) == ("trial", "finished", 7, "infobatch")
     assert (run.parent, run.margin, run.folder, run.params) == (parent, 0.2, "trial-01-a", PARAMS)
-    assert run.metrics == {**FINAL, **WORDS} and "prune_ratio=0.3" in run.settings
+    assert run.final == told and "prune_ratio=0.3" in run.settings
     assert tracker.curve(run.run_id, "epoch/val_accuracy") == [(1, 50.0)]
 
 
@@ -73,7 +76,7 @@ def test_mlflow_alone_says_where_a_run_comes_from(
     monkeypatch.setattr(sys, "argv", ["/bin/speedup", *shown.replace("//", "//me:secret@").split()[1:]])
     experiment = load_experiment("digits", {"pruning.method": "infobatch"})
     log = RunLog.start(tracker, experiment, name="r", into=experiment_name, role="winner")
-    log.finish({"accuracy": 97.0, "baseline_key": "k", "data_fingerprint": "f" * 64})
+    log.finish(FinalMetrics.from_dict({"accuracy": 97.0, "data_fingerprint": "f" * 64}))
     client = MlflowClient(tracker.uri)
     run = client.get_run(log.run_id)
     tags = run.data.tags

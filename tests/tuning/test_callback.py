@@ -13,7 +13,7 @@ from raytrain_speedup.tracking.heartbeat import Beat, Heartbeat
 from raytrain_speedup.tracking.tracker import Tracker
 from raytrain_speedup.tuning.callback import SweepCallback
 
-FINAL = {"val_accuracy": 91.0, "accuracy": 90.0, "train_flops": 1.0, "baseline_key": "k", "done": True}
+FINAL = {"val_accuracy": 91.0, "accuracy": 90.0, "train_flops": 1.0, "baseline_key": "k", "final": True}
 
 
 def trial(name: str) -> Trial:
@@ -58,7 +58,7 @@ def test_a_run_is_shown_with_its_settings_and_written_with_its_sweep(sitting: Si
     assert [state for _, state, *_ in sitting.told] == ["running", "running", "finished"]
     (run,) = store.records(sitting.tracker, sitting.name)
     assert (run.parent, run.margin, run.folder) == (sitting.heartbeat.parent, 0.2, "trial-01-a")
-    assert run.finished and run.metrics["accuracy"] == 90.0
+    assert run.finished and run.final.metrics["accuracy"] == 90.0
 
 
 def test_every_way_to_end(sitting: Sitting) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from tiny_runs import space, tiny
 
 from raytrain_speedup.config import load_experiment
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.schedule import load_schedule
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking import open_tracker, store
@@ -75,8 +76,8 @@ def test_the_setting_of_one_run_against_no_method(tmp_path: Path, uri: str) -> N
     keys = {"pruning.method": "infobatch", "pruning.prune_ratio": 0.8, "train.lr": 1e-3}
     experiment = load_experiment("digits", keys | {"scaling.storage": str(tmp_path / "runs")})
     log = RunLog.start(tracker, experiment, name="mine", into="single")
-    log.finish({"accuracy": 84.0, "baseline_key": "tiny", "hardware": "a desk", "passes_saved": 0.4,
-                "train_seconds": 1.0, "progress": 1.0})  # fmt: skip
+    known = {"accuracy": 84.0, "baseline_key": "tiny", "hardware": "a desk", "passes_saved": 0.4}
+    log.finish(FinalMetrics.from_dict(known | {"train_seconds": 1.0, "progress": 1.0}))
     result, said = go(log.run_id[:8], uri, tmp_path, margin=1.0)
     (row,) = [row for row in result.rows if row.role == "winner"]
     assert row.verdict == "lossy" and row.seeds == (0, 1, 2) and row.difference == pytest.approx(-6.0)

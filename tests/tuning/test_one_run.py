@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from raytrain_speedup.config import load_experiment
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.export import find
@@ -21,7 +22,7 @@ def write(uri: str, *, parent: str | None = None, margin: float | None = None) -
     tracker = open_tracker(uri)
     experiment = load_experiment("digits", {"pruning.method": "infobatch", "pruning.prune_ratio": 0.4})
     log = RunLog.start(tracker, experiment, name="mine", into="one-run", parent=parent, margin=margin)
-    log.finish({"accuracy": 97.0, "baseline_key": "k", "hardware": "a desk"})
+    log.finish(FinalMetrics.from_dict({"accuracy": 97.0, "baseline_key": "k", "hardware": "a desk"}))
     return find(tracker, log.run_id)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.statistics.verdict import plan_for, settle
 from raytrain_speedup.tracking.store import Record
 from raytrain_speedup.tuning.confirmation import Confirmation, confirmation_plan
@@ -39,6 +40,7 @@ def metrics(name: str) -> dict[str, Any]:
     good = 98.0 if name.startswith("trial-02") or not name.startswith("trial") else 90.0
     noise = 0.1 * (int(name.rpartition("seed")[2]) % 3) if "seed" in name else 0.0
     known = {"val_accuracy": good, "accuracy": good + noise, "train_flops": 1.0, "baseline_key": "k"}
+    known |= {"final": True, "seed": int(name.rpartition("seed")[2]) if "seed" in name else SEARCH_SEED}
     return known | {"progress": 1.0, "passes_saved": 0.0, "wall_seconds": 2.0}
 
 
@@ -128,7 +130,10 @@ def test_winners_are_judged_together_and_those_without_a_chance_are_given_up(tmp
     confirm = {"winners": 2, "max_seeds": 6, "pairing": "paired"}
     sweep = loaded(tmp_path, margin=0.3, controls={}, confirm=confirm)
     keys = [{"pruning.prune_ratio": ratio} for ratio in (0.2, 0.4)]
-    winners = [Outcome(name, "trial", name, keys[place], {}) for place, name in enumerate("ab")]
+    winners = [
+        Outcome(name, "trial", name, keys[place], FinalMetrics.from_dict({}))
+        for place, name in enumerate("ab")
+    ]
     plan = confirmation_plan(sweep.settings, 2)
     assert plan is not None
     confirmation, finished = Confirmation(sweep, winners, plan), {}
@@ -139,7 +144,8 @@ def test_winners_are_judged_together_and_those_without_a_chance_are_given_up(tmp
             name, _, seed = run.name.partition("-seed")
             assert run.name not in finished
             values[name][int(seed)] = 97.0 - below[name][int(seed)]
-            metrics = {"accuracy": values[name][int(seed)], "val_accuracy": 90.0, "test_samples": 359}
+            found = {"accuracy": values[name][int(seed)], "val_accuracy": 90.0, "test_samples": 359}
+            metrics = FinalMetrics.from_dict(found | {"seed": int(seed)})
             finished[run.name] = Outcome(run.name, run.role, name, {}, metrics)
     assert {name: len(seeds) for name, seeds in values.items()} == {"baseline": 4, "a": 4, "b": 3}
     assert {name: look.status for name, look in confirmation.looks.items()} == {
@@ -197,7 +203,7 @@ def test_a_baseline_that_fails_late_costs_a_seed_and_not_the_sweep(tmp_path: Pat
 def test_a_baseline_without_the_metric_that_is_searched_for_ends_the_sweep(tmp_path: Path) -> None:
     plan = SweepPlan(loaded(tmp_path))
     plan.suggest("first")
-    plan.on_trial_complete("first", {"train_flops": 1.0, "baseline_key": "k"})
+    plan.on_trial_complete("first", {"train_flops": 1.0, "baseline_key": "k", "final": True})
     assert plan.failure is not None and plan.failure.startswith(
         "it has no metric 'val_accuracy'; expected data"
     )
@@ -226,7 +232,9 @@ def test_more_seeds_are_for_the_winner_there_was(tmp_path: Path) -> None:
 
 def worse(run: Record) -> Record:
     """A baseline that all trials reach."""
-    return replace(run, metrics={**run.metrics, "val_accuracy": 0.0}) if run.role == "baseline" else run
+    if run.role != "baseline":
+        return run
+    return replace(run, metrics=FinalMetrics.from_dict(run.final.to_dict() | {"val_accuracy": 0.0}))
 
 
 def test_the_baselines_of_the_search_alone_say_who_wins(tmp_path: Path) -> None:

@@ -54,6 +54,16 @@ def test_an_experiment_file_of_a_script(tmp_path: Path) -> None:
     assert list(sweep.settings.objectives) == ["val_f1", "train_seconds"]
 
 
+def test_less_may_be_better(tmp_path: Path) -> None:
+    """The direction belongs to the metric, and the search follows it."""
+    sweep = load(tmp_path, overrides={"metric": "perplexity", "direction": "min"})
+    assert sweep.settings.objectives == {"val_perplexity": "min", "train_seconds": "min"}
+    wrong = {"val_perplexity": "max", "train_seconds": "min"}
+    line = "objectives: val_perplexity: 'max' is not allowed; expected 'min', by which it is better$"
+    with pytest.raises(UserError, match=line):
+        load(tmp_path, overrides={"metric": "perplexity", "direction": "min"}, objectives=wrong)
+
+
 def test_which_sweep_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = load(tmp_path).key
     elsewhere = tmp_path / "elsewhere"

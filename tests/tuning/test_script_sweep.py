@@ -54,14 +54,15 @@ def test_a_sweep_of_a_script(tmp_path: Path, uri: str) -> None:
     roles = [run.role for run in records]
     assert (roles.count("baseline"), roles.count("trial"), roles.count("winner")) == (5, 2, 3)
     trials = [run for run in records if run.role == "trial"]
-    assert all("accuracy" not in run.metrics and run.metrics["val_accuracy"] > 50 for run in trials)
+    assert all(run.final.of("test") is None and run.final.metrics["val_accuracy"] > 50 for run in trials)
     row = next(row for row in result.rows if row.role == "winner")
     assert row.seeds == (0, 1, 2) and row.accuracy is not None and row.accuracy > 80
     assert row.comparison is not None and row.comparison.speedup.clock == "reference steps"
     assert row.speedup is not None and row.speedup_interval is not None and row.interval is not None
     assert row.passes_saved is not None and 0.02 < row.passes_saved < 0.5
     winner = next(run for run in records if run.role == "winner")
-    assert winner.metrics["samples_shown"] == pytest.approx((1 - winner.metrics["passes_saved"]) * 4 * 1200)
+    shown = pytest.approx((1 - winner.final.passes_saved) * 4 * 1200)
+    assert winner.final.costs.samples_shown == shown
     out = tmp_path / "exported.yaml"
     export(row.run_id, out, uri, unproven=True)
     with pytest.warns(UnprovenSchedule) if row.verdict != "lossless" else contextlib.nullcontext():
@@ -149,8 +150,9 @@ def test_scripts_that_fail(tmp_path: Path, uri: str) -> None:
         assert (runs[fault].state, runs[fault].reason) == ("failed", line)
         assert f"failed: {line}" in text
     assert runs[5].state == "finished"
-    assert runs[5].metrics["val_accuracy"] == 91.0 and "accuracy" not in runs[5].metrics
-    assert "reference_steps" not in runs[5].metrics and runs[5].metrics["passes_saved"] == 0
+    final = runs[5].final
+    assert final.of("validation") == 91.0 and final.of("test") is None
+    assert final.costs.reference_steps is None and final.passes_saved == 0
 
 
 def test_a_baseline_without_the_metric(tmp_path: Path, uri: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 from test_plan import loaded
 
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.tracking.store import Record
 from raytrain_speedup.tuning.plan import SweepPlan
 from raytrain_speedup.tuning.search import Search
@@ -37,6 +38,7 @@ def metrics(params: dict[str, Any]) -> dict[str, Any]:
     ratio = params.get(RATIO, 0.0)
     good = 90 - 10 * abs(ratio - 0.3) - params.get(LR, 0.0)
     known = {"accuracy": good, "progress": 1.0, "passes_saved": 0.0, "wall_seconds": 2.0, "baseline_key": "k"}
+    known |= {"final": True}
     return {"val_accuracy": good, "train_flops": 1e9 * (1 - ratio / 2), **known}
 
 
@@ -63,7 +65,8 @@ def run(plan: SweepPlan, *, limit: int | None = None, infeasible: float = 1.0) -
             done.append(Record("r", name, role, "failed", params=params, **known))
         else:
             plan.on_trial_complete(slot, metrics(params))
-            done.append(Record("r", name, role, "finished", params=params, metrics=metrics(params), **known))
+            final = FinalMetrics.from_dict(metrics(params))
+            done.append(Record("r", name, role, "finished", params=params, metrics=final, **known))
     return done
 
 
@@ -95,11 +98,12 @@ def test_what_optuna_is_reported(tmp_path: Path) -> None:
         ("finished", metrics({RATIO: 0.5})),
         ("stopped", {"val_accuracy": 99.0, "train_flops": 1.0}),
         ("stopped", metrics({RATIO: 0.5})),
-        ("failed", {}),
+        ("failed", None),
         ("finished", metrics({RATIO: 0.5}) | {"val_accuracy": float("nan")}),
     ]
     for state, final in endings:
-        search.tell(search.suggest(), state, final)
+        known = None if final is None else FinalMetrics.from_dict(final)
+        search.tell(search.suggest(), state, known)
     told = search.study.trials
     assert [trial.state for trial in told] == [TrialState.COMPLETE] + [TrialState.PRUNED] * 4
     assert [sum(trial.constraints.values()) > 0 for trial in told] == [False, False, False, True, True]

@@ -149,6 +149,7 @@ def entry(**fields: object) -> dict[str, object]:
             {"objectives": {"val_miou": "max"}},
             "objectives: no run has a metric 'val_miou' to be tuned by; expected",
         ),
+        ({"objectives": {"val_loss": "max"}}, "val_loss: 'max' is not allowed; expected 'min'"),
         ({"objectives": {"accuracy": "max"}}, "objectives: no run has a metric 'accuracy' to be tuned by"),
         ({"seeds": [0, 1, 1]}, "seeds: [0, 1, 1] is not allowed; expected every seed once"),
     ],

@@ -58,12 +58,14 @@ def test_a_sweep_of_the_engine(tmp_path: Path, uri: str, monkeypatch: pytest.Mon
     assert len(parents) == 1
     assert client.get_run(parents.pop()).info.status == "FINISHED"
     one = next(run for run in records if run.role == "winner")
-    assert 0 < one.metrics["passes_saved"] < 1 and one.metrics["train_flops"] > 0
+    assert 0 < one.final.passes_saved < 1 and one.final.costs.train_flops
     assert [point.step for point in client.get_metric_history(one.run_id, "epoch/val_accuracy")] == [1, 2]
     assert client.get_run(one.run_id).data.params["pruning.method"] == "infobatch"
     trial = next(run for run in records if run.role == "trial")
-    assert "accuracy" not in trial.metrics and trial.metrics["val_accuracy"] > 0, "the test split is not read"
-    assert one.metrics["reference_steps"] > 0 and one.metrics["setup"].startswith("batch 64, device loader")
+    assert trial.final.of("test") is None and trial.final.metrics["val_accuracy"] > 0, (
+        "the test split is not read"
+    )
+    assert one.final.costs.reference_steps and one.final.setup.startswith("batch 64, device loader")
     row = next(row for row in result.rows if row.role == "winner")
     assert (
         row.seeds == (0, 1)
@@ -114,7 +116,7 @@ def test_stopped_trials_are_no_results(tmp_path: Path, uri: str) -> None:
     assert all(shown[run.run_id].speedup is None for run in stopped)
     client = MlflowClient(uri)
     assert {client.get_run(run.run_id).info.status for run in stopped} == {"KILLED"}
-    processes = {run.metrics["process"] for run in records if run.finished}
+    processes = {run.final.metrics["process"] for run in records if run.finished}
     assert len(processes) <= 2, "the trials' processes are reused"
 
 
@@ -266,11 +268,11 @@ def test_killed_then_interrupted_then_finished(tmp_path: Path, uri: str) -> None
     ratios = {run.params["pruning.prune_ratio"] for run in records if run.role == "trial"}
     assert {0.2, 0.3, 0.4} < ratios and len(ratios) == 4
     for run in records:
-        assert run.metrics["resumed_after"] >= cut.get(run.name, 0)
+        assert run.final.metrics["resumed_after"] >= cut.get(run.name, 0)
         steps = [point.step for point in client.get_metric_history(run.run_id, "epoch/train_loss")]
         assert steps == sorted(set(steps)), "an epoch was logged twice"
         # An epoch whose checkpoint was written as the driver died was never told.
-        assert {1, 2, 3, 4} - set(steps) <= {run.metrics["resumed_after"]}
+        assert {1, 2, 3, 4} - set(steps) <= {run.final.metrics["resumed_after"]}
     assert len({run.folder for run in records}) == 12
     for run in records:
         assert run.folder.startswith(f"{run.name}-")

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.statistics.verdict import plan_for
 from raytrain_speedup.tuning.winners import Outcome, pick_winners
 
@@ -14,11 +15,15 @@ OBJECTIVES = {"val_accuracy": "max", "train_flops": "min"}
 
 
 def trial(name: str, accuracy: float, flops: float, group: str | None = None) -> Outcome:
-    return Outcome(name, "trial", group or name, {}, {"val_accuracy": accuracy, "train_flops": flops})
+    return Outcome(name, "trial", group or name, {}, final(val_accuracy=accuracy, train_flops=flops))
+
+
+def final(**metrics: float) -> FinalMetrics:
+    return FinalMetrics.from_dict(metrics)
 
 
 def picked(trials: list[Outcome], count: int, objectives: dict[str, str] = OBJECTIVES) -> list[str]:
-    baselines = [{"val_accuracy": 97.0}, {"val_accuracy": 98.0}]
+    baselines = [final(val_accuracy=97.0), final(val_accuracy=98.0)]
     found = pick_winners(trials, baselines, count=count, objectives=objectives)
     return [outcome.name for outcome in found]
 
@@ -36,11 +41,12 @@ def test_then_the_most_accurate() -> None:
 
 def test_a_metric_that_is_to_be_small_is_reached_from_above() -> None:
     trials = [
-        Outcome(name, "trial", name, {}, {"val_loss": loss, "train_flops": flops})
+        Outcome(name, "trial", name, {}, final(val_loss=loss, train_flops=flops))
         for name, loss, flops in (("worse", 1.2, 1.0), ("better", 0.9, 4.0), ("equal", 1.0, 3.0))
     ]
     objectives = {"val_loss": "min", "train_flops": "min"}
-    found = pick_winners(trials, [{"val_loss": 0.9}, {"val_loss": 1.1}], count=3, objectives=objectives)
+    baselines = [final(val_loss=0.9), final(val_loss=1.1)]
+    found = pick_winners(trials, baselines, count=3, objectives=objectives)
     assert [outcome.name for outcome in found] == ["equal", "better", "worse"]
 
 
@@ -50,8 +56,8 @@ def test_equal_settings_count_once_and_others_are_not_forgotten() -> None:
 
 
 def test_seconds_are_the_cost_of_a_single_objective() -> None:
-    one = Outcome("one", "trial", "1", {}, {"val_accuracy": 98.0, "train_seconds": 3.0})
-    two = Outcome("two", "trial", "2", {}, {"val_accuracy": 99.0, "train_seconds": 5.0})
+    one = Outcome("one", "trial", "1", {}, final(val_accuracy=98.0, train_seconds=3.0))
+    two = Outcome("two", "trial", "2", {}, final(val_accuracy=99.0, train_seconds=5.0))
     assert picked([two, one], 1, {"val_accuracy": "max"}) == ["one"]
 
 
@@ -102,7 +108,7 @@ def confirmed(steep: float, start: float, above: float) -> tuple[float, float, f
             trial(str(i), metric, 1 - saved)
             for i, (metric, saved) in enumerate(zip(seen, saving, strict=True))
         ]
-        baselines = [{"val_accuracy": 90 + above + luck} for luck in random.normal(0, SD, 2)]
+        baselines = [final(val_accuracy=90 + above + luck) for luck in random.normal(0, SD, 2)]
         winners = pick_winners(trials, baselines, count=WINNERS, objectives=OBJECTIVES)
         chosen = [int(winner.name) for winner in winners]
         true.append(-loss[chosen])

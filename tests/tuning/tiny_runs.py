@@ -61,7 +61,8 @@ def tiny(config: dict[str, Any]) -> None:
         "wall_seconds": 1.0,
         "process": os.getpid(),
         "resumed_after": done,
-        "done": True,
+        "seed": seed,
+        "final": True,
     }
     reporter.report({**metrics(EPOCHS), **final})
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -197,6 +197,17 @@ class Reference(Yardstick):
     def _answer(self, *inputs: Tensor) -> Any:
         with self._autocast:
             return self._network(*inputs)
+
+
+class StepYardstick(Yardstick):
+    """A step that a script gives."""
+
+    def __init__(self, step: Callable[[], Any], watch: Stopwatch, *, batch_size: int) -> None:
+        super().__init__(watch, batch_size=batch_size, steps=MOST_STEPS)
+        self._own_step = step
+
+    def _step(self) -> None:
+        self._own_step()
 
 
 class NoReference:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.statistics.estimate import ratio_interval
 
-Run = Mapping[str, Any]
-"""The final metrics of a run, and its `seed`."""
+Value = Callable[[FinalMetrics], float | None]
+"""A number of a run, None where it has none."""
 
 Clock = Literal["reference steps", "wall seconds", "none"]
 
@@ -55,27 +56,28 @@ class Speedup:
     doubt: str = ""
 
     @classmethod
-    def of(cls, runs: Sequence[Run], baselines: Sequence[Run]) -> Speedup:
+    def of(cls, runs: Sequence[FinalMetrics], baselines: Sequence[FinalMetrics]) -> Speedup:
         """The speedup of comparable runs, each side at least one."""
         everyone = (*runs, *baselines)
-        wall, wall_interval = _ratio(runs, baselines, "train_seconds")
-        flops = _ratio(runs, baselines, "train_flops")[0] if _all_have(everyone, "train_flops") else None
+        wall, wall_interval = _ratio(runs, baselines, lambda run: run.costs.train_seconds)
+        flops = _ratio(runs, baselines, _flops)[0] if all(map(_flops, everyone)) else None
         reasons = disturbances(everyone)
-        units = {run.get("reference_batch") for run in everyone}
-        if not _all_have(everyone, "reference_steps") or len(units) > 1:
+        units = {run.costs.reference_batch for run in everyone}
+        if not all(map(_steps, everyone)) or len(units) > 1:
             return cls(wall, wall_interval, "wall seconds", wall, flops, reasons, _doubt(wall, None, flops))
-        if max(run.get("reference_spread", 1.0) for run in everyone) > HOPELESS_SPREAD:
+        if _spread(everyone) > HOPELESS_SPREAD:
             return cls(None, None, "none", wall, flops, reasons)
-        ratio, interval = _ratio(runs, baselines, "reference_steps")
+        ratio, interval = _ratio(runs, baselines, _steps)
         return cls(ratio, interval, "reference steps", wall, flops, reasons, _doubt(ratio, wall, flops))
 
 
-def disturbances(runs: Sequence[Run]) -> str:
+def disturbances(runs: Sequence[FinalMetrics]) -> str:
     """What disturbed runs, the worst of each: it makes their wall seconds doubtful, and their cost less sure."""
-    fraction = min(run.get("core_fraction", 1.0) for run in runs)
-    switches = max(run.get("switches_per_second", 0.0) for run in runs)
-    spread = max(run.get("reference_spread", 1.0) for run in runs)
-    others = max(run.get("other_processes", 0.0) for run in runs)
+    costs = [run.costs for run in runs]
+    fraction = min((cost.core_fraction for cost in costs if cost.core_fraction is not None), default=1.0)
+    switches = max(cost.switches_per_second or 0.0 for cost in costs)
+    spread = _spread(runs)
+    others = max(cost.other_processes or 0.0 for cost in costs)
     found = {
         f"as little as {fraction:.0%} of a core": fraction < LEAST_CORE_FRACTION,
         f"core lost up to {switches:.0f} times a second": switches > MOST_SWITCHES,
@@ -95,23 +97,34 @@ def _doubt(ratio: float, wall: float | None, flops: float | None) -> str:
     return "but " + " and ".join(found) if found else ""
 
 
-def _all_have(runs: Sequence[Run], key: str) -> bool:
-    return all(run.get(key) for run in runs)
+def _flops(run: FinalMetrics) -> float | None:
+    return run.costs.train_flops
+
+
+def _steps(run: FinalMetrics) -> float | None:
+    return run.costs.reference_steps
+
+
+def _spread(runs: Sequence[FinalMetrics]) -> float:
+    """Of the reference steps, in the run where they varied most."""
+    return max(1.0 if run.costs.reference_spread is None else run.costs.reference_spread for run in runs)
 
 
 def _ratio(
-    runs: Sequence[Run], baselines: Sequence[Run], key: str
+    runs: Sequence[FinalMetrics], baselines: Sequence[FinalMetrics], cost: Value
 ) -> tuple[float, tuple[float, float] | None]:
     """Baseline over method, and its bounds: seed by seed where the baseline ran those of the method."""
-    ours, theirs = by_seed(runs, key), by_seed(baselines, key)
+    ours, theirs = by_seed(runs, cost), by_seed(baselines, cost)
     return ratio_interval(ours, theirs, confidence=CONFIDENCE, paired=ours.keys() <= theirs.keys())
 
 
-def by_seed(runs: Sequence[Run], key: str) -> dict[int, float]:
-    """One value per seed, the mean where a seed was run again: a repetition is no new evidence."""
+def by_seed(runs: Sequence[FinalMetrics], value: Value) -> dict[int, float]:
+    """One value per seed, the mean where a seed was run again: a repetition is no new evidence. Runs without a
+    value are left out."""
     values: dict[int, list[float]] = {}
     for run in runs:
-        values.setdefault(int(run["seed"]), []).append(run[key])
+        if (found := value(run)) is not None:
+            values.setdefault(run.seed, []).append(found)
     return {seed: _mean(values[seed]) for seed in sorted(values)}
 
 

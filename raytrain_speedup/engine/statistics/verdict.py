@@ -1,6 +1,7 @@
 """Is the quality the same? Verdicts that hold whenever one stops.
 
-A difference is method - baseline, in points, over seeds. **Lossless** is the verdict of a test of
+A difference is method - baseline, in points, over seeds, of values of which more is better: `engine.compare` turns
+a loss round before and the look at it back. **Lossless** is the verdict of a test of
 non-inferiority: the lower bound of the difference lies above -margin. **Lossy** is its mirror image: the upper
 bound lies below. Each has an error of its own, the chance of that verdict where the truth is -margin.
 
@@ -76,6 +77,12 @@ class Look:
     def verdict(self) -> Verdict:
         """The status for whoever asks only for verdicts."""
         return cast(Verdict, self.status) if self.status in ("lossless", "lossy") else "not yet known"
+
+    def mirrored(self) -> Look:
+        """The same of values with the other sign, for a metric of which less is better: its interval reaches from
+        the negative upper bound to the negative lower one."""
+        interval = None if self.interval is None else (-self.interval[1], -self.interval[0])
+        return replace(self, difference=-self.difference, interval=interval)
 
 
 @dataclass(frozen=True)

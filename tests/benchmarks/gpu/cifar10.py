@@ -15,6 +15,7 @@ from typing import Any
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine.compare import NotComparable, compare
+from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.run import run
 from tests.benchmarks.gpu.rows import Kit, Row, Rows, table
@@ -118,7 +119,7 @@ def _epochs(trial: Row, until: float) -> int:
 
 def _run(experiment: Experiment) -> Row:
     with tempfile.TemporaryDirectory() as folder:
-        metrics = run(experiment, LocalReporter(Path(folder)))
+        metrics = run(experiment, LocalReporter(Path(folder))).to_dict()
     return {key: metrics[key] for key in KEPT if key in metrics} | {"metrics": metrics}
 
 
@@ -148,7 +149,8 @@ def _report(runs: dict[str, list[Row]], epochs: int) -> str:
 
 def _compared(runs: list[Row], baselines: list[Row]) -> Row:
     try:
-        found = compare(runs, baselines, declared=("train.epochs",))
+        sides = ([FinalMetrics.from_dict(run) for run in side] for side in (runs, baselines))
+        found = compare(*sides, declared=("train.epochs",))
     except NotComparable as error:
         return {"verdict": str(error)}
     low_high = found.interval

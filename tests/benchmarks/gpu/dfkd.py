@@ -110,6 +110,6 @@ def _run(kit: Kit) -> Row:
             "distillation.student_steps": 2,
         }
     with tempfile.TemporaryDirectory() as folder:
-        metrics = run(load_experiment("cifar10-wrn40_2-wrn16_1", keys), LocalReporter(Path(folder)))
+        metrics = run(load_experiment("cifar10-wrn40_2-wrn16_1", keys), LocalReporter(Path(folder))).to_dict()
     shown = ("accuracy", "teacher_seconds", "synthesis_seconds", "train_seconds", "train_flops")
     return {name: metrics[name] for name in shown} | {"metrics": metrics}

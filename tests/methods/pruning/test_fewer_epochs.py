@@ -51,7 +51,9 @@ def test_a_run_of_the_engine_saves_as_many_passes_and_anneals_as_the_long_one_do
         "train.threads": 1,
         "train.checkpoint_every": 0,
     }
-    metrics = run(load_experiment("digits", keys), LocalReporter(tmp_path), device=torch.device("cpu"))
+    metrics = run(
+        load_experiment("digits", keys), LocalReporter(tmp_path), device=torch.device("cpu")
+    ).to_dict()
     assert metrics["passes_saved"] == pytest.approx(saving, abs=0.001)
     assert metrics["samples_shown"] == pytest.approx((1 - saving) * 3 * 230, abs=1)
     assert metrics["progress"] == 1

@@ -1,0 +1,99 @@
+"""What a run has shown, lost and spent up to now, counted step by step without waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from raytrain_speedup.data.batch import Step
+from raytrain_speedup.engine.cost.costs import Costs
+
+COUNTERS = ("steps_taken", "samples_shown", "compute_spent", "flops_spent")
+
+
+class Tally:
+    """Counts the steps of a run.
+
+    Args:
+        num_samples: of the training set.
+        flops: training FLOPs of one sample by input size and fraction of the tokens kept.
+        device: where losses and weights are.
+        rank, world: of this process.
+
+    Attributes:
+        samples_shown: by all ranks together, replayed ones included.
+        compute_spent: the same in epoch equivalents.
+        flops_spent: those of the batches' making among them.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        flops: Mapping[tuple[int | None, float], float],
+        *,
+        device: torch.device,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.steps_taken = 0
+        self.samples_shown = 0
+        self.compute_spent = 0.0
+        self.flops_spent = 0.0
+        self._num_samples, self._flops, self._rank, self._world = num_samples, flops, rank, world
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # weighted losses, weights
+
+    def count(self, step: Step, weighted_loss: Tensor, weight: Tensor) -> None:
+        """A step that was taken.
+
+        Args:
+            weighted_loss: () the sum over this rank's part of it.
+            weight: (b,) of the samples of the part.
+        """
+        self.steps_taken += 1
+        self._sums += torch.stack([weighted_loss, weight.sum()])
+        self.samples_shown += step.count
+        self.compute_spent += step.count * step.stage.cost / self._num_samples
+        self.flops_spent += step.count * self._flops[step.stage.size, step.stage.tokens]
+
+    def mean_loss(self) -> float:
+        """The weighted mean of the losses since this was last asked, over all ranks."""
+        total, weight = self._all_sums().tolist()
+        self._sums.zero_()
+        return total / weight
+
+    def costs(self, seconds: Mapping[str, float], in_steps: Mapping[str, float]) -> Costs:
+        """What was spent.
+
+        Args:
+            seconds: of the stopwatch.
+            in_steps: of the reference.
+        """
+        return Costs(
+            **seconds,
+            samples_shown=self.samples_shown,
+            samples_per_second=self.samples_shown / max(seconds["train_seconds"], 1e-9),
+            compute_spent=self.compute_spent,
+            train_flops=self.flops_spent,
+            **in_steps,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What all ranks share; called on all of them."""
+        return {"sums": self._all_sums(), **{name: getattr(self, name) for name in COUNTERS}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of `state_dict`."""
+        for name in COUNTERS:
+            setattr(self, name, state[name])
+        if self._rank == 0:  # they hold the sums of all ranks
+            self._sums.copy_(state["sums"])
+
+    def _all_sums(self) -> Tensor:
+        sums = self._sums.clone()
+        if self._world > 1:
+            dist.all_reduce(sums)
+        return sums
