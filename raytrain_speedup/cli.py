@@ -167,14 +167,21 @@ def sweep(
     resume: Annotated[
         bool, typer.Option(help="go on with the last sweep of this file; it may ask for more trials or seeds")
     ] = False,
+    fresh_baseline: Annotated[
+        bool,
+        typer.Option("--fresh-baseline", help="run every baseline, also those that an earlier sweep has run"),
+    ] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Search for the settings that train fastest without losing accuracy.
 
-    A baseline runs first, then the trials. The best of them are confirmed
-    against the baseline, seed by seed, until there is a verdict. Ends with a
-    leaderboard, a plot of speedup against accuracy and, where a setting is
-    proven lossless, its schedule.
+    A baseline runs first, then the trials: the cheapest setting is searched for
+    whose quality is at least that of the baseline less the file's margin
+    (objective: cheapest-lossless), or all trades between the two (pareto). What
+    will not reach the bound is stopped. The best are confirmed against the
+    baseline, seed by seed, until there is a verdict; where it is lossy, the next
+    safest. Ends with a leaderboard, a plot of speedup against accuracy and,
+    where a setting is proven lossless, its schedule. See docs/sweeps.md.
 
     speedup sweep search_spaces/quickstart.yaml
     speedup sweep search_spaces/quickstart.yaml --trials 20 train.epochs=10
@@ -191,6 +198,7 @@ def sweep(
         tracking_uri=tracking_uri,
         out=out,
         resume=resume,
+        fresh_baseline=fresh_baseline,
         console=console,
     )
 

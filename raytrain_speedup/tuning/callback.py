@@ -17,7 +17,7 @@ from raytrain_speedup.tracking.run_log import RunLog, settings_of
 from raytrain_speedup.tracking.tracker import State, Tracker
 
 TUNES_OWN = {*AUTO_RESULT_KEYS, "done", "trial_id", "experiment_tag", "should_checkpoint"}
-FAILURE = {"error", "traceback"}
+FAILURE = {"error", "traceback", "again"}
 """What a trial reports in place of metrics when it fails, see `sweep.guarded`."""
 
 
@@ -40,6 +40,7 @@ class SweepCallback(Callback):
         margin: of the sweep, kept with every run for the leaderboard.
         reopen: run name to the run to go on with.
         listener: is told the same.
+        stopped: why a trial was stopped, by name of its run.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class SweepCallback(Callback):
         margin: float,
         reopen: Mapping[str, str],
         listener: Listener,
+        stopped: Mapping[str, str],
     ) -> None:
-        self.tracker = tracker
+        self.tracker, self.stopped = tracker, stopped
         self.into, self.heartbeat, self.margin = into, heartbeat, margin
         self.reopen = dict(reopen)
         self.listener = listener
@@ -105,7 +107,7 @@ class SweepCallback(Callback):
             self.listener(trial.config["run_name"], "running", metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._end(trial, "stopped", f"behind the others at {trial.last_result.get('progress', 0):.0%}")
+        self._end(trial, "stopped", self.stopped.get(trial.config["run_name"], ""))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._end(trial, "failed", last_line(trial))
@@ -122,9 +124,10 @@ class SweepCallback(Callback):
             self.listener(trial.config["run_name"], state, own_metrics(trial.last_result), reason)
 
 
-def own_metrics(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A Tune result without what Tune added."""
-    return {key: value for key, value in result.items() if key not in TUNES_OWN | FAILURE}
+def own_metrics(result: Mapping[str, Any], *, failures: bool = False) -> dict[str, Any]:
+    """A Tune result without what Tune added, and without what a failed trial reports unless it is asked for."""
+    foreign = TUNES_OWN if failures else TUNES_OWN | FAILURE
+    return {key: value for key, value in result.items() if key not in foreign}
 
 
 def last_line(trial: Trial) -> str:

@@ -3,6 +3,8 @@
 A round is one seed: the baseline and every winner that awaits a verdict, one after the other, in an order that
 turns round from seed to seed, so that a machine that drifts favours nobody. The controls run in the first rounds.
 After the rounds at which the plan looks, winners with a verdict, and those that will hardly get one, are done.
+If none of them is proven lossless, the next safest candidate of the search is confirmed over the same seeds: the
+baseline has them already. Those candidates share the error from the start.
 
 The plan is made before the first run of a round, and is the same when the sweep is resumed. Where the file asks
 for more seeds than an earlier run of the sweep did, the plan is extended, and says what error the whole has.
@@ -10,6 +12,7 @@ for more seeds than an earlier run of the sweep did, the plan is extended, and s
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
@@ -35,7 +38,7 @@ def confirmation_plan(settings: SweepSettings, winners: int, begun: Plan | None 
     """The plan of a sweep's confirmation; None where so few seeds are asked for that no verdict is possible.
 
     Args:
-        winners: how many settings are confirmed.
+        winners: how many settings are confirmed at most, those in reserve included.
         begun: the plan of an earlier run of the sweep.
     """
     confirm = settings.confirm
@@ -72,14 +75,24 @@ class Confirmation:
         sweep: the search-space file.
         winners: the trials to confirm, best first; none where there is only the baseline to repeat.
         plan: of `confirmation_plan`.
+        reserves: those to step down to, one after the other, where no winner is proven.
 
     Attributes:
+        winners: those under confirmation now.
         looks: the last look at each winner, by name.
     """
 
-    def __init__(self, sweep: Sweep, winners: Sequence[Outcome], plan: Plan | None) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        winners: Sequence[Outcome],
+        plan: Plan | None,
+        reserves: Sequence[Outcome] = (),
+    ) -> None:
         self.sweep, self.winners, self.plan = sweep, winners, plan
         self.looks: dict[str, Look] = {}
+        self._reserves = deque(reserves if plan is not None else ())
+        self._said: list[str] = []
         self._most_rounds = most_rounds(sweep.settings, plan if winners else None)
         self._rounds = 0  # handed out
         self._told: dict[str, Look] = {}
@@ -94,7 +107,7 @@ class Confirmation:
         names = ", ".join(winner.name for winner in self.winners)
         if self.plan is None:
             return f"confirming {names} over {len(self.sweep.settings.seeds)} seeds: too few for a verdict"
-        plan, most = self.plan, self._most_rounds * (1 + len(self.winners))
+        plan, most = self.plan, self._most_rounds * (1 + len(self.winners) + len(self._reserves))
         known = [run.metrics.costs.wall_seconds or 0.0 for run in finished.values()]
         text = (
             f"confirming {names} against the baseline: looks after {_listed(plan.looks)} seeds, error "
@@ -106,11 +119,13 @@ class Confirmation:
 
     def news(self) -> Iterator[str]:
         """What the last look found, a line for each winner that it was news of."""
-        for winner in self.winners:
-            look = self.looks.get(winner.name)
-            if look is not None and self._told.get(winner.name) != look:
-                self._told[winner.name] = look
-                yield f"{winner.name}: {_spoken(look, winner.metrics.metric)}"
+        metric = self.sweep.objective.ranks
+        for name, look in self.looks.items():
+            if self._told.get(name) != look:
+                self._told[name] = look
+                yield f"{name}: {_spoken(look, metric)}"
+        while self._said:
+            yield self._said.pop(0)
 
     def next_runs(self, finished: Mapping[str, Outcome]) -> list[PlannedRun]:
         """The runs of all rounds until the next look; none when it is over.
@@ -119,6 +134,10 @@ class Confirmation:
             finished: the runs of the sweep by name, among them all of the rounds before that did not fail.
         """
         self._look(finished)
+        if self._reserves and self._has_failed():
+            stepped_down = self._reserves.popleft()
+            self.winners, self._rounds = [stepped_down], 0
+            self._said.append(f"stepping down to {stepped_down.name}, the next safest")
         runs: list[PlannedRun] = []
         while self._rounds < self._most_rounds:
             runs += self._round(self._rounds)
@@ -154,7 +173,14 @@ class Confirmation:
         baseline = _runs_of(finished, BASELINE, seeds)
         methods = {winner.name: _runs_of(finished, winner.name, seeds) for winner in self.winners}
         if self.plan is not None and all(methods.values()):
-            self.looks = settle_runs(self.plan, methods, baseline)
+            self.looks |= settle_runs(self.plan, methods, baseline)
+
+    def _has_failed(self) -> bool:
+        """Whether the winners are at their end, and none of any stage is lossless."""
+        over = self._rounds >= self._most_rounds
+        looks = [self.looks.get(winner.name) for winner in self.winners]
+        ended = all(over or (look is not None and look.status != "continue") for look in looks)
+        return ended and all(look.status != "lossless" for look in self.looks.values())
 
 
 def _spoken(look: Look, metric: Metric) -> str:

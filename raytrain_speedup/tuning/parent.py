@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import yaml
@@ -11,8 +12,10 @@ from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.export import experiment_of
 from raytrain_speedup.tracking.provenance import provenance
 from raytrain_speedup.tracking.run_log import EXPERIMENT_FILE
-from raytrain_speedup.tracking.tracker import NotTracked, Tracker
-from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, Sweep, SweepSettings
+from raytrain_speedup.tracking.tracker import EPOCH, NotTracked, Tracker
+from raytrain_speedup.tuning.objective import Objective
+from raytrain_speedup.tuning.planned import BASELINE, TRIAL
+from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, SEARCH_SEED, Sweep, SweepSettings
 
 SPACE_FILE = "search_space.yaml"
 """The file of the run with the sweep's settings; what they vary is in `EXPERIMENT_FILE`."""
@@ -68,6 +71,27 @@ def past_runs(tracker: Tracker, experiment: str, parent: str) -> list[store.Reco
     """The runs of earlier runs of the sweep, none of them running: this driver holds the sweep."""
     tracker.reopen(parent)
     return [_settled(tracker, run) for run in store.records(tracker, experiment, parent=parent)]
+
+
+def past_curves(
+    tracker: Tracker, past: Iterable[store.Record], objective: Objective
+) -> dict[str, list[dict[str, float]]]:
+    """The reports of the runs of an earlier search, by name of the run, as far as an objective needs them."""
+    names = ("progress", objective.quality_metric, objective.cost_metric, "wall_seconds")
+    return {
+        run.name: _reports(tracker, run.run_id, names)
+        for run in past
+        if run.role in (TRIAL, BASELINE) and run.state in ("finished", "stopped")
+        if run.seed >= SEARCH_SEED
+    }
+
+
+def _reports(tracker: Tracker, run_id: str, names: Iterable[str]) -> list[dict[str, float]]:
+    by_step: dict[int, dict[str, float]] = {}
+    for name in names:
+        for step, value in tracker.curve(run_id, EPOCH + name):
+            by_step.setdefault(step, {})[name] = value
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def _settled(tracker: Tracker, run: store.Record) -> store.Record:

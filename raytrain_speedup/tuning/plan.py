@@ -1,7 +1,10 @@
 """The order of a sweep: a baseline, the search, the winners against the baseline.
 
-The search has baselines of its own: one begins it (without a baseline there is nothing to search for), one runs
-in its middle. They say which trials are worth confirming (`confirmation.py`).
+The search has baselines of its own, which say which trials are worth confirming (`confirmation.py`). Without a
+baseline there is nothing to search for, so one begins it. The other runs in its middle, or at once where the search
+has to know the bound (`cheapest-lossless`).
+
+A run that fails runs once more, unless it is sure to fail again: a mistake of the user's, or no memory left.
 
 One searcher hands Ray Tune all of them, so all run in the same reused processes, and there is one thing to
 interrupt and to resume. MLflow is the only record: a resumed sweep is planned from the runs found there.
@@ -10,7 +13,7 @@ interrupt and to resume. MLflow is the only record: a resumed sweep is planned f
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +26,14 @@ from raytrain_speedup.tracking.run_log import group_of
 from raytrain_speedup.tracking.store import Record
 from raytrain_speedup.tuning.callback import own_metrics
 from raytrain_speedup.tuning.confirmation import Confirmation, confirmation_plan, most_rounds
+from raytrain_speedup.tuning.forecast import Forecast
+from raytrain_speedup.tuning.library import BaselineLibrary
+from raytrain_speedup.tuning.limits import Limits
+from raytrain_speedup.tuning.monitor import Monitor
 from raytrain_speedup.tuning.planned import BASELINE, TRIAL, WINNER, PlannedRun, baseline_run
-from raytrain_speedup.tuning.search import Search, Suggestion
+from raytrain_speedup.tuning.search import Ending, Search, Suggestion
 from raytrain_speedup.tuning.space import COSTS, SEARCH_SEED, Sweep
-from raytrain_speedup.tuning.winners import Outcome, pick_winners
+from raytrain_speedup.tuning.winners import Outcome, pick_ladder, pick_winners
 
 SEARCH_SEEDS = (SEARCH_SEED, SEARCH_SEED + 1)
 """Of the baselines that say which trials reach it: two, since one may be lucky."""
@@ -39,6 +46,8 @@ class SweepPlan(Searcher):
         sweep: the search-space file.
         past: the runs of earlier runs of the sweep, none of them running.
         winners: settings to confirm without a search.
+        library: of baselines that need not run again.
+        curves: of the past runs of the search, by name, see `past_curves`.
         say: is told in a line what is about to be confirmed, and what each look at it finds.
     """
 
@@ -48,11 +57,18 @@ class SweepPlan(Searcher):
         past: Sequence[Record] = (),
         *,
         winners: Sequence[Outcome] | None = None,
+        curves: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        library: BaselineLibrary | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         objectives = sweep.settings.objectives
         super().__init__(metric=list(objectives), mode=list(objectives.values()))
         self.sweep, self.say = sweep, say
+        self.objective = sweep.objective
+        self.monitor = Monitor(self.objective)
+        self._library = library
+        self._running: dict[str, PlannedRun] = {}
+        self._repeated: deque[PlannedRun] = deque()
         self.refused: list[str] = []
         self.finished = {
             run.name: Outcome(run.name, run.role, run.group, run.params, run.final)
@@ -62,22 +78,23 @@ class SweepPlan(Searcher):
         self.interrupted = {
             run.name: run for run in past if run.state == "interrupted" and run.name not in self.finished
         }
-        # A run that was begun twice, because MLflow's answer to the first was lost, is the one that finished.
-        trials = {run.name: run for run in sorted(past, key=lambda run: run.finished) if run.role == TRIAL}
         begun = [run for run in past if run.role == WINNER]
         self._begun_to_confirm = {run.name.rpartition("-seed")[0]: run.group for run in begun}
         self._begun_plan = next((run.plan for run in begun), None)
         self._winners = winners
-        self._search = Search(sweep, list(trials.values()))
-        self._suggestions: dict[str, Suggestion] = {}
         references = [] if winners is not None else list(enumerate(SEARCH_SEEDS))
+        at_once = self.objective.kind == "cheapest-lossless"
         self._references = deque(
-            (place * sweep.settings.trials // len(SEARCH_SEEDS), run)
+            (0 if at_once else place * sweep.settings.trials // len(SEARCH_SEEDS), run)
             for place, seed in references
             if (run := baseline_run(sweep, seed)).name not in self.finished
         )
+        self._limits = Limits(sweep.settings.budget, sweep.gpus_per_run)
+        self._search = self._search_after(past, curves or {})
+        self._suggestions: dict[str, Suggestion] = {}
+        self._failed_once: set[str] = set()
+        self._ended_early = False
         self._next_runs: deque[PlannedRun] = deque()
-        self._running: dict[str, PlannedRun] = {}
         self._most_at_once = 1
         self._over = False
         self.confirmation: Confirmation | None = None
@@ -88,6 +105,38 @@ class SweepPlan(Searcher):
     def __reduce__(self) -> Any:
         return Searcher, ()  # Tune keeps a copy for its own restore; a sweep is resumed from MLflow
 
+    def _search_after(
+        self, past: Sequence[Record], curves: Mapping[str, Sequence[Mapping[str, Any]]]
+    ) -> Search:
+        """The search after earlier runs of the sweep, which are heard of again in the order they ran in."""
+        self._learn_level()
+        forecasts: dict[str, Forecast] = {}
+        reports = {run.name: run.metrics.to_dict() for run in past if run.metrics is not None}
+        for run in past:
+            for metrics in curves.get(run.name, ()):
+                self.monitor.report(run.name, metrics, role=run.role)
+            if run.state == "stopped" and curves.get(run.name):
+                reports.setdefault(run.name, dict(curves[run.name][-1]))
+                if forecast := self.monitor.forecast(run.name):
+                    forecasts[run.name] = forecast
+        # A run that was begun twice, because the tracker's answer to the first was lost, is the one that finished.
+        trials = {run.name: run for run in sorted(past, key=lambda run: run.finished) if run.role == TRIAL}
+        for run in (*trials.values(), *(run for run in past if run.role == BASELINE)):
+            if run.seed >= SEARCH_SEED:
+                self._limits.ran(float(reports.get(run.name, {}).get("wall_seconds", 0.0)))
+        return Search(
+            self.sweep, list(trials.values()), reports=reports, forecasts=forecasts, level=self.monitor.level
+        )
+
+    def _learn_level(self) -> None:
+        """Once the last baseline of the search has come back: what they reach."""
+        names = {baseline_run(self.sweep, seed).name for seed in SEARCH_SEEDS}
+        to_come = [*self._running.values(), *self._repeated, *(run for _, run in self._references)]
+        under_way = {run.name for run in to_come}
+        if self.monitor.level is None and not names & under_way:
+            known = [run.report for run in self.finished.values() if run.name in names]
+            self.monitor.level = self.objective.level(known)
+
     @property
     def total(self) -> int:
         """Runs of the whole sweep, at most."""
@@ -95,7 +144,7 @@ class SweepPlan(Searcher):
         if self._winners is not None:
             winners, search = len(self._winners), 0
         else:
-            winners = min(settings.confirm.winners, settings.trials)
+            winners = min(self._to_pick, settings.trials)
             search = len(SEARCH_SEEDS) + settings.trials
         plan = confirmation_plan(settings, winners, self._begun_plan) if winners else None
         rounds = most_rounds(settings, plan)
@@ -108,21 +157,50 @@ class SweepPlan(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         run = self._next(trial_id)
+        while isinstance(run, PlannedRun) and self._has_run_elsewhere(run):
+            run = self._next(trial_id)
         if not isinstance(run, PlannedRun):
             return run
+        if run.name in self._suggestions:  # that of a trial that failed once
+            self._suggestions[trial_id] = self._suggestions.pop(run.name)
         begun = self.interrupted.get(run.name)
         run = replace(run, folder=begun.folder if begun else f"{run.name}-{trial_id}")
         self._running[trial_id] = run
         self._most_at_once = max(self._most_at_once, len(self._running))
         return run.config()
 
+    def _has_run_elsewhere(self, run: PlannedRun) -> bool:
+        """Whether a baseline is borrowed from an earlier sweep."""
+        first = next((other for other in self.finished.values() if other.role == BASELINE), None)
+        if run.role != BASELINE or first is None or self._library is None:
+            return False
+        metrics = self._library.borrow(run, first.metrics)
+        if metrics is not None:
+            self.say(f"{run.name}: as in an earlier sweep; --fresh-baseline runs it again")
+            self._finish(run, metrics)
+            self._hear_of_baseline()
+        return metrics is not None
+
+    def _hear_of_baseline(self) -> None:
+        """One of the search's baselines has come back, or is not needed."""
+        self._learn_level()
+        if self.monitor.level is not None:
+            self._search.learn(self.monitor.level)
+
+    def _finish(self, run: PlannedRun, metrics: FinalMetrics) -> None:
+        self.finished[run.name] = Outcome(run.name, run.role, group_of(run.experiment), run.params, metrics)
+
     def _next(self, trial_id: str) -> PlannedRun | str | None:
         """A run, or None to wait for those under way, or FINISHED."""
         if self.failure is not None:
             return str(Searcher.FINISHED)
+        if self._repeated:
+            return self._repeated.popleft()
         while (begun := self._search.told + self._asked()) < self._trials or self._references:
             if self._references and self._references[0][0] <= begun:
                 return self._references.popleft()[1]
+            if self._is_over():
+                break
             if run := self._suggested(trial_id):
                 return run
         if not self._next_runs and not self._over:
@@ -148,12 +226,27 @@ class SweepPlan(Searcher):
                 return
             self._next_runs.extend(run for run in runs if run.name not in self.finished)
 
+    def _is_over(self) -> bool:
+        """Whether the budget of the search ends it before its last trial."""
+        if not self._ended_early and (why := self._limits.reached()) is not None:
+            self._ended_early = True
+            self.say(f"the search ends after {self._search.told + self._asked()} trials: {why}")
+        return self._ended_early
+
+    @property
+    def _to_pick(self) -> int:
+        """Winners, and those in reserve."""
+        confirm = self.sweep.settings.confirm
+        steps = confirm.step_downs if self.objective.kind == "cheapest-lossless" else 0
+        return confirm.winners + (steps if confirm.winners else 0)
+
     def _begin_confirmation(self) -> Confirmation:
         settings = self.sweep.settings
-        winners = self._winners if self._winners is not None else self._best()
-        plan = confirmation_plan(settings, len(winners), self._begun_plan) if winners else None
-        confirmation = Confirmation(self.sweep, winners, plan)
-        if winners:
+        picked = list(self._winners) if self._winners is not None else self._best()
+        plan = confirmation_plan(settings, len(picked), self._begun_plan) if picked else None
+        first = len(picked) if self._winners is not None else settings.confirm.winners
+        confirmation = Confirmation(self.sweep, picked[:first], plan, picked[first:])
+        if picked:
             self.say(confirmation.announcement(self.finished, at_once=self._most_at_once))
         return confirmation
 
@@ -163,41 +256,66 @@ class SweepPlan(Searcher):
     def _suggested(self, trial_id: str) -> PlannedRun | None:
         suggestion = self._search.suggest()
         try:
-            experiment = self.sweep.trial(suggestion.params, SEARCH_SEED)
+            experiment = self.sweep.trial(suggestion.params, SEARCH_SEED + suggestion.repeat)
         except UserError as error:  # a combination that neither end of a range had shown
             self.refused.append(str(error))
-            self._search.tell(suggestion, "failed", None)
+            self._search.tell(suggestion, Ending("failed", {}))
             return None
         self._suggestions[trial_id] = suggestion
         return PlannedRun(f"trial-{suggestion.number:02d}", TRIAL, experiment, suggestion.params)
 
     def _best(self) -> list[Outcome]:
         """Those that an earlier run of the sweep began to confirm, which get more seeds; else the best."""
-        settings, runs, begun = self.sweep.settings, self.finished.values(), self._begun_to_confirm
-        trials = [run for run in runs if run.role == TRIAL]
-        if before := [run for run in trials if run.name in begun]:
-            return before
+        begun = self._begun_to_confirm
+        trials = [run for run in self.finished.values() if run.role == TRIAL]
+        picked = self._picked(trials, self._to_pick)
+        if begun.keys() <= {run.name for run in picked}:
+            return picked
+        return [run for run in trials if run.name in begun]
+
+    def _picked(self, trials: Sequence[Outcome], count: int) -> list[Outcome]:
+        beliefs = self._search.beliefs() if self.objective.kind == "cheapest-lossless" else None
+        if beliefs is not None and trials:
+            believed = beliefs.believed([self.sweep.drawn(trial.params) for trial in trials])
+            bound = beliefs.bound.quality
+            return pick_ladder(trials, believed, count=count, objective=self.objective, bound=bound)
         names = {baseline_run(self.sweep, seed).name for seed in SEARCH_SEEDS}
-        return pick_winners(
-            trials,
-            [run.metrics for run in runs if run.name in names],
-            count=settings.confirm.winners,
-            objectives=settings.objectives,
-        )
+        baselines = [run.report for run in self.finished.values() if run.name in names]
+        return pick_winners(trials, baselines, count=count, objective=self.objective)
 
     def on_trial_result(self, trial_id: str, result: dict) -> None:
-        pass  # Optuna takes no intermediate metrics where there are several objectives
+        """The scheduler hears of a report before Tune's searcher does, and tells `hear`."""
+
+    def hear(self, name: str, role: str, result: Mapping[str, Any]) -> None:
+        """Take in a report of a run of the search."""
+        if role in (TRIAL, BASELINE):
+            self.monitor.report(name, result, role=role)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        run = self._running.pop(trial_id)
-        final = FinalMetrics.from_dict(own_metrics(result)) if result and is_final(result) else None
-        if run.role == TRIAL:
-            self._search.tell(self._suggestions.pop(trial_id), _ending(result, error), final)
+        run, result = self._running.pop(trial_id), own_metrics(result or {}, failures=True)
+        state = _ending(result, error)
+        if state == "failed" and result.get("again") and run.name not in self._failed_once:
+            self._failed_once.add(run.name)
+            self._repeated.append(run)
+            if run.role == TRIAL:
+                self._suggestions[run.name] = self._suggestions.pop(trial_id)
+            return
+        final = FinalMetrics.from_dict(result) if is_final(result) else None
         compared = any(other.role == BASELINE for other in self.finished.values())
         if run.role == BASELINE and not compared:
-            self.failure = self._lack_of(final, result or {})
+            self.failure = self._lack_of(final, result)
         if final is not None:
-            self.finished[run.name] = Outcome(run.name, run.role, group_of(run.experiment), run.params, final)
+            self._finish(run, final)
+        if self.confirmation is None:
+            self._limits.ran(float(result.get("wall_seconds", 0.0)))
+            if run.role == BASELINE:
+                self._hear_of_baseline()
+        if run.role == TRIAL:
+            forecast = self.monitor.forecast(run.name) if state == "stopped" else None
+            self._search.tell(self._suggestions.pop(trial_id), Ending(state, result, forecast))
+            if self.sweep.settings.budget.patience is not None:
+                trials = [one for one in self.finished.values() if one.role == TRIAL]
+                self._limits.best_is(next((best.name for best in self._picked(trials, 1)), ""))
 
     def _lack_of(self, final: FinalMetrics | None, result: dict) -> str | None:
         """Why nothing can be compared with what the baseline reported."""

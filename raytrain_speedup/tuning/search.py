@@ -1,43 +1,77 @@
-"""Optuna as a sweep asks and tells it: samplers, the history of an earlier run of the sweep, and honest endings.
+"""Optuna as a sweep asks and tells it: the history of an earlier run of the sweep, and honest endings.
 
-A trial is COMPLETE only if it spent its budget: one that ASHA stopped has the accuracy of that moment (told as
+A trial is COMPLETE only if it spent its budget: one that was stopped has the accuracy of that moment (told as
 complete, five of seven "best" trials had been stopped early). One that cannot be run, for lack of memory or
 because its settings are refused, violates a constraint: TPE does not look at a trial that is told FAIL, and
-goes on asking for the like of it.
+goes on asking for the like of it. Under `cheapest-lossless` the cost is what is minimised and the quality is a
+constraint, told once the baseline has said where it lies.
 
 Every suggestion has a number, and a sampler of its own that is seeded by it; the suggestions of an earlier
 run of the sweep are asked and told again in their order. So a sweep that was interrupted goes on with the points
-that it would have had, as far as its trials end in the same order (one at a time they do).
+that it would have had, as far as its trials end in the same order (one at a time they do). Settings that are
+suggested again train with another seed: what they did the first time is known.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from raytrain_speedup.engine.final_metrics import FinalMetrics
+from raytrain_speedup.engine.final_metrics import is_final
 from raytrain_speedup.tracking.store import Record
-from raytrain_speedup.tuning.space import Sweep, SweepSettings
+from raytrain_speedup.tuning.forecast import Forecast
+from raytrain_speedup.tuning.frontier import (
+    COST,
+    DOUBT,
+    FAILED,
+    QUALITY,
+    UNUSED,
+    Beliefs,
+    Bound,
+    active,
+    told,
+)
+from raytrain_speedup.tuning.objective import Level
+from raytrain_speedup.tuning.samplers import build_sampler
+from raytrain_speedup.tuning.space import Sweep
 
-FAILED = "failed"
-"""The constraint that a trial violates which could not be run to its end."""
+LOSSY = "quality below the bound"
+"""The constraint of `cheapest-lossless`."""
+
+SECOND_LOOKS = 10
+"""One trial of so many, at the end of a search, is a second seed of the most promising settings."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Settings to try, by dotted experiment key; the numbers of a sweep count from 1."""
+    """Settings to try, by dotted experiment key; the numbers of a sweep count from 1, and so do the repeats of
+    settings from 0."""
 
     number: int
     params: dict[str, Any]
     trial: optuna.Trial
+    repeat: int = 0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a suggestion ended.
+
+    Attributes:
+        state: finished, stopped (early) or failed, as in `store.Record`.
+        metrics: the final ones, if it finished; the last ones, if it was stopped.
+        forecast: of the final quality of one that was stopped.
+    """
+
+    state: str
+    metrics: Mapping[str, Any]
+    forecast: Forecast | None = None
 
 
 class Search:
@@ -47,61 +81,135 @@ class Search:
         sweep: what is searched and how.
         past: trials of an earlier run of the sweep, named `...-NUMBER`; finished, stopped and failed ones become
             history, interrupted ones are suggested again first.
+        reports: what those that ended reported last, by name.
+        forecasts: of those that were stopped, by name.
+        level: what the baseline reached in that earlier run.
 
     Attributes:
         study: Optuna's, in memory.
         told: how many suggestions have come to an end.
     """
 
-    def __init__(self, sweep: Sweep, past: Sequence[Record] = ()) -> None:
-        self.settings = sweep.settings
+    def __init__(
+        self,
+        sweep: Sweep,
+        past: Sequence[Record] = (),
+        *,
+        reports: Mapping[str, Mapping[str, Any]] | None = None,
+        forecasts: Mapping[str, Forecast] | None = None,
+        level: Level | None = None,
+    ) -> None:
+        self.settings, self.objective = sweep.settings, sweep.objective
         self.told = 0
-        self._space = sweep.distributions()
+        self._space, self._sweep = sweep.distributions(), sweep
+        lossless = self.objective.kind == "cheapest-lossless"
+        directions = ["min"] if lossless else list(self.objective.directions.values())
         self.study = optuna.create_study(
             study_name=sweep.settings.name,
-            directions=[_direction(mode) for mode in sweep.settings.objectives.values()],
+            directions=["maximize" if mode == "max" else "minimize" for mode in directions],
         )
         self._points = deque(dict(point) for point in sweep.settings.points_to_evaluate)
         self._again: deque[Suggestion] = deque()
-        self._repeat({int(trial.name.rpartition("-")[2]): trial for trial in past})
+        self._untold: list[tuple[Suggestion, Ending]] = []
+        self._tries: dict[str, int] = {}
+        self._bound: Bound | None = None
+        if level is not None:
+            self.learn(level)
+        self._repeat(
+            {int(trial.name.rpartition("-")[2]): trial for trial in past}, reports or {}, forecasts or {}
+        )
 
     def suggest(self) -> Suggestion:
         """What to try next."""
-        return self._again.popleft() if self._again else self._ask(self._next_point())
+        return self._again.popleft() if self._again else self._ask(self._given())
 
-    def tell(self, suggestion: Suggestion, state: str, metrics: FinalMetrics | None) -> None:
-        """How it ended.
+    def learn(self, level: Level) -> None:
+        """What the baseline reaches; the trials that ended before are told now."""
+        self._bound = Bound(level, self.objective.margin)
+        while self._untold:
+            self._tell(*self._untold.pop(0))
 
-        Args:
-            suggestion: one of `suggest`.
-            state: finished, stopped (early) or failed, as in `store.Record`.
-            metrics: the final metrics, if it finished. A metric that is no number is a failure.
-        """
-        finished = metrics if state == "finished" else None
-        values = None if finished is None else objective_values(finished, list(self.settings.objectives))
-        if values is not None:
-            self.study.tell(suggestion.trial, values)
-        else:
-            if state != "stopped":
-                suggestion.trial.set_constraint(FAILED, 1.0)
-            self.study.tell(suggestion.trial, state=TrialState.PRUNED)
+    def tell(self, suggestion: Suggestion, ending: Ending) -> None:
+        """How it ended. An objective that is no number is a failure."""
         self.told += 1
+        if self.objective.kind == "cheapest-lossless" and self._bound is None:
+            self._untold.append((suggestion, ending))
+        else:
+            self._tell(suggestion, ending)
 
-    def _next_point(self) -> Mapping[str, Any]:
-        return self._points.popleft() if self._points else {}
+    def beliefs(self) -> Beliefs | None:
+        """What the trials say of all settings; None before there are some, or a baseline."""
+        tried = told(self.study.get_trials(deepcopy=False))
+        costs = sum(COST in trial.user_attrs for trial in tried)
+        return Beliefs(self._space, tried, self._bound) if self._bound is not None and costs else None
+
+    def _tell(self, suggestion: Suggestion, ending: Ending) -> None:
+        trial, values = suggestion.trial, objective_values(ending.metrics, list(self.objective.directions))
+        if ending.state == "finished" and values is not None:
+            self._learn_of(trial, self.objective.quality(ending.metrics), ending.metrics)
+            lossless = self.objective.kind == "cheapest-lossless"
+            self.study.tell(trial, self.objective.cost(ending.metrics) if lossless else values)
+            return
+        if ending.state != "stopped":
+            trial.set_user_attr(FAILED, True)
+            trial.set_constraint(FAILED, 1.0)
+        elif ending.forecast is not None:
+            trial.set_user_attr(DOUBT, ending.forecast.deviation)
+            self._learn_of(trial, ending.forecast.mean, ending.metrics)
+        self.study.tell(trial, state=TrialState.PRUNED)
+
+    def _learn_of(self, trial: optuna.Trial, quality: float, metrics: Mapping[str, Any]) -> None:
+        """Let the trial say what it did: to our sampler by its attributes, to Optuna's by a constraint."""
+        trial.set_user_attr(QUALITY, quality)
+        cost = self.objective.whole_cost(metrics)
+        if math.isfinite(cost):
+            trial.set_user_attr(COST, cost)
+        if self._bound is not None and self.objective.kind == "cheapest-lossless":
+            trial.set_constraint(LOSSY, self._bound.quality - quality)
+
+    def _given(self) -> Mapping[str, Any]:
+        """Settings that are not the sampler's to choose: those of the file first, second looks last."""
+        if self._points:
+            return self._points.popleft()
+        left = self.settings.trials - len(self.study.get_trials(deepcopy=False))
+        return self._second_look() if 0 < left <= self.settings.trials // SECOND_LOOKS else {}
+
+    def _second_look(self) -> Mapping[str, Any]:
+        """The cheapest settings that would be picked for confirmation and have been tried once."""
+        beliefs = self.beliefs() if self.settings.sampler == "frontier" else None
+        if beliefs is None:
+            return {}
+        whole = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+        believed = beliefs.believed([active(trial) for trial in whole])
+        aim = beliefs.bound.quality + self.objective.margin / 2
+        promising = [
+            (trial.user_attrs[COST], params)
+            for trial, quality in zip(whole, believed, strict=True)
+            if quality >= aim and self._tries[_said(params := self._sweep.meant(trial.params)[0])] == 1
+        ]
+        return min(promising, key=lambda one: one[0])[1] if promising else {}
 
     def _ask(self, fixed: Mapping[str, Any]) -> Suggestion:
         """The next suggestion, with some settings given."""
         number = len(self.study.get_trials(deepcopy=False)) + 1
-        self.study.sampler = build_sampler(self.settings, number)
+        self.study.sampler = build_sampler(self.settings, self._space, number, self._bound)
         if fixed:
-            self.study.enqueue_trial(dict(fixed))
+            self.study.enqueue_trial(self._sweep.drawn(fixed))
         trial = self.study.ask(fixed_distributions=self._space)
         # Where all is given Optuna does not ask the sampler, and NSGA-II would count no generation.
         _ = trial.relative_params
-        return Suggestion(number, dict(trial.params), trial)
+        params, unused = self._sweep.meant(trial.params)
+        trial.set_user_attr(UNUSED, unused)
+        said = _said(params)
+        self._tries[said] = self._tries.get(said, 0) + 1
+        return Suggestion(number, params, trial, self._tries[said] - 1)
 
-    def _repeat(self, past: Mapping[int, Record]) -> None:
+    def _repeat(
+        self,
+        past: Mapping[int, Record],
+        reports: Mapping[str, Mapping[str, Any]],
+        forecasts: Mapping[str, Forecast],
+    ) -> None:
         """Ask and tell again what an earlier run of the sweep did.
 
         A number without a record was refused before it was a run, or lost before it was written down. It is
@@ -109,38 +217,23 @@ class Search:
         """
         for number in range(1, max(past, default=0) + 1):
             known = past.get(number)
-            suggestion = self._ask(known.params if known else self._next_point())
+            suggestion = self._ask(known.params if known else self._given())
             tried = [point for point in self._points if point.items() <= suggestion.params.items()]
             if known and tried:
                 self._points.remove(tried[0])
             if known is None or known.state == "interrupted":
                 self._again.append(suggestion)
             else:
-                self.tell(suggestion, known.state, known.metrics)
+                report = reports.get(known.name, {})
+                self.tell(suggestion, Ending(known.state, report, forecasts.get(known.name)))
 
 
-def objective_values(metrics: FinalMetrics, objectives: Sequence[str]) -> list[float] | None:
-    """The objectives of a run, or None where one of them is no number."""
-    values = [value for key in objectives if (value := metrics.value(key)) is not None]
-    return values if len(values) == len(objectives) and all(map(math.isfinite, values)) else None
+def _said(params: Mapping[str, Any]) -> str:
+    """Equal for equal settings."""
+    return repr(sorted(params.items()))
 
 
-def build_sampler(settings: SweepSettings, number: int) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler for the suggestion of this number; what it knows is in the study."""
-    seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
-    if settings.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if settings.sampler == "nsga2":
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, settings.trials // 4)))
-    with warnings.catch_warnings():  # multivariate and constant_liar are "experimental" since 2020
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=seed,
-            multivariate=True,
-            constant_liar=True,  # trials run at the same time must not be the same trial
-            n_startup_trials=min(10, max(4, settings.trials // 3)),
-        )
-
-
-def _direction(mode: str) -> str:
-    return "maximize" if mode == "max" else "minimize"
+def objective_values(metrics: Mapping[str, Any], objectives: Sequence[str]) -> list[float] | None:
+    """The objectives of a run with its full budget, or None."""
+    values = [float(metrics.get(key, math.nan)) for key in objectives]
+    return values if is_final(metrics) and all(map(math.isfinite, values)) else None

@@ -14,13 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from optuna import distributions
+from optuna.distributions import BaseDistribution
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
 from raytrain_speedup.experiment_file import parse_overrides, read_yaml
 from raytrain_speedup.metric import Direction
 from raytrain_speedup.script import SETTINGS, AnyExperiment, ScriptExperiment, load_any, load_script
 from raytrain_speedup.settings import Settings, UserError, explain, flatten
+from raytrain_speedup.tuning.distributions import Distribution
+from raytrain_speedup.tuning.groups import (
+    check_conditions,
+    draw_of,
+    is_active,
+    meaning_of,
+    scaled,
+    with_rows,
+)
+from raytrain_speedup.tuning.objective import Kind, Objective
 
 Overrides = dict[str, Any]
 
@@ -33,6 +43,7 @@ COSTS = (
 MAY_DIFFER_ON_RESUME = (
     *("about", "concurrency"),  # no metric depends on them
     *("trials", "points_to_evaluate"),  # the search may go on
+    *("budget.hours", "budget.gpu_hours", "budget.patience"),
     *("seeds", "confirm.until", "confirm.max_seeds"),  # and so may the proof
 )
 """Keys of a search-space file (dotted, where they are in a section) that may be others when a sweep is resumed.
@@ -43,72 +54,48 @@ SEARCH_SEED = 1_000_003
 asked for later."""
 
 
-class FloatRange(Settings):
-    """`{type: float, low: 0.1, high: 0.9}`"""
-
-    type: Literal["float"] = "float"
-    low: float = Field(description="smallest value")
-    high: float = Field(description="largest value")
-    step: float | None = Field(None, gt=0, description="distance of the values tried; any value without it")
-    log: bool = Field(False, description="draw the logarithm evenly")
-
-    def build(self) -> distributions.FloatDistribution:
-        return distributions.FloatDistribution(self.low, self.high, log=self.log, step=self.step)
-
-    def ends(self) -> list[Any]:
-        return [self.low, self.high]
-
-
-class IntRange(Settings):
-    """`{type: int, low: 1, high: 8}`"""
-
-    type: Literal["int"] = "int"
-    low: int = Field(description="smallest value")
-    high: int = Field(description="largest value")
-    step: int = Field(1, ge=1, description="distance of the values tried")
-    log: bool = Field(False, description="draw the logarithm evenly")
-
-    def build(self) -> distributions.IntDistribution:
-        return distributions.IntDistribution(self.low, self.high, log=self.log, step=self.step)
-
-    def ends(self) -> list[Any]:
-        return [self.low, self.high]
-
-
-class Choice(Settings):
-    """`{type: categorical, choices: [mean, quantile]}`"""
-
-    type: Literal["categorical"] = "categorical"
-    choices: tuple[bool | int | float | str | None, ...] = Field(min_length=1, description="the values")
-
-    def build(self) -> distributions.CategoricalDistribution:
-        return distributions.CategoricalDistribution(self.choices)
-
-    def ends(self) -> list[Any]:
-        return list(self.choices)
-
-
-Distribution = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type")]
-
-
 class _Entry(Settings):
     """Carries one entry of `search` through pydantic, so that its messages name the entry."""
 
     entry: Distribution
 
 
-class AshaSettings(Settings):
-    """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934): stop what falls behind early."""
+class SchedulerSettings(Settings):
+    """Which trials are stopped early."""
 
-    method: Literal["none", "asha"] = Field("none", description="none: every trial spends its budget")
+    method: Literal["bound", "asha", "none"] = Field(
+        "none",
+        description="bound: those that will hardly reach baseline - margin, judged by the curves of finished runs "
+        "at equal progress; asha: asynchronous successive halving (Li et al. 2020, arXiv 1810.05934), all but the "
+        "cheapest of equal quality; none: every trial spends its budget",
+    )
     grace: float = Field(0.25, gt=0, lt=1, description="progress before which no trial is stopped")
-    reduction: float = Field(3, gt=1, description="1 in so many trials goes on past each rung")
+    chance: float = Field(
+        0.1, gt=0, lt=0.5, description="bound: stop where the chance to reach it is below this"
+    )
+    reduction: float = Field(3, gt=1, description="asha: 1 in so many trials goes on past each rung")
+
+
+class BudgetSettings(Settings):
+    """What ends a search beside its number of trials; the confirmation comes after it."""
+
+    hours: float | None = Field(None, gt=0, description="of the clock, since this command began")
+    gpu_hours: float | None = Field(
+        None, gt=0, description="of all runs of the search together, those of a resumed sweep included"
+    )
+    patience: int | None = Field(None, ge=1, description="the best setting has not moved for so many trials")
 
 
 class ConfirmSettings(Settings):
     """How the best trials are confirmed against the baseline; docs/measuring.md says why so."""
 
     winners: int = Field(2, ge=0, description="how many of the best trials")
+    step_downs: int = Field(
+        1,
+        ge=0,
+        le=4,
+        description="how many safer candidates are confirmed, one after the other, where no winner is proven",
+    )
     until: Literal["verdict", "seeds"] = Field(
         "verdict",
         description="verdict: seed by seed until there is one; seeds: the seeds of the file, no more",
@@ -145,7 +132,15 @@ class SweepSettings(Settings):
     search: dict[str, Distribution] = Field(
         default_factory=dict, description="experiment key: distribution, in Optuna's terms"
     )
+    proxy: Overrides = Field(
+        default_factory=dict,
+        description="experiment keys of the search alone, trials and their baselines: a smaller budget or model; "
+        "x0.1 is a tenth of what the run would have. The winners are confirmed without them",
+    )
     trials: int = Field(20, ge=0, description="how many settings to try")
+    budget: BudgetSettings = Field(
+        default_factory=BudgetSettings, description="what ends the search before that"
+    )
     seed: int = Field(0, ge=0, description="of the search itself")
     concurrency: int | None = Field(
         None, ge=1, description="runs at a time; as many as the cluster holds if unset"
@@ -155,8 +150,24 @@ class SweepSettings(Settings):
         description="metrics to optimise, quality first; by default the task's own on the validation split "
         "(val_accuracy, val_miou, without data val_agreement) and what it costs",
     )
-    sampler: Literal["tpe", "nsga2", "random"] = Field("tpe", description="Optuna's sampler")
-    scheduler: AshaSettings = Field(default_factory=AshaSettings, description="stops hopeless trials early")
+    objective: Kind = Field(
+        default_factory=lambda said: (
+            "cheapest-lossless" if len(said.get("objectives", ())) in (0, 2) else "pareto"
+        ),
+        description="cheapest-lossless: the smallest cost at a quality of at least baseline - margin; pareto: "
+        "every trade between the objectives, be they two or not",
+    )
+    sampler: Literal["frontier", "tpe", "gp", "nsga2", "random"] = Field(
+        default_factory=lambda said: "tpe" if said.get("objective") == "pareto" else "frontier",
+        description="frontier: ours, which searches where lossless ends (cheapest-lossless only); the others are "
+        "Optuna's; by default frontier, for pareto tpe",
+    )
+    scheduler: SchedulerSettings = Field(
+        default_factory=lambda said: SchedulerSettings(
+            method="none" if said.get("objective") == "pareto" else "bound"
+        ),
+        description="stops hopeless trials early; by default by the bound, for pareto none",
+    )
     points_to_evaluate: list[Overrides] = Field(
         default_factory=list, description="settings to try first, the published ones for instance"
     )
@@ -199,7 +210,7 @@ class SweepSettings(Settings):
     def _number_of_winners(cls, confirm: Any) -> Any:
         return {"winners": confirm} if isinstance(confirm, int) else confirm
 
-    @field_validator("overrides", "trial", "baseline", "points_to_evaluate", "controls")
+    @field_validator("overrides", "trial", "proxy", "baseline", "points_to_evaluate", "controls")
     @classmethod
     def _dotted(cls, value: Any, info: ValidationInfo) -> Any:
         several = {"points_to_evaluate": list, "controls": lambda named: list(named.values())}
@@ -232,14 +243,33 @@ class SweepSettings(Settings):
                         f"points_to_evaluate: '{key}' is not searched; expected keys of 'search': "
                         + ", ".join(self.search)
                     )
+        check_conditions(self.search)
+        for point in self.points_to_evaluate:
+            draw_of(self.search, point)
         if {"baseline", "trial", "winner"} & self.controls.keys():
             raise ValueError("controls: 'baseline', 'trial' and 'winner' are taken; expected another name")
+        return self
+
+    @model_validator(mode="after")
+    def _searches_for_something(self) -> SweepSettings:
+        if self.objective == "pareto":
+            if self.sampler == "frontier":
+                raise ValueError(
+                    "sampler: frontier is not allowed; expected another one for objective: pareto"
+                )
+            if self.scheduler.method == "bound":
+                raise ValueError("scheduler.method: bound is not allowed; expected asha or none for pareto")
+        elif len(self.objectives) not in (0, 2):
+            raise ValueError(
+                f"objective: cheapest-lossless is not allowed with {len(self.objectives)} objectives; expected "
+                "a quality and a cost, or objective: pareto"
+            )
         return self
 
 
 def _entry_errors(key: str, entry: Any) -> list[str]:
     try:
-        built = TypeAdapter(_Entry).validate_python({"entry": entry}).entry.build()
+        numbers = TypeAdapter(_Entry).validate_python({"entry": entry}).entry.numbers(key)
     except ValidationError as error:
         return [
             f"{key}: {line.removeprefix('entry.').removeprefix('entry: ')}"
@@ -247,7 +277,8 @@ def _entry_errors(key: str, entry: Any) -> list[str]:
         ]
     except ValueError as error:  # Optuna's: low above high, a log range from 0, a step with log
         return [f"{key}: {error}"]
-    return [f"{key}: holds the single value {entry!r}; expected a range"] if built.single() else []
+    single = any(number.single() for number in numbers.values())
+    return [f"{key}: holds the single value {entry!r}; expected a range"] if single else []
 
 
 @dataclass(frozen=True)
@@ -258,15 +289,37 @@ class Sweep:
     base: AnyExperiment
 
     def experiment(self, keys: Mapping[str, Any], seed: int) -> AnyExperiment:
-        """The base experiment with other settings and another seed."""
-        return self.base.with_overrides({**keys, "train.seed": seed})
+        """The base experiment with other settings and another seed; one of the search has its proxy's too."""
+        full = self.base.with_overrides(with_rows({**keys, "train.seed": seed}))
+        if seed < SEARCH_SEED or not self.settings.proxy:
+            return full
+        return full.with_overrides(scaled(self.settings.proxy, flatten(full.to_dict())))
 
     def trial(self, params: Mapping[str, Any], seed: int) -> AnyExperiment:
         """A trial's experiment: `params` are the values the search chose."""
         return self.experiment({**self.settings.trial, **params}, seed)
 
-    def distributions(self) -> dict[str, distributions.BaseDistribution]:
-        return {key: entry.build() for key, entry in self.settings.search.items()}
+    @property
+    def objective(self) -> Objective:
+        settings = self.settings
+        return Objective(settings.objective, settings.objectives, settings.margin)
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """What a sampler draws, by name; `meant` says what it means."""
+        search = self.settings.search.items()
+        return {name: kind for key, entry in search for name, kind in entry.numbers(key).items()}
+
+    def meant(self, drawn: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """What is drawn in the experiment's terms, and the numbers that these settings do not have."""
+        return meaning_of(self.settings.search, drawn)
+
+    def drawn(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The inverse, of all settings or of some."""
+        return draw_of(self.settings.search, params)
+
+    @property
+    def gpus_per_run(self) -> float:
+        return self.base.scaling.workers * self.base.scaling.gpus_per_worker
 
     @property
     def tracked_as(self) -> str:
@@ -310,9 +363,14 @@ def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
         read = read.model_copy(update={"objectives": default_objectives(base)})
     _check_objectives(path, read.objectives, base)
     sweep = Sweep(read, base)
+    if read.budget.gpu_hours is not None and not sweep.gpus_per_run:
+        raise UserError(
+            f"{path}: budget.gpu_hours: {read.budget.gpu_hours:g} is never spent; expected "
+            "scaling.gpus_per_worker above 0"
+        )
     for what, keys in _to_try(read):
         with _told(path, what):
-            sweep.experiment(keys, 0)
+            sweep.experiment(keys, SEARCH_SEED if what == "proxy" else 0)
     return sweep
 
 
@@ -397,11 +455,20 @@ def _merits_of(experiment: AnyExperiment) -> dict[str, Direction]:
 def _to_try(settings: SweepSettings) -> Iterator[tuple[str, Overrides]]:
     """Every set of keys the sweep will combine, named for a message: each end of each range once."""
     first = {key: entry.ends()[0] for key, entry in settings.search.items()}
+
+    def together(point: Overrides) -> Overrides:
+        """With the first values of the others, as far as the point has them."""
+        keys = {**settings.trial, **first, **point}
+        return {key: value for key, value in keys.items() if is_active(settings.search, key, keys)}
+
     for key, entry in settings.search.items():
+        required = {name: values[0] for name, values in entry.when.items()}
         for value in entry.ends():
-            yield "search", {**settings.trial, **first, key: value}
+            yield "search", together({**required, key: value})
     for point in settings.points_to_evaluate:
-        yield "points_to_evaluate", {**settings.trial, **first, **point}
+        yield "points_to_evaluate", together(point)
+    if settings.proxy:
+        yield "proxy", settings.baseline
     yield "baseline", settings.baseline
     for name, keys in settings.controls.items():
         yield f"controls.{name}", keys

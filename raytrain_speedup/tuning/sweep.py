@@ -33,11 +33,13 @@ from raytrain_speedup.tracking.plot import plot_leaderboard
 from raytrain_speedup.tracking.table import show
 from raytrain_speedup.tracking.tracker import Tracker
 from raytrain_speedup.tuning.callback import SweepCallback
+from raytrain_speedup.tuning.library import BaselineLibrary
 from raytrain_speedup.tuning.live import SweepTable
 from raytrain_speedup.tuning.parent import (
     find_sweep,
     last_of,
     new_parent,
+    past_curves,
     past_runs,
     read_sweep,
     write_sweep,
@@ -78,6 +80,7 @@ def sweep(
     tracking_uri: str | None = None,
     out: str | Path = ".",
     resume: bool = False,
+    fresh_baseline: bool = False,
     console: Console | None = None,
     trainable: Trainable | None = None,
 ) -> SweepResult:
@@ -91,6 +94,7 @@ def sweep(
         out: folder for the plot and the schedule.
         resume: go on with the last sweep of the same question: finished runs are kept, interrupted ones
             run again. More trials or seeds may be asked for, see `space.MAY_DIFFER_ON_RESUME`.
+        fresh_baseline: run every baseline, also those that an earlier sweep of the tracker has run, see `library`.
         trainable: what a trial runs; by default one worker in the trial's process or a worker group.
 
     Raises:
@@ -102,7 +106,16 @@ def sweep(
     loaded = load_sweep(file, overrides, trials=trials, seed=seed, concurrency=concurrency)
     tracker = open_tracker(tracking_uri or loaded.base.tracking.uri)
     parent = last_of(tracker, loaded) if resume else new_parent(tracker, loaded)
-    return _drive(tracker, loaded, parent, resume=resume, out=Path(out), console=console, trainable=trainable)
+    return _drive(
+        tracker,
+        loaded,
+        parent,
+        resume=resume,
+        out=Path(out),
+        console=console,
+        trainable=trainable,
+        fresh_baseline=fresh_baseline,
+    )
 
 
 def confirm(
@@ -151,6 +164,7 @@ def _drive(
     console: Console,
     trainable: Trainable | None,
     winners: list[Outcome] | None = None,
+    fresh_baseline: bool = False,
 ) -> SweepResult:
     """Plan a sweep, run it and conclude it, as its only driver."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -164,7 +178,13 @@ def _drive(
     with Heartbeat(tracker, parent) as heartbeat:
         write_sweep(tracker, parent, sweep)
         past = past_runs(tracker, name, parent) if resume else ()
-        plan = SweepPlan(sweep, past, winners=winners, say=say)
+        curves = past_curves(tracker, past, sweep.objective)
+        library = (
+            None
+            if fresh_baseline
+            else BaselineLibrary(tracker, parent, into=name, margin=sweep.settings.margin)
+        )
+        plan = SweepPlan(sweep, past, winners=winners, curves=curves, library=library, say=say)
         _run(sweep, plan, heartbeat, name, trainable, console)
         if plan.failure is not None:
             tracker.end(parent, "failed")
@@ -207,6 +227,7 @@ def _run(
         margin=settings.margin,
         reopen={run.name: run.run_id for run in plan.interrupted.values()},
         listener=table,
+        stopped=plan.monitor.stopped,
     )
     try:
         with _ray(scaling), table, termination_as_interrupt():

@@ -8,7 +8,6 @@ from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from raytrain_speedup.config import ScalingSettings
 from raytrain_speedup.scaling.cluster import driver_resources
@@ -18,12 +17,14 @@ from raytrain_speedup.scaling.tune_trial import trial
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tuning.callback import SweepCallback
 from raytrain_speedup.tuning.plan import SweepPlan
-from raytrain_speedup.tuning.planned import TRIAL
-from raytrain_speedup.tuning.space import AshaSettings, Sweep
+from raytrain_speedup.tuning.schedulers import build_scheduler
+from raytrain_speedup.tuning.space import Sweep
 
 Trainable = Callable[[dict[str, Any]], None]
 """Runs one experiment in a Tune trial and reports by `tune.report`. `config["experiment"]` is the experiment
 as plain data, `config["run_name"]` the same when a sweep is resumed, `config["storage"]` for checkpoints."""
+
+OUT_OF_MEMORY = "out of memory"  # of CUDA, of the host, and of every allocator that torch has
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the metrics go to MLflow
@@ -42,7 +43,7 @@ def fit(sweep: Sweep, plan: SweepPlan, callback: SweepCallback, trainable: Train
         param_space={"storage": inside(storage, name)},
         tune_config=tune.TuneConfig(
             search_alg=plan,
-            scheduler=_scheduler(settings.scheduler, next(iter(settings.objectives.items()))),
+            scheduler=build_scheduler(settings.scheduler, plan),
             num_samples=-1,  # the plan says when it is over
             max_concurrent_trials=settings.concurrency,
             reuse_actors=True,
@@ -63,7 +64,8 @@ def fit(sweep: Sweep, plan: SweepPlan, callback: SweepCallback, trainable: Train
 def guarded(trainable: Trainable) -> Trainable:
     """A trial whose error is a report: it ends with its reason, its process lives on for the next trial.
 
-    Only the loss of the process is left for Tune to retry; a NaN would come again.
+    Only the loss of the process is left for Tune to retry. `again` says whether the plan may try once more: not
+    what the user got wrong, and not what did not fit into memory.
     """
 
     def run(config: dict[str, Any]) -> None:
@@ -71,7 +73,9 @@ def guarded(trainable: Trainable) -> Trainable:
             trainable(config)
         except Exception as error:
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            tune.report({"error": reason, "traceback": traceback.format_exc(), "done": True})
+            again = not isinstance(error, UserError) and OUT_OF_MEMORY not in reason.lower()
+            said = {"error": reason, "again": again, "traceback": traceback.format_exc()}
+            tune.report({**said, "done": True})
 
     return run
 
@@ -97,29 +101,3 @@ def _resources(scaling: ScalingSettings) -> dict[str, float]:
     if _in_the_trial(scaling):
         return {"cpu": scaling.cpus_per_worker, "gpu": scaling.gpus_per_worker}
     return driver_resources()
-
-
-class SearchOnlyASHA(ASHAScheduler):
-    """ASHA by progress, for the trials of the search: the baseline is never stopped, nor a whole run."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        if trial.config["role"] != TRIAL or result.get("progress", 1.0) >= 1:
-            return str(TrialScheduler.CONTINUE)
-        return str(super().on_trial_result(tune_controller, trial, result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict) -> None:
-        """Every rung was passed in `on_trial_result`; a baseline must not be added to one here."""
-
-
-def _scheduler(settings: AshaSettings, objective: tuple[str, str]) -> TrialScheduler:
-    if settings.method == "none":
-        return FIFOScheduler()
-    metric, mode = objective
-    return SearchOnlyASHA(
-        time_attr="progress",
-        metric=metric,
-        mode=mode,
-        grace_period=settings.grace,
-        max_t=1,
-        reduction_factor=settings.reduction,
-    )

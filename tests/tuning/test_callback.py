@@ -31,7 +31,13 @@ class Sitting:
         self.heartbeat = Heartbeat(tracker, tracker.start(name, "a sweep", {}))
         self.told: list[tuple[Any, ...]] = []
         self.callback = SweepCallback(
-            tracker, into=name, heartbeat=self.heartbeat, margin=0.2, reopen={}, listener=self.listen
+            tracker,
+            into=name,
+            heartbeat=self.heartbeat,
+            margin=0.2,
+            reopen={},
+            listener=self.listen,
+            stopped={"trial-01": "behind the others at 25%"},
         )
 
     def listen(self, name: str, state: str, metrics: Any, reason: str = "", settings: str = "") -> None:

@@ -25,6 +25,7 @@ SPACE = {
     "search": {"pruning.prune_ratio": {"type": "float", "low": 0.1, "high": 0.9}},
     "controls": {"random": {"pruning.method": "random"}},
     "trials": 4,
+    "objective": "pareto",
     "confirm": {"winners": 1, "until": "seeds"},
 }
 

@@ -10,7 +10,7 @@ import yaml
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks.classification import Classification
-from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, SEARCH_SEED, load_sweep
+from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, SEARCH_SEED, Sweep, load_sweep
 
 ROOT = Path(__file__).parents[2]
 GOOD = {
@@ -27,11 +27,20 @@ def written(folder: Path, **changes: object) -> Path:
     return path
 
 
+def first_draw(sweep: Sweep) -> dict[str, object]:
+    """The first end of every entry."""
+    search = sweep.settings.search.items()
+    return {name: entry.ends()[0] for key, entry in search for name in entry.numbers(key)}
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda file: file.stem)
 def test_those_in_the_repository_are_valid(file: Path) -> None:
     sweep = load_sweep(file)
     assert sweep.settings.about
-    assert sweep.trial({key: entry.ends()[0] for key, entry in sweep.settings.search.items()}, seed=1)
+    lowest, _ = sweep.meant(
+        {name: 0.0 if "#" in name else entry for name, entry in first_draw(sweep).items()}
+    )
+    assert sweep.trial(lowest, seed=1)
 
 
 def test_defaults_and_replacements(tmp_path: Path) -> None:
@@ -91,7 +100,7 @@ def test_what_is_asked_decides_what_is_resumed(tmp_path: Path) -> None:
     asked = load_sweep(written(tmp_path)).settings
     other = {
         "about": "x", "concurrency": 3, "trials": 99, "points_to_evaluate": [{"pruning.prune_ratio": 0.4}],
-        "seeds": [0, 1, 2, 3], "confirm": {"until": "seeds", "max_seeds": 20},
+        "seeds": [0, 1, 2, 3], "confirm": {"until": "seeds", "max_seeds": 20}, "budget": {"hours": 3.0},
     }  # fmt: skip
     assert set(other) == {name.partition(".")[0] for name in MAY_DIFFER_ON_RESUME}
     assert load_sweep(written(tmp_path, **other)).key == key, "more of it is the same question"
@@ -99,6 +108,7 @@ def test_what_is_asked_decides_what_is_resumed(tmp_path: Path) -> None:
         "name": "t", "trial": {}, "seed": 1, "margin": 9.0, "val_fraction": 0.3, "sampler": "random",
         "objectives": {"val_loss": "min"},
         "search": {"pruning.prune_ratio": {"type": "float", "low": 0.1, "high": 0.2}},
+        "objective": "pareto", "proxy": {"train.epochs": 2},
         "scheduler": {"method": "asha"}, "baseline": {}, "controls": {"x": {"pruning.method": "random"}},
     }  # fmt: skip
     for name, value in question.items():
@@ -152,6 +162,35 @@ def entry(**fields: object) -> dict[str, object]:
         ({"objectives": {"val_loss": "max"}}, "val_loss: 'max' is not allowed; expected 'min'"),
         ({"objectives": {"accuracy": "max"}}, "objectives: no run has a metric 'accuracy' to be tuned by"),
         ({"seeds": [0, 1, 1]}, "seeds: [0, 1, 1] is not allowed; expected every seed once"),
+        (
+            {"objective": "pareto", "sampler": "frontier"},
+            "sampler: frontier is not allowed; expected another one for objective: pareto",
+        ),
+        (
+            {"objective": "pareto", "scheduler": {"method": "bound"}},
+            "scheduler.method: bound is not allowed; expected asha or none for pareto",
+        ),
+        (
+            {"objective": "cheapest-lossless", "objectives": {"val_loss": "min"}},
+            "objective: cheapest-lossless is not allowed with 1 objectives; expected a quality and a cost",
+        ),
+        (
+            {"budget": {"gpu_hours": 3}},
+            "budget.gpu_hours: 3 is never spent; expected scaling.gpus_per_worker above 0",
+        ),
+        (
+            {"budget": {"patience": 0}},
+            "budget.patience: 0 is not allowed; expected greater than or equal to 1",
+        ),
+        ({"proxy": {"train.epoch": 3}}, "proxy: digits: train.epoch: unknown key"),
+        (
+            entry(type="float", low=0.1, high=0.9, when={"curriculum.method": "resize"}),
+            "search.pruning.prune_ratio.when: 'curriculum.method' is not searched above it",
+        ),
+        (
+            {"search": {"curriculum.schedule[].fraction": {"type": "simplex", "parts": 3, "low": 0.4}}},
+            "low: 0.4 is not allowed; expected less than 1 / parts",
+        ),
     ],
 )
 def test_mistakes(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -164,3 +203,14 @@ def test_mistakes(tmp_path: Path, changes: dict[str, object], message: str) -> N
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing.yaml: cannot be read"):
         load_sweep(tmp_path / "nothing.yaml")
+
+
+def test_defaults_follow_the_objective(tmp_path: Path) -> None:
+    def chosen(**changes: object) -> tuple[str, str, str]:
+        settings = load_sweep(written(tmp_path, **changes)).settings
+        return settings.objective, settings.sampler, settings.scheduler.method
+
+    assert chosen() == ("cheapest-lossless", "frontier", "bound")
+    assert chosen(objective="pareto") == ("pareto", "tpe", "none")
+    assert chosen(objectives={"val_loss": "min"}) == ("pareto", "tpe", "none"), "one is no trade"
+    assert chosen(sampler="tpe", scheduler={"method": "asha"}) == ("cheapest-lossless", "tpe", "asha")

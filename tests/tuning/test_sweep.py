@@ -102,16 +102,21 @@ def test_trials_that_fail(tmp_path: Path, uri: str) -> None:
     assert {client.get_run(run.run_id).info.status for run in by_ratio.values()} == {"FINISHED", "FAILED"}
 
 
-def test_stopped_trials_are_no_results(tmp_path: Path, uri: str) -> None:
-    """ASHA stops what falls behind: told as pruned, shown without speedup; the baseline goes on."""
+@pytest.mark.parametrize(("method", "reason"), [("asha", "behind the others"), ("bound", "heads for")])
+def test_stopped_trials_are_no_results(method: str, reason: str, tmp_path: Path, uri: str) -> None:
+    """ASHA stops what falls behind, the bound what cannot reach it: told as pruned, shown without speedup; the
+    baseline goes on."""
     ratios = [0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
-    file = space(tmp_path, ratios, more="scheduler: {method: asha, grace: 0.25, reduction: 2}")
-    file.write_text(file.read_text().replace("name: tiny", "name: asha"))
+    scheduler = f"scheduler: {{method: {method}, grace: 0.25, reduction: 2}}"
+    file = space(tmp_path, ratios, more=scheduler, objective="cheapest-lossless")
+    file.write_text(file.read_text().replace("name: tiny", f"name: {method}"))
     result, _ = go(file, uri, trainable=tiny, concurrency=1)
-    records = runs_of(uri, "asha")
+    records = runs_of(uri, method)
     stopped = [run for run in records if run.state == "stopped"]
     assert stopped and {run.role for run in stopped} == {"trial"}
-    assert all("accuracy" not in run.metrics and "behind" in run.reason for run in stopped)
+    assert all("accuracy" not in run.metrics and reason in run.reason for run in stopped)
+    assert {run.params["pruning.prune_ratio"] for run in stopped} >= {0.6, 0.65, 0.7, 0.75}
+    assert result.best is not None and result.best.verdict == "lossless"
     shown = {row.run_id: row for row in result.rows}
     assert all(shown[run.run_id].speedup is None for run in stopped)
     client = MlflowClient(uri)

@@ -9,9 +9,15 @@ from scipy import stats
 
 from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.statistics.verdict import plan_for
-from raytrain_speedup.tuning.winners import Outcome, pick_winners
+from raytrain_speedup.metric import Direction
+from raytrain_speedup.tuning.objective import Objective
+from raytrain_speedup.tuning.winners import Outcome, pick_ladder, pick_winners
 
-OBJECTIVES = {"val_accuracy": "max", "train_flops": "min"}
+OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_flops": "min"}
+
+
+def asked(directions: dict[str, Direction] = OBJECTIVES) -> Objective:
+    return Objective("pareto", directions, margin=0.5)
 
 
 def trial(name: str, accuracy: float, flops: float, group: str | None = None) -> Outcome:
@@ -22,9 +28,9 @@ def final(**metrics: float) -> FinalMetrics:
     return FinalMetrics.from_dict(metrics)
 
 
-def picked(trials: list[Outcome], count: int, objectives: dict[str, str] = OBJECTIVES) -> list[str]:
-    baselines = [final(val_accuracy=97.0), final(val_accuracy=98.0)]
-    found = pick_winners(trials, baselines, count=count, objectives=objectives)
+def picked(trials: list[Outcome], count: int, objectives: dict[str, Direction] = OBJECTIVES) -> list[str]:
+    baselines = [{"val_accuracy": 97.0}, {"val_accuracy": 98.0}]
+    found = pick_winners(trials, baselines, count=count, objective=asked(objectives))
     return [outcome.name for outcome in found]
 
 
@@ -44,9 +50,9 @@ def test_a_metric_that_is_to_be_small_is_reached_from_above() -> None:
         Outcome(name, "trial", name, {}, final(val_loss=loss, train_flops=flops))
         for name, loss, flops in (("worse", 1.2, 1.0), ("better", 0.9, 4.0), ("equal", 1.0, 3.0))
     ]
-    objectives = {"val_loss": "min", "train_flops": "min"}
-    baselines = [final(val_loss=0.9), final(val_loss=1.1)]
-    found = pick_winners(trials, baselines, count=3, objectives=objectives)
+    objectives: dict[str, Direction] = {"val_loss": "min", "train_flops": "min"}
+    baselines = [{"val_loss": 0.9}, {"val_loss": 1.1}]
+    found = pick_winners(trials, baselines, count=3, objective=asked(objectives))
     assert [outcome.name for outcome in found] == ["equal", "better", "worse"]
 
 
@@ -63,7 +69,16 @@ def test_seconds_are_the_cost_of_a_single_objective() -> None:
 
 def test_no_baseline_and_no_trials() -> None:
     assert picked([], 2) == []
-    assert pick_winners([trial("a", 1, 1)], [], count=1, objectives=OBJECTIVES)[0].name == "a"
+    assert pick_winners([trial("a", 1, 1)], [], count=1, objective=asked())[0].name == "a"
+
+
+def test_a_ladder_from_bold_to_safe_and_no_trust_in_luck() -> None:
+    """The bound is 97, the margin 1: the first pick is believed at 97.5 or more, the second at 98."""
+    trials = [trial(name, 99.9, flops) for name, flops in (("a", 1), ("b", 2), ("c", 3), ("d", 4), ("e", 5))]
+    believed = [97.1, 97.6, 97.7, 98.2, 97.9]
+    objective = Objective("cheapest-lossless", OBJECTIVES, margin=1.0)
+    found = pick_ladder(trials, believed, count=4, objective=objective, bound=97.0)
+    assert [outcome.name for outcome in found] == ["b", "d", "e", "c"], "then the most promising of the rest"
 
 
 MARGIN, SD = 0.3, 0.17
@@ -108,8 +123,8 @@ def confirmed(steep: float, start: float, above: float) -> tuple[float, float, f
             trial(str(i), metric, 1 - saved)
             for i, (metric, saved) in enumerate(zip(seen, saving, strict=True))
         ]
-        baselines = [final(val_accuracy=90 + above + luck) for luck in random.normal(0, SD, 2)]
-        winners = pick_winners(trials, baselines, count=WINNERS, objectives=OBJECTIVES)
+        baselines = [{"val_accuracy": 90 + above + luck} for luck in random.normal(0, SD, 2)]
+        winners = pick_winners(trials, baselines, count=WINNERS, objective=asked())
         chosen = [int(winner.name) for winner in winners]
         true.append(-loss[chosen])
         speedups.append(1 / (1 - saving[chosen]))

@@ -94,18 +94,32 @@ trials: {trials}
 seeds: [0, 1, 2]
 confirm: {{winners: 1}}
 concurrency: 2
+objective: {objective}
 {more}
 """
 
 
 def space(
-    folder: Path, ratios: list[float], *, pause: float = 1e-3, more: str = "", trials: int | None = None
+    folder: Path,
+    ratios: list[float],
+    *,
+    pause: float = 1e-3,
+    more: str = "",
+    trials: int | None = None,
+    objective: str = "pareto",
 ) -> Path:
     """A search-space file whose first trials have these prune ratios."""
     points = [{"pruning.prune_ratio": ratio} for ratio in ratios]
     path = folder / "tiny.yaml"
     path.write_text(
-        SPACE.format(pause=pause, folder=folder, points=points, trials=trials or len(ratios), more=more)
+        SPACE.format(
+            pause=pause,
+            folder=folder,
+            points=points,
+            trials=trials or len(ratios),
+            more=more,
+            objective=objective,
+        )
     )
     return path
 

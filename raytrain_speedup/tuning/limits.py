@@ -1,0 +1,46 @@
+"""What ends a search before its last trial: hours, GPU-hours, or that nothing moves any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from raytrain_speedup.tuning.space import BudgetSettings
+
+
+class Limits:
+    """Watches the budget of a search.
+
+    Args:
+        budget: of the search-space file.
+        gpus: that a run holds.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, budget: BudgetSettings, gpus: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._budget, self._gpus, self._clock = budget, gpus, clock
+        self._began = clock()
+        self._gpu_seconds = 0.0
+        self._best, self._unmoved = "", 0
+
+    def ran(self, seconds: float) -> None:
+        """A run of the search has come to an end."""
+        self._gpu_seconds += seconds * self._gpus
+
+    def best_is(self, name: str) -> None:
+        """The best setting after another trial; empty where there is none yet."""
+        self._unmoved = self._unmoved + 1 if name and name == self._best else 0
+        self._best = name
+
+    def reached(self) -> str | None:
+        """Why the search is over, in words."""
+        budget = self._budget
+        if budget.hours is not None and self._clock() - self._began >= budget.hours * 3600:
+            return f"budget.hours: {budget.hours:g} are over"
+        if budget.gpu_hours is not None and self._gpu_seconds >= budget.gpu_hours * 3600:
+            return f"budget.gpu_hours: {budget.gpu_hours:g} are spent"
+        if budget.patience is not None and self._unmoved >= budget.patience:
+            return f"budget.patience: {self._best} is the best since {self._unmoved} trials"
+        return None

@@ -1,0 +1,43 @@
+"""The samplers that a search-space file can name."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import optuna
+
+from raytrain_speedup.tuning.encoding import Space
+from raytrain_speedup.tuning.frontier import Bound, FrontierSampler
+from raytrain_speedup.tuning.space import SweepSettings
+
+
+def build_sampler(
+    settings: SweepSettings, space: Space, number: int, bound: Bound | None
+) -> optuna.samplers.BaseSampler:
+    """The sampler for the suggestion of this number; what it knows is in the study.
+
+    Args:
+        space: what is searched.
+        bound: the quality that is asked for, once it is known.
+    """
+    seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
+    startup = min(10, max(4, settings.trials // 3))
+    if settings.sampler == "frontier":
+        return FrontierSampler(
+            space, seed=seed, first=settings.seed, number=number, startup=startup, bound=bound
+        )
+    if settings.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if settings.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, settings.trials // 4)))
+    with warnings.catch_warnings():  # some options are "experimental" since 2020
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if settings.sampler == "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            multivariate=True,
+            constant_liar=True,  # trials run at the same time must not be the same trial
+            n_startup_trials=startup,
+        )
