@@ -80,7 +80,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def poison(self: Classification, model: Model, batch: Batch) -> Losses:
         good = losses(self, model, batch)
-        calls.extend([1] if "draws" in batch else [])  # reference steps are no training
+        calls.extend([1] if "weight" in batch else [])  # reference steps are no training
         return (
             Losses(good.losses * float("nan"), good.scores) if len(calls) == 8 else good
         )  # the first warms up

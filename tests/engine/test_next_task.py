@@ -119,7 +119,8 @@ def test_a_task_that_draws_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_task_that_draws_nothing_costs_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "draw_keys", lambda *_, **__: pytest.fail("keys were made"))
-    assert run(tiny(epochs=1, checkpoint_every=0), Diary(tmp_path), device=CPU)["accuracy"] > 0
+    plain = tiny({"model.name": "wrn16_1"}, epochs=1, checkpoint_every=0)
+    assert run(plain, Diary(tmp_path), device=CPU)["accuracy"] > 0
 
 
 def test_draws_are_of_seed_epoch_and_sample_alone() -> None:

@@ -84,7 +84,7 @@ class Poisoned(Classification):
     calls = 0
 
     def losses(self, model: Model, batch: Batch) -> Losses:
-        self.calls += "draws" in batch  # reference steps are no training
+        self.calls += "weight" in batch  # reference steps are no training
         good = super().losses(model, batch)
         return (
             good._replace(losses=good.losses * float("nan"))
