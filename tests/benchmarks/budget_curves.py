@@ -69,7 +69,9 @@ def base_of(data: str, rows: int, folder: Path) -> Experiment:
     shared = {"train.eval_every": 0, "train.checkpoint_every": 0, "train.threads": 1}
     if data == "cifar10":
         return small_cifar10(folder, rows, shared)
-    return load_experiment("digits", {"pruning.method": "none", "data.image_size": 8, "train.lr": 0.05, **shared})
+    return load_experiment(
+        "digits", {"pruning.method": "none", "data.image_size": 8, "train.lr": 0.05, **shared}
+    )
 
 
 def table(found: dict[Key, Metrics], wanted: Sequence[Key]) -> None:
