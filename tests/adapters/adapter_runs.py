@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,16 @@ STEADY = VIT | {"pruning.method": "random"}
 """Plans that no loss has a say in: epochs of 92 samples. Where InfoBatch leaves 7 of them, an accumulation of 4 has
 one step fewer than the engine."""
 
+ALIKE = {"rtol": 1e-3, "atol": 1e-5}
+"""How near weights are that were summed in another order."""
 
-def tiny(overrides: Mapping[str, Any] | None = None) -> Experiment:
+Overrides = Mapping[str, Any]
+EngineRun = tuple[list[Tensor], dict[str, Tensor]]
+"""What a run of the engine shows, step by step, and the weights it ends with."""
+EngineOf = Callable[..., EngineRun]
+
+
+def tiny(overrides: Overrides | None = None) -> Experiment:
     """Six epochs of 230 digits of 8 x 8 pixels as they are, on a ResNet-8, three of them pruned."""
     keys = {
         "data.image_size": 8,
@@ -78,8 +86,8 @@ def recorded() -> Iterator[list[Tensor]]:
         yield shown
 
 
-def engine_run(experiment: Experiment, folder: Path) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """What the engine shows, step by step, and the weights it ends with."""
+def engine_run(experiment: Experiment, folder: Path) -> EngineRun:
+    """Train by the engine."""
     reporter = LocalReporter(folder, lambda kind, metrics: None)
     with recorded() as shown:
         run(experiment, reporter, device=torch.device("cpu"))
@@ -124,6 +132,18 @@ def settings(experiment: Experiment) -> dict[str, Any]:
         "epochs": experiment.train.epochs,
         "seed": experiment.train.seed,
     }
+
+
+def loader_of(experiment: Experiment, **options: Any) -> PrunedLoader:
+    """A loader of an experiment's images that is told of its pruning."""
+    return PrunedLoader(digits(experiment), **settings(experiment), **{"batch_size": BATCH} | options)
+
+
+def sizes_seen(model: nn.Module) -> list[int]:
+    """Sizes in pixels of the batches that a network is shown, as they come."""
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[-1]))
+    return sizes
 
 
 class Interrupted(Exception):
