@@ -38,6 +38,20 @@ STEADY = VIT | {"pruning.method": "random"}
 """Plans that no loss has a say in: epochs of 92 samples. Where InfoBatch leaves 7 of them, an accumulation of 4 has
 one step fewer than the engine."""
 
+STAGES = [
+    {"fraction": 0.3, "ratio": 0.5, "batch_factor": 2},
+    {"fraction": 0.2, "ratio": 0.75},
+    {"fraction": 0.5},
+]
+CURRICULUM = {"method": "custom", "schedule": STAGES, "lr_rule": "linear"}
+STAGED = {
+    "data.image_size": 16,
+    "pruning.method": "random",
+    **{f"curriculum.{key}": value for key, value in CURRICULUM.items()},
+}
+"""Sizes, larger batches and their learning rate, more passes than the budget has epochs. Images are not the same to
+the last bit, so samples are dropped at random: the least change of a loss moves InfoBatch's mean."""
+
 ALIKE = {"rtol": 1e-3, "atol": 1e-5}
 """How near weights are that were summed in another order."""
 
@@ -139,6 +153,19 @@ def loader_of(experiment: Experiment, **options: Any) -> PrunedLoader:
     return PrunedLoader(digits(experiment), **settings(experiment), **{"batch_size": BATCH} | options)
 
 
+def staged_schedule(folder: Path) -> Path:
+    """The exported schedule of `STAGED`."""
+    dropped = PRUNING | {"method": "random"}
+    return schedule_file(folder / "schedule.yaml", pruning=dropped, curriculum=CURRICULUM)
+
+
+def staged_loader(folder: Path) -> PrunedLoader:
+    """A loader that is told of that schedule."""
+    data, seed = digits(tiny(STAGED)), tiny().train.seed
+    schedule = staged_schedule(folder)
+    return PrunedLoader(data, schedule, epochs=EPOCHS, batch_size=BATCH, image_size=16, seed=seed)
+
+
 def sizes_seen(model: nn.Module) -> list[int]:
     """Sizes in pixels of the batches that a network is shown, as they come."""
     sizes: list[int] = []
@@ -173,6 +200,14 @@ def train(
             done += 1
             if done == stop_after:
                 raise Interrupted
+
+
+def trained_by_hand(experiment: Experiment, loader: PrunedLoader, **rates: Any) -> Mapping[str, Tensor]:
+    """The weights that the documented loop ends with."""
+    model = network(experiment)
+    optimizer = sgd(model)
+    train(loader, model, optimizer, scheduler=ProgressLR(optimizer, loader, **RATES | rates))
+    return model.state_dict()
 
 
 def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

@@ -12,6 +12,7 @@ from adapter_runs import (
     BATCH,
     EPOCHS,
     RATES,
+    STAGED,
     STEADY,
     VIT,
     EngineOf,
@@ -23,7 +24,9 @@ from adapter_runs import (
     same_plan,
     sgd,
     sizes_seen,
+    staged_loader,
     tiny,
+    trained_by_hand,
 )
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -143,6 +146,32 @@ def test_accumulated_batches_are_whole_steps(tmp_path: Path, engine_of: EngineOf
     _, expected = engine_of(STEADY)
     _, module = fit(tmp_path, tiny(STEADY), accumulate=4)
     torch.testing.assert_close(module.net.state_dict(), expected, **ALIKE)
+
+
+def test_pruning_and_curriculum_together_are_the_engines(tmp_path: Path, engine_of: EngineOf):
+    """Image sizes, batches and learning rates of the stages; and a run that is cut off within the first stage, and
+    within the last, goes on with what it would have shown. The weights are those of the loop by hand: the engine's
+    images are not the same to the last bit."""
+    expected_shown, _ = engine_of(STAGED)
+
+    def staged(**options: Any) -> tuple[list[Tensor], Classifier]:
+        loader = staged_loader(tmp_path)
+        assert loader.epochs > EPOCHS
+        return fit(tmp_path, tiny(STAGED), loader=loader, max_epochs=loader.epochs, **options)
+
+    shown, module = staged()
+    assert same_plan(shown, expected_shown)
+    assert equal(module.net.state_dict(), trained_by_hand(tiny(STAGED), staged_loader(tmp_path)))
+    assert set(module.sizes) == {8, 12, 16} and module.sizes == sorted(module.sizes)
+    assert module.validated == sorted([*range(module.loader.epochs)] * 2)
+    path = tmp_path / "last.ckpt"
+    for stop_after in (3, len(shown) - 4):
+        with pytest.raises(BaseException) as stopped:
+            staged(callbacks=[Stop(stop_after, path)])
+        assert isinstance(stopped.value, KeyboardInterrupt | SystemExit)
+        rest, again = staged(path=path)
+        assert same_plan(rest, expected_shown[stop_after:]) and again.sizes == module.sizes[stop_after:]
+        assert equal(again.net.state_dict(), module.net.state_dict())
 
 
 @pytest.mark.slow
