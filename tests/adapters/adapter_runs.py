@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,30 @@ STEADY = VIT | {"pruning.method": "random"}
 """Plans that no loss has a say in: epochs of 92 samples. Where InfoBatch leaves 7 of them, an accumulation of 4 has
 one step fewer than the engine."""
 
+STAGES = [
+    {"fraction": 0.3, "ratio": 0.5, "batch_factor": 2},
+    {"fraction": 0.2, "ratio": 0.75},
+    {"fraction": 0.5},
+]
+CURRICULUM = {"method": "custom", "schedule": STAGES, "lr_rule": "linear"}
+STAGED = {
+    "data.image_size": 16,
+    "pruning.method": "random",
+    **{f"curriculum.{key}": value for key, value in CURRICULUM.items()},
+}
+"""Sizes, larger batches and their learning rate, more passes than the budget has epochs. Images are not the same to
+the last bit, so samples are dropped at random: the least change of a loss moves InfoBatch's mean."""
 
-def tiny(overrides: Mapping[str, Any] | None = None) -> Experiment:
+ALIKE = {"rtol": 1e-3, "atol": 1e-5}
+"""How near weights are that were summed in another order."""
+
+Overrides = Mapping[str, Any]
+EngineRun = tuple[list[Tensor], dict[str, Tensor]]
+"""What a run of the engine shows, step by step, and the weights it ends with."""
+EngineOf = Callable[..., EngineRun]
+
+
+def tiny(overrides: Overrides | None = None) -> Experiment:
     """Six epochs of 230 digits of 8 x 8 pixels as they are, on a ResNet-8, three of them pruned."""
     keys = {
         "data.image_size": 8,
@@ -78,8 +100,8 @@ def recorded() -> Iterator[list[Tensor]]:
         yield shown
 
 
-def engine_run(experiment: Experiment, folder: Path) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """What the engine shows, step by step, and the weights it ends with."""
+def engine_run(experiment: Experiment, folder: Path) -> EngineRun:
+    """Train by the engine."""
     reporter = LocalReporter(folder, lambda kind, metrics: None)
     with recorded() as shown:
         run(experiment, reporter, device=torch.device("cpu"))
@@ -126,6 +148,31 @@ def settings(experiment: Experiment) -> dict[str, Any]:
     }
 
 
+def loader_of(experiment: Experiment, **options: Any) -> PrunedLoader:
+    """A loader of an experiment's images that is told of its pruning."""
+    return PrunedLoader(digits(experiment), **settings(experiment), **{"batch_size": BATCH} | options)
+
+
+def staged_schedule(folder: Path) -> Path:
+    """The exported schedule of `STAGED`."""
+    dropped = PRUNING | {"method": "random"}
+    return schedule_file(folder / "schedule.yaml", pruning=dropped, curriculum=CURRICULUM)
+
+
+def staged_loader(folder: Path) -> PrunedLoader:
+    """A loader that is told of that schedule."""
+    data, seed = digits(tiny(STAGED)), tiny().train.seed
+    schedule = staged_schedule(folder)
+    return PrunedLoader(data, schedule, epochs=EPOCHS, batch_size=BATCH, image_size=16, seed=seed)
+
+
+def sizes_seen(model: nn.Module) -> list[int]:
+    """Sizes in pixels of the batches that a network is shown, as they come."""
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[-1]))
+    return sizes
+
+
 class Interrupted(Exception):
     """Training was cut off."""
 
@@ -153,6 +200,14 @@ def train(
             done += 1
             if done == stop_after:
                 raise Interrupted
+
+
+def trained_by_hand(experiment: Experiment, loader: PrunedLoader, **rates: Any) -> Mapping[str, Tensor]:
+    """The weights that the documented loop ends with."""
+    model = network(experiment)
+    optimizer = sgd(model)
+    train(loader, model, optimizer, scheduler=ProgressLR(optimizer, loader, **RATES | rates))
+    return model.state_dict()
 
 
 def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

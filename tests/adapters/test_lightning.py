@@ -8,20 +8,25 @@ from typing import Any
 import pytest
 import torch
 from adapter_runs import (
+    ALIKE,
     BATCH,
     EPOCHS,
     RATES,
+    STAGED,
     STEADY,
     VIT,
+    EngineOf,
     digits,
-    engine_run,
     equal,
+    loader_of,
     network,
     recorded,
     same_plan,
-    settings,
     sgd,
+    sizes_seen,
+    staged_loader,
     tiny,
+    trained_by_hand,
 )
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -41,6 +46,7 @@ class Classifier(lightning.LightningModule):
     def __init__(self, experiment: Any, loader: PrunedLoader) -> None:
         super().__init__()
         self.net, self.loader = network(experiment), loader
+        self.sizes = sizes_seen(self.net)
         self.validated: list[int] = []
         self.rates: list[float] = []
 
@@ -76,11 +82,17 @@ def trainer(folder: Path, **options: Any) -> Any:
     )
 
 
-def fit(folder: Path, experiment: Any = None, *, path: Any = None, accumulate: int = 1, **options: Any):
+def fit(
+    folder: Path,
+    experiment: Any = None,
+    *,
+    loader: PrunedLoader | None = None,
+    path: Any = None,
+    accumulate: int = 1,
+    **options: Any,
+) -> tuple[list[Tensor], Classifier]:
     experiment = experiment or tiny()
-    loader = PrunedLoader(
-        digits(experiment), **settings(experiment), batch_size=BATCH // accumulate, accumulate=accumulate
-    )
+    loader = loader or loader_of(experiment, batch_size=BATCH // accumulate, accumulate=accumulate)
     module = Classifier(experiment, loader)
     with recorded() as shown:
         trainer(folder, accumulate_grad_batches=accumulate, **options).fit(
@@ -100,11 +112,6 @@ class Stop(lightning.Callback):
         if self.after == 0:
             trainer.save_checkpoint(self.path)
             raise KeyboardInterrupt
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory) -> tuple[list[Tensor], dict[str, Tensor]]:
-    return engine_run(tiny(), tmp_path_factory.mktemp("engine"))
 
 
 def test_the_engine_and_lightning_train_the_same_weights(tmp_path: Path, engine):
@@ -135,30 +142,56 @@ def test_lightnings_own_checkpoint_at_the_end_of_an_epoch(tmp_path: Path, engine
         assert equal(module.net.state_dict(), engine[1])
 
 
-def test_accumulated_batches_are_whole_steps(tmp_path: Path):
-    _, expected = engine_run(tiny(STEADY), tmp_path / "engine")
+def test_accumulated_batches_are_whole_steps(tmp_path: Path, engine_of: EngineOf):
+    _, expected = engine_of(STEADY)
     _, module = fit(tmp_path, tiny(STEADY), accumulate=4)
-    torch.testing.assert_close(module.net.state_dict(), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(module.net.state_dict(), expected, **ALIKE)
+
+
+def test_pruning_and_curriculum_together_are_the_engines(tmp_path: Path, engine_of: EngineOf):
+    """Image sizes, batches and learning rates of the stages; and a run that is cut off within the first stage, and
+    within the last, goes on with what it would have shown. The weights are those of the loop by hand: the engine's
+    images are not the same to the last bit."""
+    expected_shown, _ = engine_of(STAGED)
+
+    def staged(**options: Any) -> tuple[list[Tensor], Classifier]:
+        loader = staged_loader(tmp_path)
+        assert loader.epochs > EPOCHS
+        return fit(tmp_path, tiny(STAGED), loader=loader, max_epochs=loader.epochs, **options)
+
+    shown, module = staged()
+    assert same_plan(shown, expected_shown)
+    assert equal(module.net.state_dict(), trained_by_hand(tiny(STAGED), staged_loader(tmp_path)))
+    assert set(module.sizes) == {8, 12, 16} and module.sizes == sorted(module.sizes)
+    assert module.validated == sorted([*range(module.loader.epochs)] * 2)
+    path = tmp_path / "last.ckpt"
+    for stop_after in (3, len(shown) - 4):
+        with pytest.raises(BaseException) as stopped:
+            staged(callbacks=[Stop(stop_after, path)])
+        assert isinstance(stopped.value, KeyboardInterrupt | SystemExit)
+        rest, again = staged(path=path)
+        assert same_plan(rest, expected_shown[stop_after:]) and again.sizes == module.sizes[stop_after:]
+        assert equal(again.net.state_dict(), module.net.state_dict())
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path: Path, engine):
+def test_two_processes(tmp_path: Path, engine_of: EngineOf):
     """In a process of its own, which may be forked: this one has threads."""
     import subprocess
     import sys
 
-    _, expected = engine_run(tiny(VIT), tmp_path / "engine")
+    _, expected = engine_of(VIT)
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    torch.testing.assert_close(torch.load(tmp_path / "net.pt"), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(torch.load(tmp_path / "net.pt"), expected, **ALIKE)
 
 
 def on_two_processes(folder: Path) -> None:
     torch.set_num_threads(1)
     experiment = tiny(VIT)
-    loader = PrunedLoader(digits(experiment), **settings(experiment), batch_size=BATCH // 2)
+    loader = loader_of(experiment, batch_size=BATCH // 2)
     module = Classifier(experiment, loader)
     trainer(folder, devices=2, strategy="ddp_fork").fit(module, loader)
     torch.save(module.net.state_dict(), folder / "net.pt")
@@ -172,13 +205,13 @@ def on_two_processes(folder: Path) -> None:
     ],
 )
 def test_a_trainer_that_does_not_agree_is_refused(options: dict[str, Any], message: str, tmp_path: Path):
-    loader = PrunedLoader(digits(tiny()), **settings(tiny()), batch_size=BATCH)
+    loader = loader_of(tiny())
     with pytest.raises(UserError, match=message):
         trainer(tmp_path, **options).fit(Classifier(tiny(), loader), loader)
 
 
 def test_another_loader_is_refused(tmp_path: Path):
-    loader = PrunedLoader(digits(tiny()), **settings(tiny()), batch_size=BATCH)
+    loader = loader_of(tiny())
     with pytest.raises(UserError, match="the training loader is DataLoader; expected a PrunedLoader"):
         trainer(tmp_path).fit(Classifier(tiny(), loader), DataLoader(digits(tiny()), batch_size=BATCH))
 

@@ -12,19 +12,22 @@ from typing import Any
 import pytest
 import torch
 from adapter_runs import (
+    ALIKE,
     BATCH,
     EPOCHS,
     LR,
     STEADY,
     VIT,
+    EngineOf,
+    EngineRun,
     digits,
-    engine_run,
     equal,
     network,
     recorded,
     same_plan,
     schedule_file,
     sgd,
+    sizes_seen,
     tiny,
 )
 from torch import Tensor, nn
@@ -47,7 +50,7 @@ class Classifier(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.sizes = net, sizes_seen(net)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         logits = self.net(pixel_values)
@@ -84,7 +87,13 @@ class Stop(transformers.TrainerCallback):
 
 
 def trainer(
-    folder: Path, experiment: Any, *, accumulate: int = 1, world: int = 1, **options: Any
+    folder: Path,
+    experiment: Any,
+    *,
+    accumulate: int = 1,
+    world: int = 1,
+    pruning: dict[str, Any] | None = None,
+    **options: Any,
 ) -> PrunedTrainer:
     arguments = {
         "output_dir": str(folder / "hf"),
@@ -107,9 +116,9 @@ def trainer(
         model,
         transformers.TrainingArguments(**arguments | options),
         train_dataset=Samples(experiment),
-        pruning=experiment.pruning,
         optimizers=(sgd(model), None),
         callbacks=callbacks,
+        **{"pruning": experiment.pruning} | (pruning or {}),
     )
 
 
@@ -120,9 +129,9 @@ def train(folder: Path, experiment: Any, *, path: Any = None, **options: Any):
     return shown, mine
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory) -> tuple[list[Tensor], dict[str, Tensor]]:
-    return engine_run(tiny(CONSTANT), tmp_path_factory.mktemp("engine"))
+@pytest.fixture
+def engine(engine_of: EngineOf) -> EngineRun:
+    return engine_of(CONSTANT)
 
 
 def test_the_engine_and_the_trainer_train_the_same_weights(tmp_path: Path, engine):
@@ -142,10 +151,10 @@ def test_resumed_anywhere_it_ends_with_the_same_weights(stop_after: int, tmp_pat
     assert equal(mine.model.net.state_dict(), engine[1])
 
 
-def test_accumulated_batches_are_whole_steps(tmp_path: Path):
-    _, expected = engine_run(tiny(STEADY | CONSTANT), tmp_path / "engine")
+def test_accumulated_batches_are_whole_steps(tmp_path: Path, engine_of: EngineOf):
+    _, expected = engine_of(STEADY | CONSTANT)
     _, mine = train(tmp_path, tiny(STEADY | CONSTANT), accumulate=4)
-    torch.testing.assert_close(mine.model.net.state_dict(), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(mine.model.net.state_dict(), expected, **ALIKE)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
@@ -160,15 +169,15 @@ def test_schedules_of_the_trainer_end_where_they_should(kind: str, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path: Path):
+def test_two_processes(tmp_path: Path, engine_of: EngineOf):
     """Started as `torchrun` does."""
-    _, expected = engine_run(tiny(VIT | CONSTANT), tmp_path / "engine")
+    _, expected = engine_of(VIT | CONSTANT)
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*run, __file__, str(tmp_path)], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    torch.testing.assert_close(torch.load(tmp_path / "net.pt"), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(torch.load(tmp_path / "net.pt"), expected, **ALIKE)
 
 
 def on_two_processes(folder: Path) -> None:
