@@ -85,4 +85,4 @@ class IndexedSource(Source):
     def __setstate__(self, state: dict[str, object]) -> None:
         index, targets = state["index"], state["targets"]
         assert isinstance(index, Index)
-        self.__init__(index, index.targets if targets is None else targets)  # type: ignore[misc, arg-type]
+        self.__init__(index, index.targets if targets is None else targets)  # type: ignore[misc]

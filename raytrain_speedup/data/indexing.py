@@ -187,7 +187,7 @@ def _members(file: IO[bytes], start: int, end: int, inside: str) -> Iterator[_Me
     file.seek(start)
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for entry in tar:
-            tar.members = []  # otherwise it keeps them all
+            tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps them all
             if entry.offset_data + entry.size > end:  # an inner file without its closing blocks
                 raise tarfile.ReadError(f"{inside or entry.name} is cut off")
             if not entry.isreg():
