@@ -518,11 +518,6 @@ data = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Prepare 
 app.add_typer(data, name="data")
 
 
-@data.callback()
-def data_commands() -> None:
-    """Prepare large data sets."""
-
-
 @data.command("index")
 def index_data(
     source: Annotated[
@@ -544,7 +539,7 @@ def index_data(
 
     speedup data index ILSVRC2012_img_train.tar -o train.index
     speedup data index ILSVRC2012_img_val.tar --labels val.txt -o val.index
-    speedup train imagenet1k-resnet50 data.source=index data.train=train.index data.test=val.index
+    speedup train mine.yaml data.source=index data.train=train.index data.test=val.index
     """
     from rich.progress import Progress
 

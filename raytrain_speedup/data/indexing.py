@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import tarfile
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from rich.progress import Progress
 
-from raytrain_speedup.data.folders import is_folder, is_image, listed, shown, some
+from raytrain_speedup.data.folders import image_files, is_folder, is_image, listed, shown, some, tell_left_out
 from raytrain_speedup.data.shards import Index, ShardRows, write_index
 from raytrain_speedup.settings import UserError
 
@@ -63,9 +63,8 @@ def make_index(
         root = source
         folders = [entry.name for entry in listed(_KEY, source) if is_folder(_KEY, entry)]
         jobs = [_Job(str(root.absolute()), name, known) for name in folders or [_WHOLE_FOLDER]]
-        with ThreadPoolExecutor(
-            min(32, 4 * (os.cpu_count() or 1))
-        ) as pool:  # a file system answers, no core works
+        threads = min(32, 4 * (os.cpu_count() or 1))  # they wait for the file system, not for a core
+        with ThreadPoolExecutor(threads) as pool:
             parts = _all(pool, _scan_folder, jobs, progress)
     if not sum(len(part.label) for part in parts):
         raise UserError(
@@ -129,7 +128,7 @@ def _read_labels(path: Path) -> dict[str, str]:
 
 
 class _Rows:
-    """Grows sample by sample, 20 bytes each: a tar file may have fourteen million."""
+    """Grows sample by sample, 24 bytes each: a tar file may have fourteen million."""
 
     def __init__(self) -> None:
         self.offset, self.length, self.label = array("Q"), array("Q"), array("L")
@@ -216,22 +215,23 @@ def _label(member: _Member, beside: Mapping[str, str], path: Path) -> str:
 def _scan_folder(job: _Job) -> ShardRows:
     """One class, folders in it included; every file is a shard of its own."""
     names, stats, rows = [], [], _Rows()
-    for path, status in _images(Path(job.root) / job.name):
+    others: list[str] = []
+    folder = Path(job.root) / job.name
+    for path in image_files(_KEY, str(folder), others):
         label = job.known.get(Path(path).name) or job.name.removeprefix(_WHOLE_FOLDER)
         if not label:
             raise UserError(
                 f"{_KEY}: {shown(path)} is in no class folder and has no line in --labels; expected its class in "
                 "one of them"
             )
+        try:
+            status = Path(path).stat()
+        except OSError as error:
+            raise UserError(
+                f"{_KEY}: {shown(path)} cannot be read: {error.strerror}; expected a file"
+            ) from None
         names.append(os.path.relpath(path, job.root))
         stats.append((status.st_size, status.st_mtime_ns))
         rows.add(0, status.st_size, label)
+    tell_left_out(_KEY, folder, others)
     return rows.of(names, stats, np.arange(len(names)))
-
-
-def _images(folder: Path) -> Iterable[tuple[str, os.stat_result]]:
-    for entry in listed(_KEY, folder):
-        if is_folder(_KEY, entry):
-            yield from _images(Path(entry.path))
-        elif is_image(entry.name):
-            yield entry.path, entry.stat()

@@ -39,11 +39,15 @@ class LocalReporter(Reporter):
         self._last: str | None = None
 
     def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
-        if checkpoint is not None:
-            name = self._store.commit(self._number, self.world)
-            self._last, self._number = self._store.path_of(name), self._number + 1
-        if self._listener is not None:
-            self._listener("report", metrics)
+        # The listener first: a process that is killed in between shows the epoch again, and whoever writes it down
+        # does so once. The other way round nobody would hear of an epoch that is not run again.
+        try:
+            if self._listener is not None:
+                self._listener("report", metrics)
+        finally:  # a listener that fails costs no checkpoint
+            if checkpoint is not None:
+                name = self._store.commit(self._number, self.world)
+                self._last, self._number = self._store.path_of(name), self._number + 1
 
     def image(self, name: str, epoch: int, png: bytes) -> None:
         file = self.folder / "images" / f"{name}-{epoch:04d}.png"

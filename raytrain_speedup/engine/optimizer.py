@@ -6,6 +6,7 @@ timm is imported where something of it is asked for: it takes as long as the who
 from __future__ import annotations
 
 from collections.abc import Collection
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -50,8 +51,9 @@ def _groups(model: nn.Module, train: TrainSettings) -> list[dict[str, Any]]:
         kinds: dict[float, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                whole = parameter.ndim <= 1 or name.endswith(".bias") or name in spared
-                kinds.setdefault(0.0 if whole else train.weight_decay, []).append(parameter)
+                vector = parameter.ndim <= 1 or name.endswith(".bias")
+                exempt = vector or any(fnmatch(name, pattern) for pattern in spared)
+                kinds.setdefault(0.0 if exempt else train.weight_decay, []).append(parameter)
         return [{"params": those, "weight_decay": decay} for decay, those in sorted(kinds.items())]
     if not hasattr(model, "group_matcher"):
         raise UserError(

@@ -203,7 +203,8 @@ class Run:
             )
         values = checked("run.report", metrics, ("val_", "train_"))
         self._last_val |= {name: value for name, value in values.items() if name.startswith("val_")}
-        if self._yardstick is not None and self._yardstick.due(now):
+        # At the end too: a cost that is estimated with the step before it could turn out lower in `finish`.
+        if self._yardstick is not None and (self._yardstick.due(now) or now >= 1):
             self._yardstick.measure(now)
         self._reports, self._progress = self._reports + 1, now
         told = {"epoch": self._reports, "progress": now, **values, **self._costs().to_dict()}

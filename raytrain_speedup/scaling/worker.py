@@ -53,6 +53,8 @@ class TrainReporter(Reporter):
         self._newest, self._number = ray.train.collective.broadcast_from_rank_zero(found)
 
     def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
+        # First, as in `LocalReporter`: Ctrl-C may end this process between any two lines.
+        self._pin("report", dict(metrics), wait=True)
         if checkpoint is not None:
             self._store.hand_over(checkpoint, self._number)
             ray.train.collective.barrier()
@@ -61,7 +63,6 @@ class TrainReporter(Reporter):
         ray.train.report(dict(metrics))  # when all are here: the checkpoint is there for all of them
         if checkpoint is not None:
             self._newest, self._number = checkpoint_name(self._number), self._number + 1
-        self._pin("report", dict(metrics), wait=True)
 
     def progress(self, metrics: Metrics) -> None:
         now = time.monotonic()

@@ -197,6 +197,8 @@ def test_a_shard_that_has_changed_is_no_sample(tmp_path: Path) -> None:
         (lambda folder: _written(folder / "x.zip", b""), r"x\.zip is no \.tar file"),
         (lambda folder: _written(folder / "x.tar", b"y" * 2000), r"x\.tar is no whole tar file"),
         (lambda folder: _cut(nested(folder / "x.tar")), r"x\.tar is no whole tar file"),
+        (lambda folder: _linked(folder, to=folder), "the link .* leads back to a folder that it is in"),
+        (lambda folder: _linked(folder / "n01", to=folder / "none"), r"x\.png cannot be read: No such file"),
         (lambda folder: _written(folder / "image.png", b"").parent, r"image\.png is in no class folder"),
     ],
 )
@@ -211,6 +213,13 @@ def test_what_cannot_be_indexed_is_one_line(make, message: str, tmp_path: Path) 
 def _written(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
+
+
+def _linked(folder: Path, *, to: Path) -> Path:
+    """A folder with a class in which a link leads to a place."""
+    (folder / "n01").mkdir(parents=True)
+    (folder / "n01" / "x.png").symlink_to(to)
+    return folder
 
 
 def _cut(path: Path) -> Path:

@@ -16,6 +16,7 @@ import torch
 from engine_runs import CPU, Diary, same, tiny, trained, weights
 
 from raytrain_speedup.engine.checkpoint import CheckpointFailed, read_own, read_shared, write_checkpoint
+from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.settings import RunFailed, UserError
@@ -206,3 +207,18 @@ def test_a_storage_that_stays_away_is_told_by_its_cause(tmp_path: Path, monkeypa
     assert "checkpoint not written (No such file or directory)" in str(error.value)
     assert f"the last good checkpoint is {folder / 'checkpoint-000000'}" in str(error.value)
     assert not (tmp_path / "mount").exists(), "nothing was written beside the storage that was away"
+
+
+def test_a_report_is_heard_before_its_checkpoint_is_there(tmp_path: Path) -> None:
+    """Killed in between, the epoch is run again; a listener that fails leaves the checkpoint all the same."""
+    there: list[list[Path]] = []
+
+    def hear(kind: str, metrics: Any) -> None:
+        there.append(list(tmp_path.glob("checkpoint-*")))
+        raise RunFailed("nobody listens")
+
+    reporter = LocalReporter(tmp_path, hear)
+    write_checkpoint(reporter.new_folder(), rank=0, own={}, shared={})
+    with pytest.raises(RunFailed, match="nobody listens"):
+        reporter.report({"epoch": 1}, tmp_path)
+    assert there == [[]] and reporter.latest() == tmp_path / "checkpoint-000000"

@@ -21,8 +21,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "swin_tiny_patch4_window7_224": SWIN,
     "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)},
     "resnet10t": {},
+    "xcit_nano_12_p16_224": {"img_size": 32, "depth": 1, "embed_dim": 16, "num_heads": 2},
 }
 EXEMPT = {
+    "xcit_nano_12_p16_224": {"cls_token", "pos_embed.token_projection.weight"},  # by the pattern pos_embed.*
     "deit_tiny_patch16_224": {"cls_token", "pos_embed"},
     "swin_tiny_patch4_window7_224": {
         f"layers.{stage}.blocks.0.attn.relative_position_bias_table" for stage in (0, 1)

@@ -102,8 +102,7 @@ def test_a_run_that_is_ended_three_times_goes_on_as_if_nothing_had_happened(tmp_
     reported = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_metric_history(
         run.info.run_id, "epoch/epoch"
     )
-    steps = {metric.step for metric in reported}
-    assert steps | {6} == set(range(1, 13)), "SIGKILL may come between an epoch's checkpoint and its metrics"
+    assert [metric.step for metric in reported] == list(range(1, 13))
     assert run.data.metrics["samples_shown"] > 0
 
     experiment = load_experiment("digits", TINY | {"train.epochs": 12})
