@@ -266,7 +266,7 @@ def test_a_sweep_through_plain_files(
     rows = leaderboard("small", uri)
     assert {row.role for row in rows} == {"run", "baseline", "winner"}
     winner = next(row for row in result.rows if row.role == "winner")
-    assert winner.seeds == (0, 1) and winner.speedup is not None
+    assert winner.seeds == (0, 1) and winner.comparison is not None
 
     copy_runs(kept, tracker, "small")
     assert without_places(leaderboard("small", tracker.uri)) == without_places(rows)

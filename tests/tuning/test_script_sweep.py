@@ -57,8 +57,12 @@ def test_a_sweep_of_a_script(tmp_path: Path, uri: str) -> None:
     assert all(run.final.of("test") is None and run.final.metrics["val_accuracy"] > 50 for run in trials)
     row = next(row for row in result.rows if row.role == "winner")
     assert row.seeds == (0, 1, 2) and row.accuracy is not None and row.accuracy > 80
-    assert row.comparison is not None and row.comparison.speedup.clock == "reference steps"
-    assert row.speedup is not None and row.speedup_interval is not None and row.interval is not None
+    assert row.comparison is not None and row.interval is not None
+    if row.comparison.speedup.clock != "none":  # on a machine so busy that no time is believed, none is shown
+        assert row.comparison.speedup.clock == "reference steps"
+        assert row.speedup is not None and row.speedup_interval is not None
+    else:
+        assert "reference step varied" in row.comparison.speedup.disturbed and row.speedup is None
     assert row.passes_saved is not None and 0.02 < row.passes_saved < 0.5
     winner = next(run for run in records if run.role == "winner")
     shown = pytest.approx((1 - winner.final.passes_saved) * 4 * 1200)
@@ -86,7 +90,7 @@ def test_a_run_of_a_script_is_confirmed(tmp_path: Path, uri: str) -> None:
     code = "import time\n\n\ndef main(run):\n    with run.training():\n        time.sleep(run.settings['pause'])\n"
     code += "    return {'test_accuracy': 90 + run.seed, 'val_accuracy': 90}\n"
     search = {"settings.pause": {"type": "float", "low": 0.01, "high": 0.02}}
-    keys = {"settings": {"pause": 0.04}, "trial": {}, "search": search, "seeds": [0]}
+    keys = {"settings": {"pause": 0.2}, "trial": {}, "search": search, "seeds": [0]}
     file = write(tmp_path, "pausing", code, trials=1, confirm={"winners": 0}, **keys)
     result, _ = go(file, uri)
     trial = next(row for row in result.rows if row.role == "trial")

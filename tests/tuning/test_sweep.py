@@ -70,7 +70,7 @@ def test_a_sweep_of_the_engine(tmp_path: Path, uri: str, monkeypatch: pytest.Mon
     assert (
         row.seeds == (0, 1)
         and row.comparison is not None
-        and row.comparison.speedup.clock == "reference steps"
+        and row.comparison.speedup.clock in ("reference steps", "none")  # none: a machine too busy to believe
     )
     assert result.plot is not None and result.plot.read_bytes().startswith(b"\x89PNG")
     assert result.best is None and result.schedule is None, "two seeds prove nothing, and nothing is exported"
