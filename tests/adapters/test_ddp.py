@@ -16,9 +16,11 @@ from adapter_runs import (
     EPOCHS,
     RATES,
     VIT,
+    EngineOf,
+    EngineRun,
     Interrupted,
     digits,
-    engine_run,
+    loader_of,
     network,
     recorded,
     settings,
@@ -102,7 +104,7 @@ def worker(rank: int, folder: Path) -> None:
     result["mean"] = model.module.state_dict()
     result["loader"] = parts(new(), rank)
     with pytest.raises(UserError, match="group: a mesh of 2 dimensions"):
-        PrunedLoader(digits(tiny()), **settings(tiny()), batch_size=8, group=init_device_mesh("cpu", (2, 1)))
+        loader_of(tiny(), batch_size=8, group=init_device_mesh("cpu", (2, 1)))
     torch.save(result, f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -133,9 +135,9 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory) -> tuple[list[Tensor], dict[str, Tensor]]:
-    return engine_run(tiny(VIT), tmp_path_factory.mktemp("engine"))
+@pytest.fixture
+def engine(engine_of: EngineOf) -> EngineRun:
+    return engine_of(VIT)
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -170,7 +172,7 @@ def test_one_process_goes_on_where_two_were_cut_off(folder: Path, ranks, engine)
     model.load_state_dict(state["model"])
     optimizer = sgd(model)
     optimizer.load_state_dict(state["optimizer"])
-    loader = PrunedLoader(digits(tiny(VIT)), **settings(tiny(VIT)), batch_size=BATCH)
+    loader = loader_of(tiny(VIT))
     loader.load_state_dict(state["loader"])
     with recorded() as shown:
         train(loader, model, optimizer)

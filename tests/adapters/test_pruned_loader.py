@@ -13,22 +13,27 @@ import pytest
 import torch
 from adapter_runs import (
     BATCH,
+    CURRICULUM,
     EPOCHS,
     PRUNING,
     RATES,
+    STAGED,
     STEADY,
     VIT,
+    EngineOf,
     Interrupted,
     N,
     digits,
-    engine_run,
     equal,
+    loader_of,
     network,
     recorded,
     same_plan,
     schedule_file,
     settings,
     sgd,
+    sizes_seen,
+    staged_schedule,
     tiny,
     train,
 )
@@ -42,11 +47,6 @@ from raytrain_speedup.methods.pruning import FewerEpochsSettings, FullData, Info
 from raytrain_speedup.settings import UserError
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory) -> tuple[list[Tensor], dict[str, Tensor]]:
-    return engine_run(tiny(), tmp_path_factory.mktemp("engine"))
-
-
 def run(loader: PrunedLoader, keys: Any = None) -> tuple[list[Tensor], dict[str, Tensor]]:
     model = network(tiny(keys))
     with recorded() as shown:
@@ -56,7 +56,7 @@ def run(loader: PrunedLoader, keys: Any = None) -> tuple[list[Tensor], dict[str,
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_engine_and_the_loader_train_the_same_weights(workers: int, engine):
-    loader = PrunedLoader(digits(tiny()), **settings(tiny()), batch_size=BATCH, num_workers=workers)
+    loader = loader_of(tiny(), num_workers=workers)
     shown, weights = run(loader)
     assert sum(map(len, shown)) < 0.9 * N * EPOCHS
     assert same_plan(shown, engine[0])
@@ -185,11 +185,11 @@ def test_every_step_has_all_its_batches(kept: int, accumulate: int):
         assert min(lengths) >= 2 and max(lengths) - min(lengths) <= 1
 
 
-def test_accumulated_steps_are_the_engines_and_leave_no_gradient(tmp_path: Path):
+def test_accumulated_steps_are_the_engines_and_leave_no_gradient(engine_of: EngineOf):
     """The network has no batch norm, so that the weights are those of the whole step."""
     experiment = tiny(STEADY)
-    _, expected = engine_run(experiment, tmp_path)
-    loader = PrunedLoader(digits(experiment), **settings(experiment), batch_size=BATCH // 4, accumulate=4)
+    _, expected = engine_of(STEADY)
+    loader = loader_of(experiment, batch_size=BATCH // 4, accumulate=4)
     model = network(experiment)
     optimizer = sgd(model)
     scheduler = ProgressLR(optimizer, loader, **RATES)
@@ -237,7 +237,7 @@ def test_the_learning_rate_anneals_though_steps_are_missing():
     """torch's own, told the steps of full epochs, stops on the way."""
     found = {}
     for name in ("progress", "steps"):
-        loader = PrunedLoader(digits(tiny()), **settings(tiny()), batch_size=16)
+        loader = loader_of(tiny(), batch_size=16)
         optimizer = sgd(network(tiny()))
         if name == "progress":
             scheduler: Any = ProgressLR(optimizer, loader, "one-cycle", warmup=0.3)
@@ -251,7 +251,7 @@ def test_the_learning_rate_anneals_though_steps_are_missing():
 
 
 def test_every_group_keeps_its_own_peak_and_any_function_of_progress_will_do():
-    loader = PrunedLoader(digits(tiny()), **settings(tiny()), batch_size=115)
+    loader = loader_of(tiny(), batch_size=115)
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 0.1)]
     optimizer = torch.optim.SGD(groups, lr=1.0)
     scheduler = ProgressLR(optimizer, loader, lambda progress: 1 - progress)
@@ -265,34 +265,22 @@ def test_every_group_keeps_its_own_peak_and_any_function_of_progress_will_do():
 
 
 def test_a_wrong_rate_is_a_line():
-    loader = PrunedLoader(digits(tiny()), **settings(tiny()), batch_size=115)
+    loader = loader_of(tiny(), batch_size=115)
     with pytest.raises(UserError, match=r"ProgressLR: warmup: 1.5 is not allowed"):
         ProgressLR(sgd(network(tiny())), loader, warmup=1.5)
 
 
 # --- curriculum -----------------------------------------------------------------------------------------
 
-STAGES = [
-    {"fraction": 0.3, "ratio": 0.5, "batch_factor": 2},
-    {"fraction": 0.2, "ratio": 0.75},
-    {"fraction": 0.5},
-]
-CURRICULUM = {"method": "custom", "schedule": STAGES, "lr_rule": "linear"}
 
-
-def test_pruning_and_curriculum_together_are_the_engines(tmp_path: Path):
-    """Sizes, larger batches and their learning rate, more passes than the budget has epochs. Images are not the
-    same to the last bit, so samples are dropped at random: the least change of a loss moves InfoBatch's mean."""
-    overrides = {"data.image_size": 16, "pruning.method": "random"}
-    overrides |= {f"curriculum.{key}": value for key, value in CURRICULUM.items()}
-    dropped = PRUNING | {"method": "random"}
-    experiment = tiny(overrides)
-    expected_shown, _ = engine_run(experiment, tmp_path / "engine")
+def test_pruning_and_curriculum_together_are_the_engines(tmp_path: Path, engine_of: EngineOf):
+    expected_shown, _ = engine_of(STAGED)
+    experiment = tiny(STAGED)
     data = digits(experiment)
     with pytest.warns(UserWarning, match="not proven lossless"):
         loader = PrunedLoader(
             data,
-            schedule_file(tmp_path / "s.yaml", pruning=dropped, curriculum=CURRICULUM),
+            staged_schedule(tmp_path),
             epochs=EPOCHS,
             batch_size=BATCH,
             image_size=16,
@@ -301,8 +289,8 @@ def test_pruning_and_curriculum_together_are_the_engines(tmp_path: Path):
             num_workers=1,
         )
     assert loader.epochs > EPOCHS
-    model, sizes = network(experiment), []
-    model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[-1]))
+    model = network(experiment)
+    sizes = sizes_seen(model)
     with recorded() as shown:
         train(loader, model, sgd(model))
     assert same_plan(shown, expected_shown)

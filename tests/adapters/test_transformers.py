@@ -16,6 +16,7 @@ from adapter_runs import (
     BATCH,
     EPOCHS,
     LR,
+    STAGED,
     STEADY,
     VIT,
     EngineOf,
@@ -25,10 +26,12 @@ from adapter_runs import (
     network,
     recorded,
     same_plan,
-    schedule_file,
     sgd,
     sizes_seen,
+    staged_loader,
+    staged_schedule,
     tiny,
+    trained_by_hand,
 )
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -187,25 +190,25 @@ def on_two_processes(folder: Path) -> None:
         torch.save(mine.model.net.state_dict(), folder / "net.pt")
 
 
-def test_images_shrink_by_the_schedules_stages(tmp_path: Path):
-    experiment = tiny({"data.image_size": 16})
-    stages = [{"fraction": 0.5, "ratio": 0.5}, {"fraction": 0.5}]
-    path = schedule_file(tmp_path / "s.yaml", curriculum={"method": "custom", "schedule": stages})
-    model = Classifier(network(experiment))
-    arguments = {
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "num_train_epochs": 2,
-        "save_strategy": "no",
-    }
-    args = transformers.TrainingArguments(str(tmp_path), per_device_train_batch_size=BATCH, **arguments)
-    sizes = []
-    model.net.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[-1]))
-    mine = PrunedTrainer(model, args, train_dataset=Samples(experiment), pruning=path, image_size=16)
-    mine.train()
-    assert set(sizes) == {8, 16} and sizes == sorted(sizes)
-    assert args.num_train_epochs == mine.loader.epochs == 5  # 1 / .25 + 1
+def test_pruning_and_curriculum_together_are_the_engines(tmp_path: Path, engine_of: EngineOf):
+    """Image sizes, batches and learning rates of the stages, in as many passes as the budget buys; and a run that
+    is cut off within the first stage goes on with what it would have shown. The weights are those of the loop by
+    hand: the engine's images are not the same to the last bit."""
+    experiment = tiny(STAGED | CONSTANT)
+    expected_shown, _ = engine_of(STAGED | CONSTANT)
+    pruning = {"pruning": staged_schedule(tmp_path), "image_size": 16}
+    shown, mine = train(tmp_path, experiment, pruning=pruning)
+    assert same_plan(shown, expected_shown)
+    by_hand = trained_by_hand(experiment, staged_loader(tmp_path), schedule="constant", warmup=0.0)
+    assert equal(mine.model.net.state_dict(), by_hand)
+    sizes = mine.model.sizes
+    assert set(sizes) == {8, 12, 16} and sizes == sorted(sizes)
+    assert mine.args.num_train_epochs == mine.loader.epochs > EPOCHS
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, experiment, pruning=pruning, save_steps=3, callbacks=[Stop(3)])
+    rest, again = train(tmp_path, experiment, pruning=pruning, path=str(tmp_path / "hf/checkpoint-3"))
+    assert same_plan(rest, expected_shown[3:]) and again.model.sizes == sizes[3:]
+    assert equal(again.model.net.state_dict(), mine.model.net.state_dict())
 
 
 def test_losses_per_sample_are_those_of_the_models():
