@@ -188,8 +188,10 @@ class MlflowTracker(Tracker):
     ) -> list[Entry]:
         if self.uri.startswith(SQLITE):
             file = Path(self.uri.removeprefix(SQLITE))
-            asked = {"experiment": experiment, "tag": tag, "value": value, "parent": parent}
-            found = self.patience(read_runs, file, **asked, wanted=wanted)
+            asked = partial(
+                read_runs, experiment=experiment, tag=tag, value=value, parent=parent, wanted=wanted
+            )
+            found = self.patience(asked, file)
             if found is not None:
                 return found
         return self._search(experiment, tag, value, parent)

@@ -123,8 +123,11 @@ def _importances(study: optuna.Study, place: int) -> dict[str, float]:
 
 def _trial(sweep: Sweep, record: Record, row: Row | None, tracker: Tracker | None) -> FrozenTrial:
     space = sweep.distributions()
-    params = {key: value for key, value in record.params.items() if key in space}
-    values = objective_values(record.final, list(sweep.settings.objectives)) if record.finished else None
+    searched = {key: value for key, value in record.params.items() if key in sweep.settings.search}
+    params = sweep.drawn(searched)
+    values = (
+        objective_values(record.final.to_dict(), list(sweep.settings.objectives)) if record.finished else None
+    )
     state = STATES[record.state]
     if state is TrialState.COMPLETE and values is None:  # a metric that is no number
         state = TrialState.FAIL
