@@ -88,7 +88,11 @@ def without_data(scenes, method: str = "fastdfkd", **more: Any) -> Experiment:
     return camvid(scenes, {"distillation.method": method} | DATA_FREE | own | more, "camvid-dfkd")
 
 
-DENSE = [method for method, how in SYNTHESIZERS.items() if method in ("fastdfkd", "zskt", "noise", "real")]
+DENSE = [
+    pytest.param(method, marks=[] if method in ("fastdfkd", "real") else [pytest.mark.slow])
+    for method in SYNTHESIZERS
+    if method in ("fastdfkd", "zskt", "noise", "real")
+]
 
 
 @pytest.mark.parametrize("method", DENSE)

@@ -22,7 +22,7 @@ from raytrain_speedup.tracking.tracker import Tracker
 DRIVER = """
 import sys, time
 from raytrain_speedup.tracking import heartbeat, open_tracker
-heartbeat.BEAT_SECONDS = 1.0
+heartbeat.BEAT_SECONDS = 3.0
 with heartbeat.Heartbeat(open_tracker(sys.argv[1]), sys.argv[2]) as holds:
     try:
         time.sleep(600)
