@@ -1,5 +1,5 @@
 """Networks by name: small ones for CIFAR-sized images, torchvision's and timm's classifiers, and torchvision's
-networks for segmentation.
+networks for segmentation, and masked autoencoders around timm's vision transformers.
 
 settings = ModelSettings(name="resnet18")
 model = build_model(settings, num_classes=10, image_size=32)
@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from raytrain_speedup.models import library
 from raytrain_speedup.models.cswin import CSWin
+from raytrain_speedup.models.mae import build_mae
 from raytrain_speedup.models.pretrained import fit_weights, load_pretrained
 from raytrain_speedup.models.resize import change_size, size_of
 from raytrain_speedup.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -37,7 +38,8 @@ class ModelSettings(Settings):
     name: str = Field(
         description="resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, wrn40_1, wrn40_2 or vgg11 "
         "(small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<model>, those for segmentation "
-        "included, timm/<model>, or the import path of what builds yours, such as my_package.nets:build"
+        "included, timm/<model>, mae/<vision transformer of timm>, or the import path of what builds yours, "
+        "such as my_package.nets:build"
     )
     drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout rate, where the network has dropout")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate, where the network has it")
@@ -285,13 +287,14 @@ def _construct(settings: ModelSettings, num_classes: int, in_channels: int, imag
     family, _, name = settings.name.rpartition("/")
     if family == "" and name in NETWORKS:
         return _construct_named(settings, **shapes)
-    if family not in ("torchvision", "timm"):
+    if family not in ("torchvision", "timm", "mae"):
         raise _unknown(settings.name)
     wished = settings.model_dump(include={"drop_rate", "drop_path", "options"})
-    if family == "timm":
+    if family != "torchvision":
         if name not in library.timm_names():
             raise _unknown(settings.name)
-        return library.build_timm(name, image_size=image_size, weights=settings.weights, **shapes, **wished)
+        build = library.build_timm if family == "timm" else build_mae
+        return build(name, image_size=image_size, weights=settings.weights, **shapes, **wished)
     if name not in library.torchvision_names():
         raise _unknown(settings.name)
     if settings.weights is not None and in_channels != 3:
@@ -349,6 +352,6 @@ def _unknown(name: str) -> UserError:
     hint = (
         f"did you mean {', '.join(close)}?"
         if close
-        else f"known are {', '.join(NETWORKS)}, torchvision/..., timm/..."
+        else f"known are {', '.join(NETWORKS)}, torchvision/..., timm/..., mae/..."
     )
     return UserError(f"model.name: there is no model {name!r}; {hint}")
