@@ -46,7 +46,7 @@ def sweep_schema(settings: type[BaseModel]) -> dict[str, Any]:
     schema = settings.model_json_schema()
     own, definitions = schema["properties"], schema.setdefault("$defs", {})
     own["confirm"] = {"anyOf": [own["confirm"], {"type": "integer", "minimum": 0}]}  # how many winners
-    told = {key: _told(default, meaning) for key, default, meaning in keys()}
+    told = {key: {"description": meaning} for key, meaning in _meanings().items()}
     definitions[KEYS] = {"type": "object", "properties": told}
     for name in SET_KEYS:
         if name in own:
@@ -59,5 +59,9 @@ def sweep_schema(settings: type[BaseModel]) -> dict[str, Any]:
     return {"$schema": DIALECT, **schema, "title": "A search space of raytrain_speedup"}
 
 
-def _told(default: str, meaning: str) -> dict[str, str]:
-    return {"description": f"{meaning} (default: {default})" if default else meaning}
+def _meanings() -> dict[str, str]:
+    """What each key of an experiment means; several methods may have one of the same name."""
+    told: dict[str, list[str]] = {}
+    for key, default, meaning in keys():
+        told.setdefault(key, []).append(f"{meaning} (default: {default})" if default else meaning)
+    return {key: "; ".join(meanings) for key, meanings in told.items()}

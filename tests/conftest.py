@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SLOW = "SPEEDUP_SLOW"
 """The variable with which tests of a minute or more run too; what they show, quicker ones show in part."""
+
+LONGEST = ("tests/scaling/", "tests/engine/", "tests/adapters/", "tests/test_")
+"""Rooms whose files take longest, beside those that use Ray."""
 
 # A busy machine is no failure, and a test that fails here fails everywhere.
 hypothesis.settings.register_profile("speedup", deadline=None, derandomize=True)
@@ -32,6 +36,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"slow; runs where {SLOW} is set")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes each takes the next file, so what takes long begins early, or one of them ends alone."""
+
+    def order(item: pytest.Item) -> int:
+        file = item.nodeid.partition("::")[0]
+        return (
+            -1
+            if _uses_ray(file)
+            else next((i for i, room in enumerate(LONGEST) if room in file), len(LONGEST))
+        )
+
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=order)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Of several processes (`-n 2`) one runs all that uses Ray, in one session; of the rest a file stays together,
@@ -41,9 +60,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class OneForRay(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "ray" if "ray_session" in (ROOT / file).read_text(encoding="utf-8") else file
+            return "ray" if _uses_ray(file) else file
 
+    config.option.loadscopereorder = False  # by number of tests
     return OneForRay(config, log)
+
+
+@cache
+def _uses_ray(file: str) -> bool:
+    return "ray_session" in (ROOT / file).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

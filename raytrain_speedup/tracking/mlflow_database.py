@@ -38,7 +38,7 @@ def open_database(uri: str) -> str:
     Raises:
         UserError: if nothing answers there.
     """
-    uri = absolute(uri)
+    uri = absolute_uri(uri)
     try:
         if uri.startswith(SQLITE):
             _make_if_missing(Path(uri.removeprefix(SQLITE)))
@@ -52,7 +52,7 @@ def open_database(uri: str) -> str:
     return uri
 
 
-def absolute(uri: str) -> str:
+def absolute_uri(uri: str) -> str:
     """The URI of a file from wherever it is opened: Ray's workers run in other directories."""
     return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}" if uri.startswith(SQLITE) else uri
 

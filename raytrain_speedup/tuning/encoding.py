@@ -35,7 +35,7 @@ def encode(space: Space, settings: Sequence[Mapping[str, Any]]) -> Array:
     return np.array(rows, dtype=np.float64).reshape(len(rows), width(space))
 
 
-def decode(space: Space, point_D: Array) -> dict[str, Any]:
+def settings_at(space: Space, point_D: Array) -> dict[str, Any]:
     """The settings nearest to a point."""
     params, place = {}, 0
     for key, distribution in space.items():

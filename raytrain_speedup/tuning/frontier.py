@@ -26,7 +26,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 from scipy.stats import norm, qmc
 
-from raytrain_speedup.tuning.encoding import Space, decode, encode, snapped, width
+from raytrain_speedup.tuning.encoding import Space, encode, settings_at, snapped, width
 from raytrain_speedup.tuning.objective import Level
 from raytrain_speedup.tuning.surrogate import Array, GaussianProcess
 
@@ -144,8 +144,8 @@ class FrontierSampler(optuna.samplers.BaseSampler):
         costs = sum(COST in trial.user_attrs for trial in tried)
         if self._bound is None or not costs or len(tried) < self._startup:
             even = qmc.Sobol(width(self._space), rng=self._first).random(_power_of_two(self._number))
-            return decode(self._space, snapped(self._space, even)[self._number - 1])
-        return decode(self._space, self._choice(Beliefs(self._space, tried, self._bound)))
+            return settings_at(self._space, snapped(self._space, even)[self._number - 1])
+        return settings_at(self._space, self._choice(Beliefs(self._space, tried, self._bound)))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

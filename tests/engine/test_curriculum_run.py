@@ -242,7 +242,7 @@ def test_every_curriculum_runs_end_to_end(name: str, tmp_path: Path):
     keys = VIT | {"data.image_size": 16, "curriculum.method": name, **needed}
     metrics, _, diary = trained(tiny(keys, epochs=1, batch_size=16), tmp_path)
     assert diary.epochs[-1]["progress"] == 1
-    assert metrics["compute_spent"] == pytest.approx(1, abs=0.1)
+    assert metrics["compute_spent"] == pytest.approx(1, abs=0.12), "but for the last step of each stage"
     assert all(math.isfinite(epoch["train_loss"]) for epoch in diary.epochs)
     assert 0 <= metrics["accuracy"] <= 100
 

@@ -12,7 +12,7 @@ from engine_runs import CPU, VIT, Diary, same, tiny, trained
 from torch import nn
 
 from raytrain_speedup.data.appearance import Appearance
-from raytrain_speedup.engine import loop
+from raytrain_speedup.engine import evaluate, loop
 from raytrain_speedup.engine.cost.measure import Stopwatch, hardware, training_flops
 from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.run import run
@@ -102,7 +102,7 @@ def test_what_a_method_does_to_train_is_training(tmp_path: Path, monkeypatch: py
         slowed(InfoBatch, name)
     slowed(Appearance, "show")
     slowed(loop, "epoch_steps")
-    slowed(loop, "evaluate")
+    slowed(evaluate, "evaluate")
     slowed(Loop, "save")
     trained(tiny({"pruning.method": "infobatch"}), tmp_path)
     assert counted.pop("evaluate") == counted.pop("save") == 0

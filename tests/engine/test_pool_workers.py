@@ -31,7 +31,7 @@ def worker(rank: int, port: int, folder: Path) -> None:
     def kept(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
         metrics = final_metrics(loop, passes, test=test)
         networks = {"student": loop.model.state_dict(), "teacher": loop.frozen_models["teacher"].state_dict()}
-        torch.save({"metrics": metrics, **networks}, folder / f"{name}-{rank}.pt")
+        torch.save({"metrics": metrics.to_dict(), **networks}, folder / f"{name}-{rank}.pt")
         return metrics
 
     engine._final_metrics = kept

@@ -40,11 +40,12 @@ HALF = {"sgd-fp16": EVERYTHING | {"train.precision": "fp16"}}
 
 def interrupted(experiment: Experiment, folder: Path, *after: int) -> list[Diary]:
     """Stop a run after so many steps, again and again, each time in a new process's state."""
-    diaries = [Diary(folder, stop_after=steps) for steps in after]
-    for diary in diaries:
+    diaries = []
+    for steps in after:
+        diaries.append(Diary(folder, stop_after=steps))
         torch.manual_seed(99)  # what a new process finds must not matter
         with pytest.raises(Stopped, match="the checkpoint is .*checkpoint-0"):
-            run(experiment, diary, device=CPU)
+            run(experiment, diaries[-1], device=CPU)
     diaries.append(Diary(folder))
     run(experiment, diaries[-1], device=CPU)
     return diaries

@@ -68,11 +68,11 @@ def test_a_vit_keeps_what_it_is_told_and_pays_for_that() -> None:
 def test_a_run_drops_tokens_first_and_ends_on_all_of_them(tmp_path) -> None:
     """Of 3 passes of compute, .8 at half the price: 3 (1.6 + .2) samples a sample; FLOPs as both stages cost."""
     experiment = load_experiment("digits", KEYS | {"model.name": "timm/test_vit", "pruning.method": "none"})
-    metrics = run(experiment, LocalReporter(tmp_path / "tokens"), device=torch.device("cpu"))
+    metrics = run(experiment, LocalReporter(tmp_path / "tokens"), device=torch.device("cpu")).to_dict()
     assert metrics["progress"] == 1
     assert metrics["samples_shown"] == pytest.approx(3 * 1.8 * 230, rel=0.02)
     plain = experiment.with_overrides({"curriculum.method": "none"})
-    whole = run(plain, LocalReporter(tmp_path / "none"), device=torch.device("cpu"))
+    whole = run(plain, LocalReporter(tmp_path / "none"), device=torch.device("cpu")).to_dict()
     assert 0.95 < metrics["train_flops"] / whole["train_flops"] < 1.3
 
 

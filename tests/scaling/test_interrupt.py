@@ -106,7 +106,7 @@ def test_a_run_that_is_ended_three_times_goes_on_as_if_nothing_had_happened(tmp_
     assert run.data.metrics["samples_shown"] > 0
 
     experiment = load_experiment("digits", TINY | {"train.epochs": 12})
-    metrics = launch(experiment, tmp_path / "whole", lambda kind, metrics: None)
+    metrics = launch(experiment, tmp_path / "whole", lambda kind, metrics: None).to_dict()
     assert f"{metrics['accuracy']:.2f} %" in resumed
     ends = [max(place.glob("checkpoint-*")) / "model.pt" for place in (folder, tmp_path / "whole")]
     went_on, whole = (torch.load(end, weights_only=True) for end in ends)

@@ -19,7 +19,7 @@ from raytrain_speedup.metric import Metric
 from raytrain_speedup.settings import RunFailed, UserError
 from raytrain_speedup.tracking import open_tracker, store, uri_or_default
 from raytrain_speedup.tracking.leaderboard import Row, best, leaderboard, rows, safest
-from raytrain_speedup.tracking.mlflow_database import absolute
+from raytrain_speedup.tracking.mlflow_database import absolute_uri
 from raytrain_speedup.tracking.run_log import RunLog, log_run
 from raytrain_speedup.tracking.store import STATE, short_ids
 from raytrain_speedup.tracking.table import show
@@ -345,10 +345,10 @@ def test_where_runs_go(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert uri_or_default() == f"sqlite:///{folder}/mlflow.db"
-    assert absolute(uri_or_default("sqlite:///runs.db")) == f"sqlite:///{folder}/runs.db"
+    assert absolute_uri(uri_or_default("sqlite:///runs.db")) == f"sqlite:///{folder}/runs.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert absolute(uri_or_default()) == "http://server:5000"
-    assert absolute(uri_or_default("sqlite:////elsewhere/x.db")) == "sqlite:////elsewhere/x.db"
+    assert absolute_uri(uri_or_default()) == "http://server:5000"
+    assert absolute_uri(uri_or_default("sqlite:////elsewhere/x.db")) == "sqlite:////elsewhere/x.db"
     assert open_tracker("json:runs").uri == f"json:{folder}/runs"
 
 

@@ -221,8 +221,8 @@ def test_the_command(
     row.write_text(row.read_text().replace('"verdict": "lossless"', '"verdict": "lossy"'))
     assert command("--score", row) == 1
     assert "verdict: 'lossy' is claimed, the runs say 'lossless'" in capsys.readouterr().err
-    assert command("nothing", *where) == 2
-    assert "nothing: no such sweep or experiment" in capsys.readouterr().err
+    assert command("no-such", *where) == 2
+    assert "no-such: no such sweep or experiment" in capsys.readouterr().err
     assert find_source(written.tracker, "written").target == "written"
 
 

@@ -61,7 +61,7 @@ def test_nobodys_file_is_overwritten(
     file: Path, written: Written, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = file.read_bytes()
-    for target, message in (("written", "is there already"), ("nothing", "nothing: no such sweep")):
+    for target, message in (("written", "is there already"), ("no-such", "no-such: no such sweep")):
         words = ["study", "export", target, "-o", str(file), "--tracking-uri", written.tracker.uri]
         monkeypatch.setattr(sys, "argv", ["speedup", *words])
         with pytest.raises(SystemExit) as end:

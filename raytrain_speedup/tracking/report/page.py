@@ -18,17 +18,17 @@ from raytrain_speedup.tracking.report.html import Html, element
 from raytrain_speedup.tracking.report.words import (
     bounds,
     difference_of,
-    duration,
-    seeds,
+    seed_count,
     speedup_of,
+    spoken_time,
     verdict_class,
 )
 
 SECTIONS = (
-    ("Speedup against quality", sections.front),
+    ("Speedup against quality", sections.front_section),
     ("Every setting, best first", sections.ranking),
     ("Quality against compute and against time", sections.curves),
-    ("Which settings matter", sections.importances),
+    ("Which settings matter", sections.importance_section),
     ("Controls and negative results", sections.negative),
     ("Left out, and why", sections.left_out),
     ("Still missing for a verdict", sections.missing),
@@ -89,7 +89,7 @@ def _facts(report: Report) -> Html:
             bounds(row.interval, partial(row.ranking.text, signed=True), "95 %"),
         ),
         ("How sure", verdict, _certainty(row)),
-        ("What the search cost", duration(cost.seconds), f"{cost.runs} runs{pays}"),
+        ("What the search cost", spoken_time(cost.seconds), f"{cost.runs} runs{pays}"),
         ("How to use it", element("code", use), "then load_schedule in your loop"),
     ]
     return element(
@@ -103,7 +103,7 @@ def _facts(report: Report) -> Html:
 
 
 def _certainty(row: Row) -> str:
-    over = f"over {seeds(len(row.seeds))}, margin {row.margin:g}{' points' * (row.ranking.sign > 0)}"
+    over = f"over {seed_count(len(row.seeds))}, margin {row.margin:g}{' points' * (row.ranking.sign > 0)}"
     return over if row.plan is None else f"{over}, error {row.plan.error:.0%} over all looks and winners"
 
 

@@ -9,7 +9,7 @@ from raytrain_speedup.tracking.outcome import row_in_words
 from raytrain_speedup.tracking.report import plots
 from raytrain_speedup.tracking.report.content import Missing, Report
 from raytrain_speedup.tracking.report.html import Html, element, joined
-from raytrain_speedup.tracking.report.words import duration, verdict_class
+from raytrain_speedup.tracking.report.words import spoken_time, verdict_class
 from raytrain_speedup.tracking.table import cells, columns
 
 MOST_TRIALS = 40
@@ -24,7 +24,7 @@ MOST_IDS = 6
 COMMIT_CHARACTERS = 10
 
 
-def front(report: Report) -> Html:
+def front_section(report: Report) -> Html:
     """Speedup against the difference, with both intervals."""
     drawn = plots.front(report)
     if drawn is None:
@@ -118,7 +118,7 @@ def curves(report: Report) -> Html:
     )  # fmt: skip
 
 
-def importances(report: Report) -> Html:
+def importance_section(report: Report) -> Html:
     """Of the searched keys."""
     if not report.importances:
         return element("p", "Too few trials finished to tell: it takes four, and two values of a setting.")
@@ -181,7 +181,7 @@ def missing(report: Report) -> Html:
             (
                 f"{one.row.label} {one.row.settings}".strip(),
                 "" if one.seeds is None else one.seeds,
-                "" if one.seconds is None else duration(one.seconds),
+                "" if one.seconds is None else spoken_time(one.seconds),
                 _why_open(one),
             )
             for one in report.missing
@@ -203,14 +203,14 @@ def _why_open(one: Missing) -> str:
 def cost(report: Report) -> Html:
     """In time, and in runs that pay it back."""
     spent, baseline = report.cost, report.baseline
-    lines = [f"{spent.runs} runs took {duration(spent.seconds)} of wall time, one after the other."]
+    lines = [f"{spent.runs} runs took {spoken_time(spent.seconds)} of wall time, one after the other."]
     if spent.unknown:
         lines.append(f"Of {spent.unknown} of them, which did not finish, the time is not known.")
     if spent.pays_after is not None and baseline is not None:
         lines.append(
-            f"The proven setting saves {duration(spent.saved or 0.0)} of the "
-            f"{duration(baseline.train_seconds or 0.0)} that the baseline trains, so the search is paid back after "
-            f"{spent.pays_after:,} such runs."
+            f"The proven setting saves {spoken_time(spent.saved or 0.0)} of the "
+            f"{spoken_time(baseline.train_seconds or 0.0)} that the baseline trains, so the search is paid back "
+            f"after {spent.pays_after:,} such runs."
         )
     else:
         lines.append("No proven setting saves time, so it is not paid back yet.")

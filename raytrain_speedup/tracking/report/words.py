@@ -25,11 +25,11 @@ def bounds(interval: tuple[float, float] | None, form: Callable[[float], str], c
     return f"between {low} and {high} ({confidence})"
 
 
-def seeds(count: int) -> str:
+def seed_count(count: int) -> str:
     return f"{count} seed{'s' if count != 1 else ''}"
 
 
-def duration(seconds: float) -> str:
+def spoken_time(seconds: float) -> str:
     """Of wall time, as one says it."""
     if seconds < 90:
         return f"{seconds:.2g} seconds"
