@@ -31,7 +31,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 def answering(model: nn.Module, autocast: torch.autocast) -> Iterator[Model]:
     """The model as a task judges it: in evaluation mode and in the run's arithmetic."""
 
-    def answer(*inputs: Tensor) -> Any:
+    def answer(*inputs: Any) -> Any:
         with autocast:
             return network(*inputs)
 

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from raytrain_speedup.models import library
 from raytrain_speedup.models.cswin import CSWin
 from raytrain_speedup.models.mae import build_mae
-from raytrain_speedup.models.pretrained import fit_weights, load_pretrained
+from raytrain_speedup.models.pretrained import classifier_keys, fit_weights, load_pretrained
 from raytrain_speedup.models.resize import change_size, size_of
 from raytrain_speedup.models.resnet import BasicBlock, Bottleneck, ResNet
 from raytrain_speedup.models.vgg import VGG11
@@ -59,6 +59,11 @@ class ModelSettings(Settings):
         None,
         description="published weights to start from, fetched on first use: torchvision's name "
         "(IMAGENET1K_V2) or timm's tag (a1_in1k)",
+    )
+    head_only: bool = Field(
+        False,
+        description="train the classifier alone, on the frozen features of `pretrained` or `weights` (a linear "
+        "probe)",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -165,7 +170,26 @@ def build_model(
         raise UserError(f"model.name: {settings.name} takes no images of {shape}: {reason}")
     if settings.pretrained is not None:
         load_pretrained(model, settings.pretrained, num_classes=num_classes)
+    if settings.head_only:
+        _freeze_features(model, num_classes)
     return model
+
+
+def _freeze_features(model: nn.Module, num_classes: int) -> None:
+    """Leave the classifier alone to be trained.
+
+    Raises:
+        UserError: where there is none, or where batch statistics would move although no weight does.
+    """
+    head = classifier_keys(model, num_classes)
+    moving = any(isinstance(layer, _BatchNorm) for layer in model.modules())
+    if not head or moving:
+        what = (
+            "has batch normalisation, whose statistics would go on moving" if moving else "has no classifier"
+        )
+        raise UserError(f"model.head_only: {type(model).__name__} {what}; expected false, or another network")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in head)
 
 
 def stride_of(

@@ -23,6 +23,10 @@ EPSILON = 1e-6
 """Of the decoder's layer normalisations, as in timm's ViT."""
 
 
+TRANSFORMERS = ("vision_transformer", "deit")
+"""Modules of timm whose networks are plain vision transformers."""
+
+
 class Reconstruction(NamedTuple):
     """What the decoder makes of images of which it has seen a part."""
 
@@ -217,6 +221,13 @@ def build_mae(
     Raises:
         UserError: if it is no plain vision transformer, or does not take these options or sizes.
     """
+    from timm.models import is_model_in_modules
+
+    if not is_model_in_modules(name, TRANSFORMERS):
+        raise UserError(
+            f"model.name: mae/{name}: patches cannot be masked in it; expected a vision transformer of timm with a "
+            "position table (mae/vit_..., mae/deit_...)"
+        )
     own = {key: value for key, value in options.items() if key.startswith("decoder_")}
     encoder: Any = build_timm(
         name,
@@ -228,11 +239,9 @@ def build_mae(
         drop_rate=rates.get("drop_rate", 0.0),
         drop_path=rates.get("drop_path", 0.0),
     )
-    needed = ("_pos_embed", "blocks", "norm_pre", "num_prefix_tokens", "set_input_size")
-    if not all(hasattr(encoder, part) for part in needed) or encoder.pos_embed is None:
+    if image_size % (side := encoder.patch_embed.patch_size[0]):
         raise UserError(
-            f"model.name: mae/{name}: patches cannot be masked in a {type(encoder).__name__}; expected a vision "
-            "transformer of timm with a position table (mae/vit_..., mae/deit_...)"
+            f"data.image_size: {image_size} is no multiple of mae/{name}'s patch of {side} pixels"
         )
     if encoder.embed_dim % 4 or own.get("decoder_dim", 512) % 4:
         raise UserError(f"model.options: widths {encoder.embed_dim} and decoder_dim; expected multiples of 4")
