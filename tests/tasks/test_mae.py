@@ -226,7 +226,7 @@ def test_pre_training_is_followed_by_ordinary_runs(tmp_path: Path) -> None:
     }
     tuned, _, _ = trained(tiny(keys), tmp_path / "tuned")
     probed, after, _ = trained(tiny(keys | {"model.head_only": True, "train.lr": 0.1}), tmp_path / "probe")
-    assert tuned["accuracy"] > 15 and probed["accuracy"] > 30
+    assert (tuned["accuracy"], probed["accuracy"]) > (15, 30), (tuned["accuracy"], probed["accuracy"])
     before = torch.load(last / "model.pt", weights_only=True)
     assert all(
         torch.equal(after[key.removeprefix("encoder.")], before[key]) for key in before if "encoder" in key
