@@ -98,7 +98,7 @@ def epoch_line(metrics: Metrics) -> str:
     ]
     ranking = metric_of(metrics)
     known = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
-    merits = [name for name in known if name != "loss" or ranking.name == "loss"]
+    merits = [ranking.name] if ranking.name in known else [name for name in known if name != "loss"]
     for name in merits[:1]:
         unit = ranking.unit if name == ranking.name else "%"  # without data the agreement with the teacher
         parts.append(f"{spoken(name)} {known[name]:.{2 if unit else 4}f} {unit}".rstrip())

@@ -35,6 +35,8 @@ What the engine adds before a task sees it:
   (b, H, W), and the fraction of the input that is its own, (b,) float64
 """
 
+AnySplit = Literal["train", "val", "test"]
+
 EVALUATION = -1
 """Stands for the epoch in the draws of an evaluation."""
 
@@ -123,8 +125,13 @@ class BatchSource(Protocol):
             UserError: if too many samples cannot be read.
         """
 
-    def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
+    def eval_batches(self, split: AnySplit, *, batch_size: int, most: int | None = None) -> Iterator[Batch]:
         """This rank's part of a split, every sample with weight 1; `index` is its position in the split.
+
+        Args:
+            split: which; training samples are shown as the others are, without augmentation.
+            batch_size: samples of a batch.
+            most: samples of all ranks at most, evenly taken from the split; by default all.
 
         Raises:
             UserError: if too many samples cannot be read.

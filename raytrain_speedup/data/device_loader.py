@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from raytrain_speedup.data.base import DataSettings
-from raytrain_speedup.data.batch import Batch, Step
+from raytrain_speedup.data.batch import AnySplit, Batch, Step
 from raytrain_speedup.data.decode import decode_all
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.splits import Splits
@@ -47,9 +47,9 @@ class DeviceLoader(Loader):
         held = {name: tensor.to(self.device) for name, tensor in state["replay"].items()}
         self.buffer.load_state_dict(held)
 
-    def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
+    def eval_batches(self, split: AnySplit, *, batch_size: int, most: int | None = None) -> Iterator[Batch]:
         data = self._load(split)
-        for positions in self.positions_of_rank(split, batch_size):
+        for positions in self.positions_of_rank(split, batch_size, most):
             index = positions[data.readable[positions]].to(self.device)
             yield {
                 "inputs": self.appearance.plain(data.images[index]),

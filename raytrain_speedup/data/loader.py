@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from raytrain_speedup import randomness
 from raytrain_speedup.data.appearance import Appearance
 from raytrain_speedup.data.base import DataSettings, Source
-from raytrain_speedup.data.batch import WARM_UP, Batch, Step
+from raytrain_speedup.data.batch import WARM_UP, AnySplit, Batch, Step
 from raytrain_speedup.data.splits import Splits
 from raytrain_speedup.data.unreadable import Skipped, log
 from raytrain_speedup.methods.curriculum.base import Kernel
@@ -82,8 +82,13 @@ class Loader(ABC):
         """
 
     @abstractmethod
-    def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
+    def eval_batches(self, split: AnySplit, *, batch_size: int, most: int | None = None) -> Iterator[Batch]:
         """This rank's part of a split, every sample with weight 1; `index` is its position in the split.
+
+        Args:
+            split: which; training samples are shown as the others are, without augmentation.
+            batch_size: samples of a batch.
+            most: samples of all ranks at most, evenly taken from the split; by default all.
 
         Raises:
             UserError: if too many samples cannot be read.
@@ -182,9 +187,11 @@ class Loader(ABC):
         """The source behind a split."""
         return {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}[split]
 
-    def positions_of_rank(self, split: str, batch_size: int) -> Sequence[Tensor]:
+    def positions_of_rank(self, split: str, batch_size: int, most: int | None) -> Sequence[Tensor]:
         """Positions of the samples this rank evaluates, batch by batch; ranks may differ by one sample."""
-        positions = torch.arange(self.rank, len(self.source(split)), self.world)
+        size = len(self.source(split))
+        count = size if most is None else min(size, most)
+        positions = torch.arange(self.rank, count, self.world) * size // max(count, 1)
         return positions.split(batch_size) if len(positions) else ()
 
     def warn_of_magnitude(self, steps: Sequence[Step], where: str) -> None:

@@ -18,7 +18,7 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from raytrain_speedup.data.base import CorruptSample, DataSettings, Source
-from raytrain_speedup.data.batch import WARM_UP, Batch, Step
+from raytrain_speedup.data.batch import WARM_UP, AnySplit, Batch, Step
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.requests import BatchDataset, Decoded, Drawn, Request
 from raytrain_speedup.data.splits import Splits
@@ -104,8 +104,8 @@ class WorkerLoader(Loader):
         metrics = super().metrics()
         return metrics and metrics | {"replay_bytes": self.buffer.nbytes + self.files.nbytes}
 
-    def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
-        batches_of_rank = self.positions_of_rank(split, batch_size)
+    def eval_batches(self, split: AnySplit, *, batch_size: int, most: int | None = None) -> Iterator[Batch]:
+        batches_of_rank = self.positions_of_rank(split, batch_size, most)
         requests = (Request(index.numpy(), self.size) for index in batches_of_rank)
         for index, decoded in zip(batches_of_rank, self._decoded(split, requests), strict=True):
             batch = self._batch(split, {"index": index, "weight": torch.ones(len(index))}, decoded)

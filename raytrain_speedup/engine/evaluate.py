@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 def answering(model: nn.Module, autocast: torch.autocast) -> Iterator[Model]:
     """The model as a task judges it: in evaluation mode and in the run's arithmetic."""
 
-    def answer(*inputs: Tensor) -> Any:
+    def answer(*inputs: Any) -> Any:
         with autocast:
             return network(*inputs)
 
@@ -69,18 +70,26 @@ def evaluate(
 
     The model is left in the mode it was in.
     """
-    totals = None
     with answering(model, autocast) as answers:
-        for batch in loader.eval_batches(split, batch_size=batch_size):
-            if not len(batch["inputs"]):  # not one of its samples could be read
-                continue
-            part = task.totals(answers, as_judged(batch))
-            totals = part if totals is None else totals + part
-    if totals is None:
+        if task.fitted_on:
+            batches = loader.eval_batches("train", batch_size=batch_size, most=task.fitted_on)
+            task.fit(_summed(partial(task.summary, answers), batches, "train"))
+        batches = loader.eval_batches(split, batch_size=batch_size)
+        return task.metrics(_summed(partial(task.totals, answers), batches, split), split)
+
+
+def _summed(of_batch: Callable[[Batch], Tensor], batches: Iterable[Batch], split: str) -> Tensor:
+    """The sum over the batches of all ranks."""
+    total = None
+    for batch in batches:
+        if len(batch["inputs"]):  # one at least of its samples could be read
+            part = of_batch(as_judged(batch))
+            total = part if total is None else total + part
+    if total is None:
         raise UserError(f"data.{split}: not one of the samples can be read")
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(totals)
-    return task.metrics(totals, split)
+        dist.all_reduce(total)
+    return total
 
 
 class Evaluator:

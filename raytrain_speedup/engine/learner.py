@@ -92,10 +92,10 @@ class Learner:
         # A static graph per stage. Left to itself, torch would make sizes symbolic at the second stage.
         self.compiled = torch.compile(self.eager, dynamic=False) if self.train.compile else None
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Any) -> Any:
         """The model as a task calls it, in the run's arithmetic, compiled for the shapes of the warm-up. The
         remainder of an epoch, which pruning makes another one every time, is not worth a compilation."""
-        shapes = tuple(tensor.shape for tensor in inputs)
+        shapes = tuple(given.shape if isinstance(given, Tensor) else given for given in inputs)
         if self._warming:
             self._warm.add(shapes)
         use = self.compiled if self.compiled is not None and shapes in self._warm else self.eager

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raytrain_speedup.data import Loader
-from raytrain_speedup.data.batch import WARM_UP, Batch, Step
+from raytrain_speedup.data.batch import WARM_UP, AnySplit, Batch, Step
 from raytrain_speedup.data.unreadable import Skipped
 from raytrain_speedup.engine.cost.measure import FlopCounter, Stopwatch
 from raytrain_speedup.engine.synthesis_alarm import check_call
@@ -99,9 +99,9 @@ class PoolLoader:
             inputs = student_inputs(images, self.synthesis.augment_for_student, self._mean, self._std, *key)
             yield self._batch(inputs, step.index, step.weight)
 
-    def eval_batches(self, split: Literal["val", "test"], *, batch_size: int) -> Iterator[Batch]:
+    def eval_batches(self, split: AnySplit, *, batch_size: int, most: int | None = None) -> Iterator[Batch]:
         if split == "test":
-            yield from self.real.eval_batches("test", batch_size=batch_size)
+            yield from self.real.eval_batches("test", batch_size=batch_size, most=most)
             return
         assert self.evaluation is not None, "prepare() comes first"
         for images in self.evaluation[self.rank :: self.world].split(batch_size):

@@ -1,5 +1,5 @@
 """Networks by name: small ones for CIFAR-sized images, torchvision's and timm's classifiers, and torchvision's
-networks for segmentation.
+networks for segmentation, and masked autoencoders around timm's vision transformers.
 
 settings = ModelSettings(name="resnet18")
 model = build_model(settings, num_classes=10, image_size=32)
@@ -22,7 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from raytrain_speedup.models import library
 from raytrain_speedup.models.cswin import CSWin
-from raytrain_speedup.models.pretrained import fit_weights, load_pretrained
+from raytrain_speedup.models.mae import build_mae
+from raytrain_speedup.models.pretrained import classifier_keys, fit_weights, load_pretrained
 from raytrain_speedup.models.resize import change_size, size_of
 from raytrain_speedup.models.resnet import BasicBlock, Bottleneck, ResNet
 from raytrain_speedup.models.vgg import VGG11
@@ -37,7 +38,8 @@ class ModelSettings(Settings):
     name: str = Field(
         description="resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, wrn40_1, wrn40_2 or vgg11 "
         "(small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<model>, those for segmentation "
-        "included, timm/<model>, or the import path of what builds yours, such as my_package.nets:build"
+        "included, timm/<model>, mae/<vision transformer of timm>, or the import path of what builds yours, "
+        "such as my_package.nets:build"
     )
     drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout rate, where the network has dropout")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate, where the network has it")
@@ -57,6 +59,11 @@ class ModelSettings(Settings):
         None,
         description="published weights to start from, fetched on first use: torchvision's name "
         "(IMAGENET1K_V2) or timm's tag (a1_in1k)",
+    )
+    head_only: bool = Field(
+        False,
+        description="train the classifier alone, on the frozen features of `pretrained` or `weights` (a linear "
+        "probe)",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -163,7 +170,26 @@ def build_model(
         raise UserError(f"model.name: {settings.name} takes no images of {shape}: {reason}")
     if settings.pretrained is not None:
         load_pretrained(model, settings.pretrained, num_classes=num_classes)
+    if settings.head_only:
+        _freeze_features(model, num_classes)
     return model
+
+
+def _freeze_features(model: nn.Module, num_classes: int) -> None:
+    """Leave the classifier alone to be trained.
+
+    Raises:
+        UserError: where there is none, or where batch statistics would move although no weight does.
+    """
+    head = classifier_keys(model, num_classes)
+    moving = any(isinstance(layer, _BatchNorm) for layer in model.modules())
+    if not head or moving:
+        what = (
+            "has batch normalisation, whose statistics would go on moving" if moving else "has no classifier"
+        )
+        raise UserError(f"model.head_only: {type(model).__name__} {what}; expected false, or another network")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in head)
 
 
 def stride_of(
@@ -285,13 +311,14 @@ def _construct(settings: ModelSettings, num_classes: int, in_channels: int, imag
     family, _, name = settings.name.rpartition("/")
     if family == "" and name in NETWORKS:
         return _construct_named(settings, **shapes)
-    if family not in ("torchvision", "timm"):
+    if family not in ("torchvision", "timm", "mae"):
         raise _unknown(settings.name)
     wished = settings.model_dump(include={"drop_rate", "drop_path", "options"})
-    if family == "timm":
+    if family != "torchvision":
         if name not in library.timm_names():
             raise _unknown(settings.name)
-        return library.build_timm(name, image_size=image_size, weights=settings.weights, **shapes, **wished)
+        build = library.build_timm if family == "timm" else build_mae
+        return build(name, image_size=image_size, weights=settings.weights, **shapes, **wished)
     if name not in library.torchvision_names():
         raise _unknown(settings.name)
     if settings.weights is not None and in_channels != 3:
@@ -349,6 +376,6 @@ def _unknown(name: str) -> UserError:
     hint = (
         f"did you mean {', '.join(close)}?"
         if close
-        else f"known are {', '.join(NETWORKS)}, torchvision/..., timm/..."
+        else f"known are {', '.join(NETWORKS)}, torchvision/..., timm/..., mae/..."
     )
     return UserError(f"model.name: there is no model {name!r}; {hint}")

@@ -21,17 +21,25 @@ from raytrain_speedup.settings import UserError
 
 log = logging.getLogger(__name__)
 
+ENCODER, DECODER = "encoder.", "decoder."
+"""How the names of a masked autoencoder's tensors begin (`mae.py`)."""
+
 UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
 """What `torch.load` raises for files that are none of its own."""
 
 
 def load_pretrained(model: nn.Module, path: Path, *, num_classes: int) -> None:
-    """Load the state dict in `path` into `model`.
+    """Load the state dict in `path` into `model`; of a masked autoencoder's its encoder, with a fresh classifier.
 
     Raises:
         UserError: if the file can't be read or holds another network.
     """
     state = read_state_dict(path, "model.pretrained: ")
+    if _is_autoencoder(state) and not _is_autoencoder(model.state_dict()):
+        own = model.state_dict()
+        head = {key: own[key] for key in classifier_keys(model, num_classes)}
+        encoder = {key.removeprefix(ENCODER): state[key] for key in state if key.startswith(ENCODER)}
+        state = head | encoder
     fit_weights(model, state, num_classes=num_classes, where=f"model.pretrained: {path}")
 
 
@@ -109,7 +117,7 @@ def fit_weights(
     """
     own = model.state_dict()
     fitted = dict(state)
-    for key in _classifier_keys(model, num_classes):
+    for key in classifier_keys(model, num_classes):
         if key in fitted and fitted[key].shape != own[key].shape:
             log.info("%s is for %d classes: it starts afresh", key, len(fitted[key]))
             fitted[key] = own[key]
@@ -136,8 +144,9 @@ def _fit_table(table: Tensor, shape: torch.Size, *, prefix: int) -> Tensor:
         return table
 
 
-def _classifier_keys(model: nn.Module, num_classes: int) -> list[str]:
-    """Of the linear layers, and of a segmentation network's convolutions, that end in the classes."""
+def classifier_keys(model: nn.Module, num_classes: int) -> list[str]:
+    """Names of the classifier's parameters: of linear layers, and of a segmentation network's convolutions, that
+    end in the classes."""
     return [
         f"{name}.{parameter}"
         for name, module in model.named_modules()
@@ -145,6 +154,10 @@ def _classifier_keys(model: nn.Module, num_classes: int) -> list[str]:
         or (isinstance(module, nn.Conv2d) and module.out_channels == num_classes and "classifier" in name)
         for parameter, _ in module.named_parameters(recurse=False)
     ]
+
+
+def _is_autoencoder(state: Mapping[str, Tensor]) -> bool:
+    return all(key.startswith((ENCODER, DECODER)) for key in state)
 
 
 def _is_state_dict(state: Any) -> bool:

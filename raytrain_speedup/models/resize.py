@@ -130,9 +130,11 @@ def position_tables(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def prefix_of(model: nn.Module, name: str) -> int:
     """Rows of the table before its grid: the class and register tokens that have a position of their own."""
-    if name != "pos_embed" or getattr(model, "no_embed_class", False):
+    owner, _, table = name.rpartition(".")
+    transformer = model.get_submodule(owner)
+    if table != "pos_embed" or getattr(transformer, "no_embed_class", False):
         return 0
-    return getattr(model, "num_prefix_tokens", 0)
+    return getattr(transformer, "num_prefix_tokens", 0)
 
 
 def _follow(model: Any, size: int) -> list[tuple[str, nn.Parameter, torch.Size]]:

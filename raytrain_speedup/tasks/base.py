@@ -69,6 +69,9 @@ class Task(ABC):
     """How many samples of the validation split `images` wants to show."""
     draws: bool = False
     """Whether it draws in training, and wants the row `draws` of every batch."""
+    fitted_on: int = 0
+    """How many training samples at most `fit` is told of before a split is judged: what is learned without a target
+    shows in how well something simple, such as a linear classifier, then finds one."""
 
     metric: str
     """What ranks runs; it is reported as `val_<metric>` and `<metric>` (test)."""
@@ -104,6 +107,19 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, totals: Tensor, split: Split) -> dict[str, float]:
         """The metrics of the summed `totals` of a split; `loss` is among them, and so is `metric` (test)."""
+
+    def summary(self, model: Model, batch: Batch) -> Tensor:
+        """What `fit` needs to know of training samples: a tensor that can be summed as `totals` can.
+
+        Args:
+            model: in evaluation mode.
+            batch: training samples, evenly taken from all of them and shown as those of an evaluation are.
+        """
+        raise NotImplementedError
+
+    def fit(self, summary: Tensor) -> None:
+        """Take up the summed `summary` of `fitted_on` training samples, for the `totals` that come."""
+        raise NotImplementedError
 
     @abstractmethod
     def example(self, shape: tuple[int, ...], count: int) -> Batch:
