@@ -13,7 +13,7 @@ from tiny_scenes import SIDE, camvid, write_scenes
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine.loop import Stopped
-from raytrain_speedup.methods.distillation import SYNTHESIZERS, evaluation_set
+from raytrain_speedup.methods.distillation import evaluation_set
 from raytrain_speedup.settings import UserError
 
 LRASPP, DEEPLAB = "torchvision/lraspp_mobilenet_v3_large", "torchvision/deeplabv3_mobilenet_v3_large"
@@ -88,11 +88,7 @@ def without_data(scenes, method: str = "fastdfkd", **more: Any) -> Experiment:
     return camvid(scenes, {"distillation.method": method} | DATA_FREE | own | more, "camvid-dfkd")
 
 
-DENSE = [
-    pytest.param(method, marks=[] if method in ("fastdfkd", "real") else [pytest.mark.slow])
-    for method in SYNTHESIZERS
-    if method in ("fastdfkd", "zskt", "noise", "real")
-]
+DENSE = ["fastdfkd", "real", *(pytest.param(other, marks=pytest.mark.slow) for other in ("zskt", "noise"))]
 
 
 @pytest.mark.parametrize("method", DENSE)

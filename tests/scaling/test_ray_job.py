@@ -131,6 +131,7 @@ def test_nobody_without_the_token_gets_in(head: Head, tmp_path: Path) -> None:
     assert "token" in (listing.stdout + listing.stderr).lower()
 
 
+@pytest.mark.slow
 def test_a_job_trains_on_two_workers(head: Head, tmp_path: Path) -> None:
     job = head.submit(
         tmp_path,
@@ -143,7 +144,6 @@ def test_a_job_trains_on_two_workers(head: Head, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("runs/digits-*/checkpoint-*/run.pt"))) == 2
 
 
-@pytest.mark.slow
 def test_a_job_sweeps(head: Head, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(SWEEP)
     job = head.submit(
