@@ -1,10 +1,10 @@
-"""A masked autoencoder on digits: what pruning, a curriculum and their controls cost, and what its features are worth.
+"""Masked autoencoders on digits: what pruning, a curriculum and their controls cost, and how good features are.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/mae.py [--seeds 3] [--epochs 40]
 
-`digits-mae` with no method, InfoBatch, its controls at the same saving of compute, a curriculum of sizes, and both.
-What is judged is the linear probe on the test split; `untrained` is a network that took no step to speak of. Cost is
-in reference steps, as a fraction of that without a method, seed by seed.
+`digits-mae` with no method, InfoBatch, its controls at the same saving of compute, a curriculum of sizes, and
+both. What is judged is the linear probe on the test split; `untrained` is a network that took no step to speak of.
+Cost is in reference steps, as a fraction of that without a method, seed by seed.
 """
 
 from __future__ import annotations
