@@ -17,6 +17,7 @@ Shards are tar files, or loose files of one sample each; `indexing.py` makes ind
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import threading
@@ -29,6 +30,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from raytrain_speedup.settings import UserError
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 ROW = np.dtype([("offset", "<u8"), ("shard", "<u4"), ("length", "<u4")])
@@ -186,6 +189,9 @@ class _LocalFile:
     def size(self) -> int:
         return os.fstat(self._fd).st_size
 
+    def changed_ns(self) -> int:
+        return os.fstat(self._fd).st_mtime_ns
+
     def read_at(self, nbytes: int, offset: int) -> bytes:
         return os.pread(self._fd, nbytes, offset)
 
@@ -212,6 +218,7 @@ class ShardReader:
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _File] = OrderedDict()
         self._store: Any = None
+        self._told = False
 
     def read(self, row: int) -> bytes:
         """The bytes of a sample.
@@ -240,6 +247,15 @@ class ShardReader:
         expected = int(self.index.shards[shard]["size"])
         if (size := file.size()) != expected:
             raise ShardError(f"it has {size} bytes and had {expected} when it was indexed: index it again")
+        if not self._told and isinstance(file, _LocalFile):
+            self._told = file.changed_ns() != int(self.index.shards[shard]["changed_ns"])
+            if self._told:  # a copy is younger too, so it is no error
+                log.warning(
+                    "%s/%s was written after it was indexed; where it is no copy of what was indexed, samples are "
+                    "read from wrong places: index it again",
+                    self.index.root,
+                    self.index.name(shard),
+                )
         with self._lock:
             self._open[shard] = file
             while len(self._open) > MOST_OPEN:

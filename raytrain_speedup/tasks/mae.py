@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raytrain_speedup.data.batch import Batch
 from raytrain_speedup.tasks.base import Direction, Losses, Model, Split, Task, TaskSettings
+from raytrain_speedup.tasks.images import image_grid
 
 Target = Literal["normalised-pixels", "pixels", "hog"]
 
@@ -26,6 +27,9 @@ RIDGE = 1e-3
 
 EPSILON = 1e-6
 """Beside the variance of a patch, as in the paper's code."""
+
+GREY = 127
+"""Of a patch that is not seen, for people."""
 
 BINS, CELL = 9, 8
 """Of a histogram of oriented gradients: directions, and pixels of a cell (Dalal and Triggs 2005)."""
@@ -61,6 +65,7 @@ class MaskedImages(Task):
     """
 
     draws = True
+    shown = 8
     metric = "probe_accuracy"
     targets: str | None = "classes"
     others: Mapping[str, Direction] = {"reconstruction_error": "min"}
@@ -107,6 +112,14 @@ class MaskedImages(Task):
             "draws": torch.arange(count),
         }
 
+    def images(self, model: Model, batch: Batch, plain: Tensor) -> dict[str, bytes]:
+        """A row of images; below it what is seen of them, and that with the rest filled in."""
+        if self.reconstruct == "hog":  # directions of edges are no pixels
+            return {}
+        prediction, masked = model(batch["inputs"], batch["draws"], self.mask_ratio)
+        seen, filled = filled_in(batch["inputs"], plain, prediction, masked, self.reconstruct)
+        return {"reconstructions": image_grid(torch.cat([plain, seen, filled]), columns=len(plain))}
+
     def _errors(self, model: Model, batch: Batch) -> Tensor:
         """(b,) float32."""
         images = batch["inputs"]
@@ -131,6 +144,35 @@ def targets_of(images: Tensor, patches: int, what: Target) -> Tensor:
     if what == "pixels":
         return pixels
     return (pixels - pixels.mean(2, keepdim=True)) / (pixels.var(2, keepdim=True) + EPSILON).sqrt()
+
+
+def filled_in(
+    inputs: Tensor, plain: Tensor, prediction: Tensor, masked: Tensor, what: Target
+) -> tuple[Tensor, Tensor]:
+    """(b, C, H, H) uint8 twice: images with their masked patches grey, and with the prediction in their place.
+
+    A prediction of normalised pixels is given the mean and the variance that the patch has: they are not predicted.
+
+    Args:
+        inputs: (b, C, H, H), images as the network was shown them.
+        plain: (b, C, H, H) uint8, the same for people.
+        prediction: (b, P, D) of pixels, normalised or not.
+        masked: (b, P) bool.
+    """
+    inputs, side = inputs.float(), inputs.shape[2] // round(masked.shape[1] ** 0.5)
+    found = prediction.float()
+    if what == "normalised-pixels":
+        pixels = patchified(inputs, side)
+        found = found * (pixels.var(2, keepdim=True) + EPSILON).sqrt() + pixels.mean(2, keepdim=True)
+    over = (0, 2, 3)  # an input is a multiple of the plain image and a constant, by channel
+    scale = plain.float().std(over) / inputs.std(over).clamp_min(EPSILON)
+    zero = plain.float().mean(over) - scale * inputs.mean(over)
+    channels, grid = inputs.shape[1], inputs.shape[2] // side
+    tiles = found.unflatten(2, (side, side, channels)).unflatten(1, (grid, grid))  # (b, g, g, side, side, C)
+    made = tiles.permute(0, 5, 1, 3, 2, 4).reshape(inputs.shape)
+    made = (made * scale.view(1, -1, 1, 1) + zero.view(1, -1, 1, 1)).round().clamp(0, 255).to(torch.uint8)
+    hidden = masked.view(-1, 1, grid, grid).repeat_interleave(side, 2).repeat_interleave(side, 3)
+    return torch.where(hidden, torch.full_like(plain, GREY), plain), torch.where(hidden, made, plain)
 
 
 def patchified(images: Tensor, side: int) -> Tensor:

@@ -109,6 +109,15 @@ def test_a_file_of_labels_goes_before_everything(tmp_path: Path) -> None:
     assert index.class_names == tuple(f"{name}x" for name in CLASSES) and len(index.rows) == 18
 
 
+def test_a_class_is_looked_for_in_order(tmp_path: Path) -> None:
+    """A file of labels, the inner tar file, the neighbour `.cls`, the folder."""
+    inner = pack(tmp_path / "inner.tar", {"f/a.png": b"x", "f/a.cls": b"c", "f/b.png": b"x"}).read_bytes()
+    both = pack(tmp_path / "all.tar", {"n07.tar": inner, "g/d.png": b"x", "g/d.cls": b"5", "g/e.png": b"x"})
+    (tmp_path / "labels.txt").write_text("b.png told")
+    index = make_index(both, tmp_path / "index", labels=tmp_path / "labels.txt")
+    assert [index.class_names[target] for target in index.targets] == ["n07", "told", "5", "g"]
+
+
 def test_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
     files = {name: b"x" for number in (2, 10, 9) for name in (f"{number}/a.png", f"{number}/b.png")}
     index = make_index(pack(tmp_path / "x.tar", files), tmp_path / "index")
@@ -146,7 +155,9 @@ def test_it_trains_as_the_folder_does(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         expected, found = getattr(one, split), getattr(other, split)
         assert np.array_equal(expected.targets, found.targets) and len(found)
-        there = pickle.loads(pickle.dumps(found))
+        sent = pickle.dumps(found)
+        there = pickle.loads(sent)
+        assert np.array_equal(expected.targets, there.targets)
         for row in range(len(found)):
             assert np.array_equal(expected.decode(row), found.decode(row))
             assert np.array_equal(expected.decode(row), there.decode(row))
@@ -188,6 +199,19 @@ def test_a_shard_that_has_changed_is_no_sample(tmp_path: Path) -> None:
         settings(tmp_path).train.decode(0)
 
 
+def test_a_shard_that_was_written_anew_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It may be a copy of the same bytes, so it is read; of the same length, it need not be."""
+    shards = webdataset(tmp_path / "shards")
+    reader = ShardReader(make_index(shards, tmp_path / "index"))
+    assert reader.read(0) == next(iter(FILES.values())) and not caplog.messages
+    for shard in shards.iterdir():
+        os.utime(shard, (1, 1))
+    reader = ShardReader(open_index(tmp_path / "index"))
+    assert [reader.read(row) for row in range(len(FILES))] == list(FILES.values())
+    (told,) = caplog.messages
+    assert "was written after it was indexed" in told and "index it again" in told
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -197,6 +221,7 @@ def test_a_shard_that_has_changed_is_no_sample(tmp_path: Path) -> None:
         (lambda folder: _written(folder / "x.zip", b""), r"x\.zip is no \.tar file"),
         (lambda folder: _written(folder / "x.tar", b"y" * 2000), r"x\.tar is no whole tar file"),
         (lambda folder: _cut(nested(folder / "x.tar")), r"x\.tar is no whole tar file"),
+        (lambda folder: _with_cut_inside(folder / "x.tar"), r"x\.tar is no whole tar file: n02 is cut off"),
         (lambda folder: _linked(folder, to=folder), "the link .* leads back to a folder that it is in"),
         (lambda folder: _linked(folder / "n01", to=folder / "none"), r"x\.png cannot be read: No such file"),
         (lambda folder: _written(folder / "image.png", b"").parent, r"image\.png is in no class folder"),
@@ -225,6 +250,12 @@ def _linked(folder: Path, *, to: Path) -> Path:
 def _cut(path: Path) -> Path:
     os.truncate(path, path.stat().st_size // 2)
     return path
+
+
+def _with_cut_inside(path: Path) -> Path:
+    """A whole tar file, and in it one that ends in the middle of an image."""
+    whole = pack(path.parent / "n01.tar.part", {"a.png": b"x" * 5000}).read_bytes()
+    return pack(path, {"n01.tar": whole, "n02.tar": whole[: 512 + 2000], "n03.tar": whole})
 
 
 def test_what_is_no_index_is_one_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
@@ -18,7 +19,15 @@ from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.models.mae import Features, Reconstruction
 from raytrain_speedup.settings import UserError
-from raytrain_speedup.tasks.mae import RIDGE, LinearProbe, MaskedImages, hog, patchified, targets_of
+from raytrain_speedup.tasks.mae import (
+    RIDGE,
+    LinearProbe,
+    MaskedImages,
+    filled_in,
+    hog,
+    patchified,
+    targets_of,
+)
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 from engine_runs import CPU, Diary, WorkerDiary, free_port, run, same, trained, untimed, weights
@@ -158,6 +167,31 @@ def test_it_is_pruned_judged_and_resumed_bit_for_bit(tmp_path: Path) -> None:
         run(tiny(), Diary(tmp_path / "parts", stop_after=6), device=CPU)
     again, resumed, _ = trained(tiny(), tmp_path / "parts")
     assert untimed(again) == untimed(whole) and same(resumed, expected)
+
+
+@pytest.mark.parametrize("what", ["normalised-pixels", "pixels"])
+def test_what_is_filled_in_is_the_image_where_the_prediction_is_right(what: Any) -> None:
+    """Given the very targets as a prediction, the image comes back; given others, only masked patches change."""
+    plain = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    inputs = (plain / 255 - torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1)) / torch.tensor(0.25)
+    masked = torch.tensor([[True, False, False, True], [False, True, True, True]])
+    seen, filled = filled_in(inputs, plain, targets_of(inputs, 4, what), masked, what)
+    assert (filled.int() - plain.int()).abs().max() <= 1
+    _, wrong = filled_in(inputs, plain, torch.zeros(2, 4, 48), masked, what)
+    for sample in range(2):
+        for patch in range(4):
+            row, column = patch // 2 * 4, patch % 2 * 4
+            part = (sample, slice(None), slice(row, row + 4), slice(column, column + 4))
+            if masked[sample, patch]:
+                assert (seen[part] == 127).all() and not torch.equal(wrong[part], plain[part])
+            else:
+                assert torch.equal(seen[part], plain[part]) and torch.equal(wrong[part], plain[part])
+
+
+def test_a_run_leaves_pictures(tmp_path: Path) -> None:
+    trained(tiny({"train.epochs": 1, "train.eval_every": 1}), tmp_path)
+    with Image.open(tmp_path / "images" / "reconstructions-0001.png") as image:
+        assert image.size == (8 * 9 + 1, 3 * 9 + 1)
 
 
 def test_without_a_probe_the_error_ranks_runs(tmp_path: Path) -> None:
