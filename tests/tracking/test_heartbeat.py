@@ -20,8 +20,9 @@ from raytrain_speedup.tracking.heartbeat import Beat, Heartbeat, read_beat, this
 from raytrain_speedup.tracking.tracker import Tracker
 
 DRIVER = """
-import sys, time
+import signal, sys, time
 from raytrain_speedup.tracking import heartbeat, open_tracker
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as Tune's own: a job in the background ignores it
 heartbeat.BEAT_SECONDS = 3.0
 with heartbeat.Heartbeat(open_tracker(sys.argv[1]), sys.argv[2]) as holds:
     try:
