@@ -75,24 +75,11 @@ class Loader(ABC):
 
     @abstractmethod
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
-        """One augmented batch for each step, in order. To resume within an epoch pass the steps left.
-
-        Raises:
-            UserError: if too many samples cannot be read.
-        """
+        """As `BatchSource.train_batches`."""
 
     @abstractmethod
     def eval_batches(self, split: AnySplit, *, batch_size: int, most: int | None = None) -> Iterator[Batch]:
-        """This rank's part of a split, every sample with weight 1; `index` is its position in the split.
-
-        Args:
-            split: which; training samples are shown as the others are, without augmentation.
-            batch_size: samples of a batch.
-            most: samples of all ranks at most, evenly taken from the split; by default all.
-
-        Raises:
-            UserError: if too many samples cannot be read.
-        """
+        """As `BatchSource.eval_batches`."""
 
     @abstractmethod
     def train_images(self, positions: Tensor) -> Tensor:

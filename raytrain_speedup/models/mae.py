@@ -9,6 +9,7 @@ those of timm are, and because they have to follow the image size of a curriculu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from raytrain_speedup import randomness
 from raytrain_speedup.models.library import build_timm
+from raytrain_speedup.models.resize import position_tables, prefix_of
 from raytrain_speedup.settings import UserError
 
 EPSILON = 1e-6
@@ -175,15 +177,10 @@ class MaskedAutoencoder(nn.Module):
         projection = self.patch_embed.proj.weight
         nn.init.xavier_uniform_(projection.view(len(projection), -1))
         nn.init.normal_(self.decoder.mask_token, std=0.02)
-        for table, prefix in ((self.encoder.pos_embed, self._in_table), (self.decoder.pos_embed, 0)):
-            rows = table[0, prefix:]
+        for name, table in position_tables(self).items():
+            rows = table[0, prefix_of(self, name) :]
             table.zero_()
             rows.copy_(sines_and_cosines(*rows.shape))
-
-    @property
-    def _in_table(self) -> int:
-        """Prefix tokens that have a row in the encoder's position table."""
-        return 0 if self.encoder.no_embed_class else self._prefix
 
 
 def visible_patches(keys: Tensor, patches: int, mask_ratio: float) -> Tensor:
@@ -196,7 +193,13 @@ def visible_patches(keys: Tensor, patches: int, mask_ratio: float) -> Tensor:
 
 def sines_and_cosines(patches: int, dim: int) -> Tensor:
     """(patches, dim) float32 positions on a square grid: a quarter of the numbers each are sines and cosines of the
-    column, and of the row, at frequencies 10000^(-4k/dim) (Vaswani et al. 2017, sec. 3.5, in two dimensions)."""
+    column, and of the row, at frequencies 10000^(-4k/dim) (Vaswani et al. 2017, sec. 3.5, in two dimensions).
+
+    Raises:
+        ValueError: if `dim` has no quarter.
+    """
+    if dim % 4:
+        raise ValueError(f"tokens of {dim} numbers; expected multiples of 4")
     side = round(patches**0.5)
     frequencies = 10000.0 ** (-4 * torch.arange(dim // 4, dtype=torch.float64) / dim)
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies  # (side, dim / 4)
@@ -212,9 +215,10 @@ def build_mae(
     num_classes: int,
     in_channels: int,
     image_size: int,
-    options: dict[str, Any],
+    drop_rate: float,
+    drop_path: float,
+    options: Mapping[str, Any],
     weights: str | None = None,
-    **rates: float,
 ) -> MaskedAutoencoder:
     """The autoencoder around timm's network `name`; `options` are timm's, and those that begin with `decoder_`.
 
@@ -236,19 +240,17 @@ def build_mae(
         image_size=image_size,
         options={"img_size": image_size, **{key: options[key] for key in options.keys() - own.keys()}},
         weights=weights,
-        drop_rate=rates.get("drop_rate", 0.0),
-        drop_path=rates.get("drop_path", 0.0),
+        drop_rate=drop_rate,
+        drop_path=drop_path,
     )
     if image_size % (side := encoder.patch_embed.patch_size[0]):
         raise UserError(
             f"data.image_size: {image_size} is no multiple of mae/{name}'s patch of {side} pixels"
         )
-    if encoder.embed_dim % 4 or own.get("decoder_dim", 512) % 4:
-        raise UserError(f"model.options: widths {encoder.embed_dim} and decoder_dim; expected multiples of 4")
     try:
         return MaskedAutoencoder(encoder, num_classes=num_classes, channels=in_channels, **own)
     except (TypeError, AssertionError, ValueError) as error:
-        raise UserError(f"model.options: mae/{name} does not take {', '.join(own)}: {error}") from error
+        raise UserError(f"model.options: mae/{name} does not take {', '.join(options)}: {error}") from error
 
 
 def _along(index: Tensor, tokens: Tensor) -> Tensor:

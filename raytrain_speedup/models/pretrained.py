@@ -35,8 +35,8 @@ def load_pretrained(model: nn.Module, path: Path, *, num_classes: int) -> None:
         UserError: if the file can't be read or holds another network.
     """
     state = read_state_dict(path, "model.pretrained: ")
-    if _is_autoencoder(state) and not _is_autoencoder(model.state_dict()):
-        own = model.state_dict()
+    own = model.state_dict()
+    if _is_autoencoder(state) and not _is_autoencoder(own):
         head = {key: own[key] for key in classifier_keys(model, num_classes)}
         encoder = {key.removeprefix(ENCODER): state[key] for key in state if key.startswith(ENCODER)}
         state = head | encoder
