@@ -43,10 +43,16 @@ class TrainSettings(Settings):
     accumulate: int = Field(1, ge=1, description="parts a worker's batch is computed in, to save memory")
     seed: int = Field(0, ge=0, description="seeds initialisation, order, augmentation and pruning")
 
-    optimizer: Literal["sgd", "adamw", "lamb", "lars"] = Field("sgd", description="the optimizer")
+    optimizer: Literal["sgd", "adamw", "lamb", "lars", "muon"] = Field(
+        "sgd",
+        description="the optimizer; muon: timm's, for matrices and filters, beside AdamW for the classifier, "
+        "embeddings and vectors at the same learning rate",
+    )
     lr: float = Field(0.1, gt=0, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd and lars; beta1 of adamw and lamb")
-    beta2: float = Field(0.999, gt=0, lt=1, description="beta2 of adamw and lamb")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="momentum of sgd, lars and muon; beta1 of adamw and lamb"
+    )
+    beta2: float = Field(0.999, gt=0, lt=1, description="beta2 of adamw, lamb and muon's AdamW")
     weight_decay: float = Field(
         5e-4,
         ge=0,
@@ -56,7 +62,7 @@ class TrainSettings(Settings):
     layer_decay: float | None = Field(
         None, gt=0, le=1, description="factor on the learning rate per layer below the head; for fine-tuning"
     )
-    nesterov: bool = Field(False, description="Nesterov momentum (sgd, lars)")
+    nesterov: bool = Field(False, description="Nesterov momentum (sgd, lars, muon)")
     schedule: Literal["cosine", "one-cycle", "constant"] = Field(
         "cosine", description="learning rate as a function of progress"
     )

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from raytrain_speedup.data import augment
-from raytrain_speedup.data.base import DataSettings
+from raytrain_speedup.data.base import Augment, DataSettings
 from raytrain_speedup.data.splits import Splits
 from raytrain_speedup.methods.curriculum.base import Kernel, Stage
 from raytrain_speedup.methods.curriculum.crop import crop_batch, low_frequency_crop
+
+FLIPS: dict[Augment, augment.Flip] = {"crop-flip": "random", "crop-alternating-flip": "alternating"}
+"""How those augmentations that shift also flip."""
 
 
 class Decoding(NamedTuple):
@@ -116,7 +119,7 @@ class Appearance:
     def _shifted(
         self, images: Tensor, targets: Tensor, position: Tensor, view: Tensor, epoch: int
     ) -> tuple[Tensor, Tensor]:
-        """(b, H, W, C) uint8 as `crop` and `crop-flip` vary them, and the targets; masks move alike."""
+        """(b, H, W, C) uint8 as the crops that only shift vary them, and the targets; masks move alike."""
         kind = self.settings.augment
         if kind == "none":
             return images[position], targets[position]
@@ -129,7 +132,7 @@ class Appearance:
                 seed=self.seed,
                 epoch=epoch,
                 padding=self.padding,
-                flip=kind == "crop-flip",
+                flip=FLIPS.get(kind),
             )
 
         return move(images), move(targets[..., None])[..., 0] if self.dense else targets[position]

@@ -27,9 +27,18 @@ RANDAUGMENT = range(64, 72)  # for each of two operations: which, whether, at wh
 
 _FILLS = 1 << 14
 
+Flip = Literal["random", "alternating"]
+
 
 def shift_and_flip(
-    images: Tensor, position: Tensor, index: Tensor, *, seed: int, epoch: int, padding: int, flip: bool
+    images: Tensor,
+    position: Tensor,
+    index: Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    padding: int,
+    flip: Flip | None,
 ) -> Tensor:
     """Random crops of the images padded by reflection, flipped by a coin: one gather, no padded copy.
 
@@ -38,17 +47,19 @@ def shift_and_flip(
         position: (b,) int64, which of `images` to take.
         index: (b,) int64, the samples' positions in the data set, which key the randomness.
         padding: largest shift, in pixels.
+        flip: by what coin, if any.
 
     Returns:
         (b, H, W, C) uint8.
     """
     height, width = images.shape[1:3]
-    random = randomness.bits(index, seed=seed, epoch=epoch, streams=(SHIFT_Y, SHIFT_X, FLIP))
-    shift = randomness.below(random[:2], 2 * padding + 1) - padding
+    random = randomness.bits(index, seed=seed, epoch=epoch, streams=(SHIFT_Y, SHIFT_X))
+    shift = randomness.below(random, 2 * padding + 1) - padding
     rows = _reflect(torch.arange(height, device=index.device) + shift[0, :, None], height)
     columns = torch.arange(width, device=index.device).expand(len(index), width)
-    if flip:
-        columns = torch.where(randomness.below(random[2], 2).bool()[:, None], width - 1 - columns, columns)
+    if flip is not None:
+        flipped = coins(index, seed=seed, epoch=epoch, kind=flip)
+        columns = torch.where(flipped[:, None], width - 1 - columns, columns)
     columns = _reflect(columns + shift[1, :, None], width)
     return take_pixels(images, position, rows, columns)
 
@@ -112,9 +123,16 @@ def crop_and_resize(
     return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
-def coins(index: Tensor, *, seed: int, epoch: int) -> Tensor:
-    """(b,) bool: which samples are shown flipped."""
-    return randomness.below(randomness.bits(index, seed=seed, epoch=epoch, streams=(FLIP,))[0], 2).bool()
+def coins(index: Tensor, *, seed: int, epoch: int, kind: Flip = "random") -> Tensor:
+    """(b,) bool: which samples are shown flipped.
+
+    Args:
+        kind: a coin for every epoch, or `alternating`: one for epoch 0, and from then on every other epoch, so that
+            two epochs in a row show all images and their flips (Jordan, arXiv 2404.00498, section 3.6).
+    """
+    thrown = 0 if kind == "alternating" else epoch
+    coin = randomness.below(randomness.bits(index, seed=seed, epoch=thrown, streams=(FLIP,))[0], 2).bool()
+    return coin ^ (epoch % 2 == 1) if kind == "alternating" else coin
 
 
 def flip(x: Tensor, flip: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from raytrain_speedup.settings import Settings
 
 Buffer = bytes | memoryview
 T = TypeVar("T")
-Augment = Literal["none", "crop", "crop-flip", "random-resized-crop"]
+Augment = Literal["none", "crop", "crop-flip", "crop-alternating-flip", "random-resized-crop"]
 
 IGNORE_INDEX = 255
 """The class of a pixel that belongs to none: it is neither learnt from nor judged."""
@@ -161,10 +161,13 @@ class DataSettings(Settings):
     )
     augment: Augment = Field(
         "crop-flip",
-        description="crop: shift by up to `padding`; crop-flip: and horizontal flip; random-resized-crop",
+        description="crop: shift by up to `padding`; crop-flip: and horizontal flip; crop-alternating-flip: the "
+        "flip of a sample's first epoch by a coin, then every other one (arXiv 2404.00498); random-resized-crop",
     )
     padding: int | None = Field(
-        None, ge=0, description="reflected border for crop and crop-flip, in pixels; default: image_size / 8"
+        None,
+        ge=0,
+        description="reflected border for the crops but the last, in pixels; default: image_size / 8",
     )
     min_scale: float = Field(
         0.08, gt=0, le=1, description="smallest area fraction that random-resized-crop may show"

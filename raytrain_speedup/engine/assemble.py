@@ -28,6 +28,9 @@ from raytrain_speedup.tasks import TASKS, Losses, SupervisedTask, Task
 from raytrain_speedup.tasks.distillation import Distillation
 from raytrain_speedup.user_code import is_import_path, what_happened
 
+INIT_IMAGES = 1024
+"""Training images, without augmentation, that a network may begin from (`init_from_images`)."""
+
 
 def assemble(
     experiment: Experiment,
@@ -75,11 +78,14 @@ def _with_data(
         device=watch.device,
     )
     flops = _flops_of(stages, model, task, splits)
+    loader = _real_loader(experiment, splits, reporter, watch.device)
+    if latest is None and experiment.model.pretrained is None:
+        _init_from_images(model, loader)
     loop = Loop(
         experiment,
         model=_placed(model, experiment, watch.device),
         task=task,
-        loader=_real_loader(experiment, splits, reporter, watch.device),
+        loader=loader,
         pruner=pruner,
         budget=budget,
         flops=flops,
@@ -192,6 +198,16 @@ def _student(experiment: Experiment, splits: Splits, latest: Path | None) -> nn.
         image_size=splits.image_size,
         dense=_dense(experiment.task.build()),
     )
+
+
+def _init_from_images(model: nn.Module, loader: Loader) -> None:
+    """Where a network's weights begin with what the data look like, show it some; the same ones on every rank."""
+    init = getattr(model, "init_from_images", None)
+    if init is not None:
+        size = len(loader.splits.train)
+        count = min(size, INIT_IMAGES)
+        images = loader.train_images(torch.arange(count) * size // count)
+        init(loader.appearance.plain(images.permute(0, 2, 3, 1)))
 
 
 def _dense(task: Task) -> bool | None:

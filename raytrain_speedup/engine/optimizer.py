@@ -1,11 +1,11 @@
-"""Optimizers by name. LAMB and LARS are timm's; SGD and AdamW are torch's fused ones where there is a GPU.
+"""Optimizers by name. LAMB, LARS and Muon are timm's; SGD and AdamW are torch's fused ones where there is a GPU.
 
 timm is imported where something of it is asked for: it takes as long as the whole of this package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from fnmatch import fnmatch
 from typing import Any
 
@@ -22,6 +22,8 @@ def build_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.Optim
     Vectors (biases, normalisations) are not decayed, nor what a timm model exempts by its `no_weight_decay`: the
     position tables of ViT and Swin, class tokens.
     """
+    if train.optimizer == "muon":
+        return _muon(model, train)
     groups = _groups(model, train)
     betas = (train.momentum, train.beta2)
     # The fused kernels take GradScaler's verdict on the device; the others would wait for it (fp16).
@@ -39,6 +41,35 @@ def build_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.Optim
     return timm.optim.Lamb(groups, lr=train.lr, betas=betas, max_grad_norm=None)
 
 
+def _muon(model: nn.Module, train: TrainSettings) -> torch.optim.Optimizer:
+    """Muon (Jordan et al. 2024): the momentum of a matrix is made orthogonal before it is a step.
+
+    Its steps are scaled to those of AdamW (Liu et al., arXiv 2502.16982, section 2.2), which takes what is no
+    matrix between hidden layers: vectors, embeddings, position tables and the classifier.
+    """
+    if train.layer_decay is not None:
+        raise UserError(f"train.layer_decay: {train.layer_decay} is not allowed with muon; expected null")
+    import timm.optim
+
+    linear = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    tables = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    outer = {*linear[-1:], *tables}
+    kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter, exempt in _trained(model):
+        decay = 0.0 if exempt else train.weight_decay
+        kinds.setdefault((decay, exempt or name in outer), []).append(parameter)
+    return timm.optim.Muon(
+        [
+            {"params": those, "weight_decay": decay, "use_fallback": beside}
+            for (decay, beside), those in sorted(kinds.items())
+        ],
+        lr=train.lr,
+        momentum=train.momentum,
+        nesterov=train.nesterov,
+        betas=(0.9, train.beta2),
+    )
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """The learning rate of every group, less for the lower layers where `layer_decay` asks for it."""
     for group in optimizer.param_groups:
@@ -46,14 +77,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _groups(model: nn.Module, train: TrainSettings) -> list[dict[str, Any]]:
-    spared: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     if train.layer_decay is None:
         kinds: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                vector = parameter.ndim <= 1 or name.endswith(".bias")
-                exempt = vector or any(fnmatch(name, pattern) for pattern in spared)
-                kinds.setdefault(0.0 if exempt else train.weight_decay, []).append(parameter)
+        for _, parameter, exempt in _trained(model):
+            kinds.setdefault(0.0 if exempt else train.weight_decay, []).append(parameter)
         return [{"params": those, "weight_decay": decay} for decay, those in sorted(kinds.items())]
     if not hasattr(model, "group_matcher"):
         raise UserError(
@@ -63,5 +90,18 @@ def _groups(model: nn.Module, train: TrainSettings) -> list[dict[str, Any]]:
     import timm.optim
 
     return timm.optim.param_groups_layer_decay(
-        model, train.weight_decay, no_weight_decay_list=spared, layer_decay=train.layer_decay
+        model, train.weight_decay, no_weight_decay_list=_spared(model), layer_decay=train.layer_decay
     )
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
+    """What is trained, by name, and whether it is exempt from decay."""
+    spared = _spared(model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            vector = parameter.ndim <= 1 or name.endswith(".bias")
+            yield name, parameter, vector or any(fnmatch(name, pattern) for pattern in spared)
+
+
+def _spared(model: nn.Module) -> Collection[str]:
+    return getattr(model, "no_weight_decay", tuple)()

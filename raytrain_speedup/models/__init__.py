@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raytrain_speedup.models import library
+from raytrain_speedup.models.airbench import Airbench
 from raytrain_speedup.models.cswin import CSWin
 from raytrain_speedup.models.mae import build_mae
 from raytrain_speedup.models.pretrained import classifier_keys, fit_weights, load_pretrained
@@ -36,9 +37,9 @@ class ModelSettings(Settings):
     """Which network is trained, and what it starts from."""
 
     name: str = Field(
-        description="resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, wrn40_1, wrn40_2 or vgg11 "
-        "(small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<model>, those for segmentation "
-        "included, timm/<model>, mae/<vision transformer of timm>, or the import path of what builds yours, "
+        description="resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, wrn40_1, wrn40_2, vgg11, airbench "
+        "or airbench_s (small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<model>, those for "
+        "segmentation included, timm/<model>, mae/<vision transformer of timm>, or the import path of what builds yours, "
         "such as my_package.nets:build"
     )
     drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout rate, where the network has dropout")
@@ -103,6 +104,10 @@ def _wrn(depth: int, width: int) -> Builder:
     return lambda **arguments: WideResNet(depth, width, **arguments)
 
 
+def _airbench(*widths: int) -> Builder:
+    return lambda **arguments: Airbench(widths, **arguments)
+
+
 def _cswin(dim: int, *depths: int, heads: tuple[int, ...]) -> Builder:
     return lambda **arguments: CSWin(dim, depths, heads, **arguments)
 
@@ -118,6 +123,8 @@ NETWORKS: dict[str, Builder] = {
     "wrn40_1": _wrn(40, 1),
     "wrn40_2": _wrn(40, 2),
     "vgg11": VGG11,
+    "airbench": Airbench,
+    "airbench_s": _airbench(24, 64, 64),
     "cswin_t": _cswin(64, 1, 2, 21, 1, heads=(2, 4, 8, 16)),
     "cswin_s": _cswin(64, 2, 4, 32, 2, heads=(2, 4, 8, 16)),
     "cswin_b": _cswin(96, 2, 4, 32, 2, heads=(4, 8, 16, 32)),

@@ -2,18 +2,22 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/budget_curves.py digits --minutes 7 > curves.md
     OMP_NUM_THREADS=1 python tests/benchmarks/budget_curves.py cifar10 --rows 10000 --minutes 7
+    PYTHONPATH=. python tests/benchmarks/budget_curves.py airbench --seeds 0 --log 0.jsonl  # on a GPU
 
-    --budgets 5 12 30    epochs of the full run; every method but `none` saves the same fraction of its passes
+    --budgets 5 12 30    compute of the full run, in its epochs; all methods but `none` save the same fraction of it
     --saving 0.3         that fraction
     --only rs2 seta      some of the methods (`none` and `epochs` are what they are compared with)
     --seeds 0 1 2
     --minutes 7          start no run after so long; ask again to go on
     --log FILE           a line of JSON per run (by default beside this script); those are not run again
 
-Digits need nothing; CIFAR-10 its parquet files (SPEEDUP_DATA). At one budget all methods but `none` spend the same
-compute, so that their accuracies are compared as they stand; the interval is 90 %, of the differences paired by
-seed. The compute of a row is what was measured, not what was asked for. Accuracy is that of the test split after
-the last epoch. Times say nothing here: other programs may run beside it.
+Digits need nothing; CIFAR-10 its parquet files (SPEEDUP_DATA): `cifar10` is a ResNet-8 on its first rows, `airbench`
+the recipe `cifar10-airbench` on all of them. At one budget all methods but `none` spend the same compute, so that
+their accuracies are compared as they stand: pruners leave out samples, a curriculum has fewer epochs of smaller
+images, both together leave out samples of as many. The interval is 90 %, of the differences paired by seed. The
+compute of a row is what was measured, not what was asked for. Accuracy is that of the test split after the last
+epoch. Times say nothing here: other programs may run beside it. For several processes at once give each its own
+seeds and log; their lines together are the log of all.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from side_by_side import Metrics, provenance, small_cifar10, spread
+from side_by_side import Metrics, data_folder, provenance, small_cifar10, spread
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine.local import LocalReporter
@@ -38,9 +42,12 @@ from raytrain_speedup.engine.statistics.estimate import Estimate
 
 RESULTS = Path(__file__).parent / "results"
 FEWER = "epochs"
-METHODS = ("none", FEWER, "random", "rs2", "infobatch", "orderdp", "seta", "el2n", "forgetting", "dyn-unc")
-BUDGETS = {"digits": (5, 12, 30), "cifar10": (4, 8, 16)}
-KEPT = ("accuracy", "samples_shown", "passes_saved", "train_flops", "epoch")
+PRUNERS = ("random", "rs2", "infobatch", "orderdp", "seta", "el2n", "forgetting", "dyn-unc")
+CURRICULA = ("efficienttrain++", "resize")
+BOTH = "infobatch + efficienttrain++"
+METHODS = ("none", FEWER, *PRUNERS, *CURRICULA, BOTH)
+BUDGETS = {"digits": (5, 12, 30), "cifar10": (4, 8, 16), "airbench": (8, 16, 32)}
+KEPT = ("accuracy", "samples_shown", "passes_saved", "compute_spent", "train_flops", "epoch")
 """Metrics of a run that the log keeps."""
 
 Key = tuple[str, int, float, int]
@@ -60,8 +67,20 @@ def keys(
 def experiment_of(base: Experiment, key: Key) -> Experiment:
     """The run itself."""
     method, budget, saving, seed = key
-    own = {} if method == "none" else {"pruning.saving": saving}
-    return base.with_overrides({"pruning.method": method, **own, "train.epochs": budget, "train.seed": seed})
+    pruner, _, curriculum = method.partition(" + ")
+    if pruner in CURRICULA:
+        pruner, curriculum = "none", pruner
+    pruning = {} if pruner == "none" else {"pruning.saving": saving}
+    epochs = budget * (1 - saving) if curriculum and pruner == "none" else budget
+    return base.with_overrides(
+        {
+            "pruning.method": pruner,
+            **pruning,
+            "curriculum.method": curriculum or "none",
+            "train.epochs": epochs,
+            "train.seed": seed,
+        }
+    )
 
 
 def base_of(data: str, rows: int, folder: Path) -> Experiment:
@@ -69,6 +88,11 @@ def base_of(data: str, rows: int, folder: Path) -> Experiment:
     shared = {"train.eval_every": 0, "train.checkpoint_every": 0, "train.threads": 1}
     if data == "cifar10":
         return small_cifar10(folder, rows, shared)
+    if data == "airbench":
+        files = {f"data.{name}": str(data_folder() / f"cifar10-{name}.parquet") for name in ("train", "test")}
+        return load_experiment(
+            "cifar10-airbench", {"data.source": "parquet", "data.image_size": 32, **files, **shared}
+        )
     return load_experiment(
         "digits", {"pruning.method": "none", "data.image_size": 8, "train.lr": 0.05, **shared}
     )
@@ -76,8 +100,8 @@ def base_of(data: str, rows: int, folder: Path) -> Experiment:
 
 def table(found: dict[Key, Metrics], wanted: Sequence[Key]) -> None:
     """Markdown: a line per budget and method whose seeds are all there, and what to conclude from them."""
-    print("| budget | method | passes saved | passes made | accuracy | - fewer epochs (90 %) | |")
-    print("|--:|---|--:|--:|--:|--:|---|")
+    print("| budget | method | passes saved | passes made | compute | accuracy | - fewer epochs (90 %) | |")
+    print("|--:|---|--:|--:|--:|--:|--:|---|")
     beaten: dict[str, list[str]] = {}
     for method, budget, saving in dict.fromkeys(key[:3] for key in wanted):
         seeds = sorted(key[3] for key in wanted if key[:3] == (method, budget, saving))
@@ -86,11 +110,15 @@ def table(found: dict[Key, Metrics], wanted: Sequence[Key]) -> None:
         if len(done) < len(seeds):
             continue
         saved = fmean(metrics["passes_saved"] for metrics in done)
+        full = found["none", budget, 0.0, seeds[0]]
+        passes = budget * fmean(metrics["samples_shown"] for metrics in done) / full["samples_shown"]
+        compute = budget * fmean(metrics["train_flops"] for metrics in done) / full["train_flops"]
         cells = [
             str(budget),
             method,
             f"{saved:.1%}",
-            f"{budget * (1 - saved):.2f}",
+            f"{passes:.2f}",
+            f"{compute:.2f}",
             spread([metrics["accuracy"] for metrics in done]),
             *difference(found, method, budget, saving, seeds),
         ]
