@@ -39,8 +39,8 @@ class ModelSettings(Settings):
     name: str = Field(
         description="resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, wrn40_1, wrn40_2, vgg11, airbench "
         "or airbench_s (small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<model>, those for "
-        "segmentation included, timm/<model>, mae/<vision transformer of timm>, or the import path of what builds yours, "
-        "such as my_package.nets:build"
+        "segmentation included, timm/<model>, mae/<vision transformer of timm>, or the import path of what builds "
+        "yours, such as my_package.nets:build"
     )
     drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout rate, where the network has dropout")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate, where the network has it")

@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/budget_curves.py cifar10 --rows 10000 --minutes 7
     PYTHONPATH=. python tests/benchmarks/budget_curves.py airbench --seeds 0 --log 0.jsonl  # on a GPU
 
-    --budgets 5 12 30    compute of the full run, in its epochs; all methods but `none` save the same fraction of it
+    --budgets 5 12 30    compute of the full run, in its epochs; methods but `none` save the same fraction of it
     --saving 0.3         that fraction
     --only rs2 seta      some of the methods (`none` and `epochs` are what they are compared with)
     --seeds 0 1 2
@@ -91,7 +91,8 @@ def base_of(data: str, rows: int, folder: Path) -> Experiment:
     if data == "airbench":
         files = {f"data.{name}": str(data_folder() / f"cifar10-{name}.parquet") for name in ("train", "test")}
         return load_experiment(
-            "cifar10-airbench", {"data.source": "parquet", "data.image_size": 32, **files, **shared}
+            "cifar10-airbench",
+            {"data.source": "parquet", "data.image_size": 32, "data.val_fraction": 0, **files, **shared},
         )
     return load_experiment(
         "digits", {"pruning.method": "none", "data.image_size": 8, "train.lr": 0.05, **shared}
@@ -110,15 +111,18 @@ def table(found: dict[Key, Metrics], wanted: Sequence[Key]) -> None:
         if len(done) < len(seeds):
             continue
         saved = fmean(metrics["passes_saved"] for metrics in done)
-        full = found["none", budget, 0.0, seeds[0]]
-        passes = budget * fmean(metrics["samples_shown"] for metrics in done) / full["samples_shown"]
-        compute = budget * fmean(metrics["train_flops"] for metrics in done) / full["train_flops"]
+        full = found.get(("none", budget, 0.0, seeds[0]))
+        spent = [
+            f"{budget * fmean(metrics[name] for metrics in done) / full[name]:.2f}"
+            if full is not None
+            else ""
+            for name in ("samples_shown", "train_flops")
+        ]
         cells = [
             str(budget),
             method,
             f"{saved:.1%}",
-            f"{passes:.2f}",
-            f"{compute:.2f}",
+            *spent,
             spread([metrics["accuracy"] for metrics in done]),
             *difference(found, method, budget, saving, seeds),
         ]
