@@ -4,20 +4,20 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/budget_curves.py cifar10 --rows 10000 --minutes 7
     PYTHONPATH=. python tests/benchmarks/budget_curves.py airbench --seeds 0 --log 0.jsonl  # on a GPU
 
-    --budgets 5 12 30    compute of the full run, in its epochs; methods but `none` save the same fraction of it
-    --saving 0.3         that fraction
+    --budgets 5 12 30    compute of a full run, in its epochs
+    --saving 0.3         the fraction of it that all methods but `none` save
     --only rs2 seta      some of the methods (`none` and `epochs` are what they are compared with)
     --seeds 0 1 2
     --minutes 7          start no run after so long; ask again to go on
     --log FILE           a line of JSON per run (by default beside this script); those are not run again
 
-Digits need nothing; CIFAR-10 its parquet files (SPEEDUP_DATA): `cifar10` is a ResNet-8 on its first rows, `airbench`
-the recipe `cifar10-airbench` on all of them. At one budget all methods but `none` spend the same compute, so that
-their accuracies are compared as they stand: pruners leave out samples, a curriculum has fewer epochs of smaller
-images, both together leave out samples of as many. The interval is 90 %, of the differences paired by seed. The
-compute of a row is what was measured, not what was asked for. Accuracy is that of the test split after the last
-epoch. Times say nothing here: other programs may run beside it. For several processes at once give each its own
-seeds and log; their lines together are the log of all.
+Digits need nothing; CIFAR-10 its parquet files (SPEEDUP_DATA): `cifar10` is a ResNet-8 on the first rows, and
+`airbench` the recipe `cifar10-airbench` on all of them. At one budget all methods but `none` spend the same
+compute, so that their accuracies are compared as they stand: pruners leave out samples, a curriculum has fewer
+epochs of smaller images, both together leave out samples of as many. The interval is 90 %, of the differences
+paired by seed. The compute of a row is what was measured, not what was asked for. Accuracy is that of the test
+split after the last epoch. Times say nothing here: other programs may run beside it. For several processes at once
+give each its own seeds and log; their lines together are the log of all.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def main() -> None:
                 print(f"{len(found.keys() & set(wanted))} of {len(wanted)} runs are done", file=sys.stderr)
                 break
             with tempfile.TemporaryDirectory() as place:
-                metrics = run(experiment_of(base, key), LocalReporter(Path(place)))
+                metrics = run(experiment_of(base, key), LocalReporter(Path(place))).to_dict()
             found[key] = {name: metrics[name] for name in KEPT}
             record(log, key, found[key])
             print(key, f"{metrics['accuracy']:.2f}", file=sys.stderr, flush=True)

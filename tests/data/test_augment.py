@@ -19,7 +19,7 @@ FLOATS = torch.randn(N, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1
 
 
 @pytest.mark.parametrize("padding", [0, 1, 4, 11])
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", [None, "random"])
 def test_shift_is_a_crop_of_the_reflected_image(padding, flip) -> None:
     found = augment.shift_and_flip(IMAGES, INDEX, INDEX, seed=5, epoch=2, padding=padding, flip=flip)
     random = randomness.bits(INDEX, seed=5, epoch=2, streams=(augment.SHIFT_Y, augment.SHIFT_X, augment.FLIP))
@@ -37,13 +37,32 @@ def test_all_shifts_and_both_flips_occur_equally_often() -> None:
     gradient = torch.arange(SIZE).expand(1, SIZE, SIZE)
     both = torch.stack([gradient, gradient.transpose(1, 2)], dim=-1).to(torch.uint8)
     index = torch.arange(20_000)
-    found = augment.shift_and_flip(both, index * 0, index, seed=0, epoch=0, padding=2, flip=True)
+    found = augment.shift_and_flip(both, index * 0, index, seed=0, epoch=0, padding=2, flip="random")
     centre = found[:, 5, 5].long()
     flipped = found[:, 5, 6, 0] < found[:, 5, 5, 0]
     assert abs(flipped.float().mean() - 0.5) < 0.02
     for values in (centre[:, 1], centre[~flipped][:, 0], centre[flipped][:, 0]):
         counts = torch.bincount(values)[values.min() :]
         assert len(counts) == 5 and (counts.float() / len(values) - 0.2).abs().max() < 0.025
+
+
+def test_alternating_flips_show_an_image_and_its_flip_in_turn() -> None:
+    index = torch.arange(4000)
+    first, second, third = (
+        augment.coins(index, seed=3, epoch=epoch, kind="alternating") for epoch in range(3)
+    )
+    assert torch.equal(first, ~second) and torch.equal(first, third)
+    assert torch.equal(first, augment.coins(index, seed=3, epoch=0)) and 0.47 < first.float().mean() < 0.53
+    assert not torch.equal(first, augment.coins(index, seed=4, epoch=0, kind="alternating"))
+    images = torch.randint(0, 256, (50, 6, 6, 3), dtype=torch.uint8)
+    shown = [
+        augment.shift_and_flip(
+            images, index[:50], index[:50], seed=3, epoch=epoch, padding=0, flip="alternating"
+        )
+        for epoch in (0, 1)
+    ]
+    assert torch.equal(shown[0], shown[1].flip(2))
+    assert torch.equal(shown[0], torch.where(first[:50, None, None, None], images.flip(2), images))
 
 
 def test_boxes_lie_inside_with_the_distribution_of_torchvision() -> None:

@@ -134,7 +134,7 @@ class TestEveryLoader:
         assert list(loader.eval_batches("val", batch_size=5)) == []
 
 
-@pytest.mark.parametrize("augment", ["none", "crop", "crop-flip"])
+@pytest.mark.parametrize("augment", ["none", "crop", "crop-flip", "crop-alternating-flip"])
 @pytest.mark.parametrize("size", [None, 8])
 def test_both_loaders_show_the_same_pixels(load, steps_of, augment, size) -> None:
     steps = steps_of(48, 10, Stage(1.0, size=size))

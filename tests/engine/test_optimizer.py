@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -76,7 +77,7 @@ def test_layers_without_an_order_have_no_layer_decay():
 
 def test_every_optimizer_spares_vectors_and_takes_the_rate():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    for name in ("sgd", "adamw", "lamb", "lars"):
+    for name in ("sgd", "adamw", "lamb", "lars", "muon"):
         optimizer = build_optimizer(model, tiny(optimizer=name, weight_decay=0.1).train)
         set_learning_rate(optimizer, 0.125)
         assert {name: decay for name, (decay, _) in terms(model, optimizer).items()} == {
@@ -99,3 +100,62 @@ def test_the_rate_of_a_lower_layer_is_scaled():
     assert rates["head.weight"] == 0.8
     assert rates["blocks.1.mlp.fc1.weight"] == 0.4 and rates["blocks.0.mlp.fc1.weight"] == 0.2
     assert rates["patch_embed.proj.weight"] == 0.1
+
+
+def orthogonal_factor(x: np.ndarray) -> np.ndarray:
+    """The nearest (semi-)orthogonal matrix, which Newton-Schulz steps approach."""
+    left, _, right = np.linalg.svd(x, full_matrices=False)
+    return left @ right
+
+
+def test_muon_against_a_loop_by_hand():
+    """Filters take orthogonal steps as large as AdamW's, decayed beside; what else there is AdamW's own. timm
+    makes them orthogonal in bfloat16."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 6), nn.Linear(6, 3)).double()
+    rate, decay, momentum = 0.03, 0.2, 0.6
+    train = tiny(optimizer="muon", lr=rate, weight_decay=decay, momentum=momentum, nesterov=True).train
+    optimizer = build_optimizer(model, train)
+    expected = {name: value.detach().numpy().copy() for name, value in model.named_parameters()}
+    heaps = dict.fromkeys(expected, 0.0)
+    rng = np.random.default_rng(0)
+    for step in range(3):
+        gradients = {name: rng.standard_normal(value.shape) for name, value in expected.items()}
+        for name, value in model.named_parameters():
+            value.grad = torch.from_numpy(gradients[name])
+        optimizer.step()
+        for name in ("0.weight", "2.weight"):
+            flat = gradients[name].reshape(len(gradients[name]), -1)
+            heaps[name] = momentum * heaps[name] + (1 - momentum) * flat
+            ahead = momentum * heaps[name] + (1 - momentum) * flat
+            scale = 0.2 * max(flat.shape) ** 0.5
+            update = scale * orthogonal_factor(ahead).reshape(expected[name].shape)
+            expected[name] = expected[name] * (1 - rate * decay) - rate * update
+            found = dict(model.named_parameters())[name].detach().numpy()
+            np.testing.assert_allclose(
+                found, expected[name], atol=0.03 * rate, err_msg=f"{name}, step {step}"
+            )
+    beside = {name for name, group in by_group(model, optimizer).items() if group["use_fallback"]}
+    assert beside == {"0.bias", "2.bias", "3.weight", "3.bias"}
+
+
+def test_muon_leaves_tables_and_the_classifier_to_adamw():
+    model = timm.create_model("deit_tiny_patch16_224", num_classes=5, **SMALL["deit_tiny_patch16_224"])
+    groups = by_group(model, build_optimizer(model, tiny(VIT, optimizer="muon").train))
+    matrices = {name for name, group in groups.items() if not group["use_fallback"]}
+    assert matrices == {"patch_embed.proj.weight"} | {
+        f"blocks.{block}.{part}.weight"
+        for block in (0, 1)
+        for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    table = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    groups = by_group(table, build_optimizer(table, tiny(optimizer="muon").train))
+    assert [name for name, group in groups.items() if not group["use_fallback"]] == ["1.weight"]
+    with pytest.raises(UserError, match=r"train\.layer_decay: 0\.5 is not allowed with muon"):
+        build_optimizer(model, tiny(VIT, optimizer="muon", layer_decay=0.5).train)
+
+
+def by_group(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """The group of every parameter, by its name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}

@@ -34,7 +34,9 @@ PRUNED = {
     "infobatch-saving": {"pruning.method": "infobatch", "pruning.saving": 0.1},
     **{method: {"pruning.method": method} for method in PRUNERS},
 }
-OPTIMIZERS = {name: EVERYTHING | {"train.optimizer": name} for name in ("sgd", "adamw", "lamb", "lars")}
+OPTIMIZERS = {
+    name: EVERYTHING | {"train.optimizer": name} for name in ("sgd", "adamw", "lamb", "lars", "muon")
+}
 HALF = {"sgd-fp16": EVERYTHING | {"train.precision": "fp16"}}
 
 

@@ -30,6 +30,7 @@ OWN: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "resnet8": ({}, (16, 24, 32)),
     "wrn16_1": ({}, (16, 24, 32)),
     "vgg11": ({}, (16, 24, 32)),
+    "airbench_s": ({}, (16, 24, 32)),
 }
 
 
