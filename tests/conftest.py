@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -29,6 +30,11 @@ hypothesis.settings.load_profile("speedup")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"slow: takes a minute or more; runs where {SLOW} is set")
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector leaves alone what was imported: a look at all of it takes as long as a small test."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -51,7 +51,10 @@ MISTAKES = [
         "scaling.gpus_per_worker: 0.5 is not allowed; expected a whole number: ",
     ),
     (["train.lr=.inf"], "train.lr: inf is not allowed; expected a finite number"),
-    (["train.optimizer=adam"], "train.optimizer: 'adam' is not allowed; expected 'sgd', 'adamw', 'lamb' or"),
+    (
+        ["train.optimizer=adam"],
+        "train.optimizer: 'adam' is not allowed; expected 'sgd', 'adamw', 'lamb', 'lars' or",
+    ),
     (["train.batch_size=7", "train.accumulate=2"], "train.batch_size: 7 does not split into 1 workers x 2"),
     (["model.name=null"], "model.name: None is not allowed; expected a valid string"),
     (["model.pretrained=3"], "model.pretrained: 3 is not allowed; expected a path"),

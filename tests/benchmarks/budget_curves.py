@@ -12,12 +12,13 @@
     --log FILE           a line of JSON per run (by default beside this script); those are not run again
 
 Digits need nothing; CIFAR-10 its parquet files (SPEEDUP_DATA): `cifar10` is a ResNet-8 on the first rows, and
-`airbench` the recipe `cifar10-airbench` on all of them. At one budget all methods but `none` spend the same
-compute, so that their accuracies are compared as they stand: pruners leave out samples, a curriculum has fewer
-epochs of smaller images, both together leave out samples of as many. The interval is 90 %, of the differences
-paired by seed. The compute of a row is what was measured, not what was asked for. Accuracy is that of the test
-split after the last epoch. Times say nothing here: other programs may run beside it. For several processes at once
-give each its own seeds and log; their lines together are the log of all.
+`airbench` the recipe `cifar10-airbench` on all of them, with the augmentation of the other. At one budget all
+methods but `none` spend the same compute, so that their accuracies are compared as they stand: pruners leave
+out samples, a curriculum has fewer epochs of smaller images, both together leave out samples of as many. The
+interval is 90 %, of the differences paired by seed. The compute of a row is what was measured, not what was
+asked for. Accuracy is that of the test split after the last epoch. Times say nothing here: other programs may
+run beside it. For several processes at once give each its own seeds and log; their lines together are the log
+of all.
 """
 
 from __future__ import annotations
@@ -92,7 +93,13 @@ def base_of(data: str, rows: int, folder: Path) -> Experiment:
         files = {f"data.{name}": str(data_folder() / f"cifar10-{name}.parquet") for name in ("train", "test")}
         return load_experiment(
             "cifar10-airbench",
-            {"data.source": "parquet", "data.image_size": 32, "data.val_fraction": 0, **files, **shared},
+            {
+                "data.source": "parquet",  # and with it a section of its own, of random flips
+                "data.image_size": 32,
+                "data.val_fraction": 0,
+                **files,
+                **shared,
+            },
         )
     return load_experiment(
         "digits", {"pruning.method": "none", "data.image_size": 8, "train.lr": 0.05, **shared}

@@ -145,6 +145,14 @@ def test_both_loaders_show_the_same_pixels(load, steps_of, augment, size) -> Non
     assert_same(device, workers)
 
 
+def test_an_epoch_later_alternating_flips_show_the_other_side(load, steps_of) -> None:
+    loader = load("device", 0, augment="crop-alternating-flip", padding=0)
+    first, second = (
+        torch.cat([b["inputs"] for b in loader.train_batches(steps_of(48, 12), epoch=e)]) for e in (4, 5)
+    )
+    assert torch.equal(first, second.flip(3)) and not torch.equal(first, second)
+
+
 @pytest.mark.parametrize("kernel", ["fourier", "aligned", "resize"])
 @pytest.mark.parametrize("augment", ["crop-flip", "random-resized-crop"])
 @pytest.mark.parametrize(("kind", "workers"), [("device", 0), ("workers", 0)])
