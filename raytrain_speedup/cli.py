@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from raytrain_speedup import set_environment
+from raytrain_speedup import cli_data, set_environment
 
 app = typer.Typer(
     name="speedup",
@@ -514,47 +514,7 @@ def promote_schedule(
     console.print(f"{version.name}@{alias} is version {version.version} now", highlight=False)
 
 
-data = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Prepare large data sets.")
-app.add_typer(data, name="data")
-
-
-@data.command("index")
-def index_data(
-    source: Annotated[
-        Path, typer.Argument(help="a tar file, a folder of tar files, or a folder with one folder a class")
-    ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the index to write")],
-    labels: Annotated[
-        Path | None, typer.Option(help="text file of lines NAME CLASS, where neither folder nor .cls says it")
-    ] = None,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="tar files read at a time; default: one for each core")
-    ] = None,
-) -> None:
-    """Index the samples in tar files or folders, so that each is read by its own bytes.
-
-    Nothing is unpacked: ImageNet is read from its tar files as downloaded, the
-    inner ones included, and a pruned sample is never read at all. For
-    data.source=index.
-
-    speedup data index ILSVRC2012_img_train.tar -o train.index
-    speedup data index ILSVRC2012_img_val.tar --labels val.txt -o val.index
-    speedup train mine.yaml data.source=index data.train=train.index data.test=val.index
-    """
-    from rich.progress import Progress
-
-    from raytrain_speedup.data.indexing import make_index
-
-    began = time.perf_counter()
-    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        index = make_index(source, out, labels=labels, processes=processes, progress=progress)
-    seconds = time.perf_counter() - began
-    console.print(
-        f"{out}: {len(index.rows):,} samples of {len(index.class_names):,} classes in {len(index.shards):,} files, "
-        f"{len(index.rows) / max(seconds, 1e-9):,.0f} a second",
-        highlight=False,
-        soft_wrap=True,
-    )
+app.add_typer(cli_data.commands, name="data")
 
 
 def main() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from raytrain_speedup.data.base import Augment, CorruptSample, Dataset, DataSettings, Source
+from raytrain_speedup.data.base import Augment, CorruptSample, Dataset, DataSettings, Source, Subset
 from raytrain_speedup.data.decode import decode
 from raytrain_speedup.data.shards import Index, ShardError, ShardReader, open_index
 from raytrain_speedup.settings import UserError
+
+log = logging.getLogger("raytrain_speedup.data")
 
 
 class IndexedSettings(DataSettings):
@@ -33,9 +36,19 @@ class IndexedSettings(DataSettings):
         indexes = {split: open_index(folder, f"data.{split}") for split, folder in folders.items()}
         names = indexes["train"].class_names
         sources = {
-            split: IndexedSource(index, _targets(index, names, split)) for split, index in indexes.items()
+            split: _without_quarantined(IndexedSource(index, _targets(index, names, split)), split)
+            for split, index in indexes.items()
         }
         return Dataset(sources["train"], sources["test"], names, val=sources.get("val"))
+
+
+def _without_quarantined(source: IndexedSource, split: str) -> Source:
+    """The samples of an index but those that its quarantine list names; says how many those are."""
+    left_out = source.index.quarantined()
+    if not len(left_out):
+        return source
+    log.info("data.%s: %d samples in quarantine are left out (%s)", split, len(left_out), source.index.folder)
+    return Subset(source, np.setdiff1d(np.arange(len(source)), left_out, assume_unique=True))
 
 
 def _targets(index: Index, names: tuple[str, ...], split: str) -> np.ndarray:

@@ -10,6 +10,7 @@ open in milliseconds at any size, and the processes of a node share their pages.
       targets.npy   (N,) int64
       shards.npy    (S,) of `SHARD`
       names.bin     the shards' paths below the root, one behind the other
+      quarantine.csv    rows to leave out and why, where there are any (`checking.py`)
 
 Shards are tar files, or loose files of one sample each; `indexing.py` makes indexes.
 """
@@ -38,6 +39,7 @@ ROW = np.dtype([("offset", "<u8"), ("shard", "<u4"), ("length", "<u4")])
 """One sample: `length` bytes from `offset` on, in the file number `shard`."""
 SHARD = np.dtype([("size", "<u8"), ("changed_ns", "<i8"), ("name_end", "<u8")])
 """One file, as it was when it was indexed; its name ends at `name_end` in names.bin."""
+QUARANTINE = "quarantine.csv"
 MOST_OPEN = 128
 """Files that a process keeps open: systems allow 1,024, and loaders, databases and Ray want theirs."""
 
@@ -68,6 +70,29 @@ class Index:
         """The path of a shard below the root."""
         start = int(self.shards[shard - 1]["name_end"]) if shard else 0
         return os.fsdecode(self.names[start : int(self.shards[shard]["name_end"])].tobytes())
+
+    def quarantined(self) -> np.ndarray:
+        """(n,) int64, ascending: the rows that its quarantine list leaves out.
+
+        Raises:
+            UserError: if the list names anything that is no row.
+        """
+        try:
+            lines = (
+                (self.folder / QUARANTINE).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            )
+        except FileNotFoundError:
+            return np.empty(0, dtype=np.int64)
+        rows = set()
+        for number, line in enumerate(lines[1:], 2):
+            row = line.partition(",")[0]
+            if not row.isdecimal() or int(row) >= len(self.rows):
+                raise UserError(
+                    f"{self.folder / QUARANTINE}: line {number} names row {row!r}; expected one from 0 to "
+                    f"{len(self.rows) - 1}, as `speedup data check` writes them"
+                )
+            rows.add(int(row))
+        return np.array(sorted(rows), dtype=np.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_index, (self.folder,)  # a mapped array would be sent whole

@@ -1,0 +1,170 @@
+"""`speedup data`: prepare large data sets. As in `cli.py`, every command is a few lines around a function."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+console = Console()
+errors = Console(stderr=True)
+
+commands = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Prepare large data sets.")
+
+
+class Fault(StrEnum):
+    """What may be wrong with a sample, for --quarantine."""
+
+    unreadable = "unreadable"
+    misplaced = "misplaced"
+    leaked = "leaked"
+    duplicate = "duplicate"
+
+
+class Layout(StrEnum):
+    """How a made-up set lies on the disk."""
+
+    tar = "tar"
+    folder = "folder"
+
+
+@commands.command("index")
+def index_data(
+    source: Annotated[
+        Path, typer.Argument(help="a tar file, a folder of tar files, or a folder with one folder a class")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the index to write")],
+    labels: Annotated[
+        Path | None, typer.Option(help="text file of lines NAME CLASS, where neither folder nor .cls says it")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="tar files read at a time; default: one for each core")
+    ] = None,
+) -> None:
+    """Index the samples in tar files or folders, so that each is read by its own bytes.
+
+    Nothing is unpacked: ImageNet is read from its tar files as downloaded, the
+    inner ones included, and a pruned sample is never read at all. For
+    data.source=index.
+
+    speedup data index ILSVRC2012_img_train.tar -o train.index
+    speedup data index ILSVRC2012_img_val.tar --labels val.txt -o val.index
+    speedup train mine.yaml data.source=index data.train=train.index data.test=val.index
+    """
+    from raytrain_speedup.data.indexing import make_index
+
+    began = time.perf_counter()
+    with _progress() as progress:
+        index = make_index(source, out, labels=labels, processes=processes, progress=progress)
+    seconds = time.perf_counter() - began
+    console.print(
+        f"{out}: {len(index.rows):,} samples of {len(index.class_names):,} classes in {len(index.shards):,} files, "
+        f"{len(index.rows) / max(seconds, 1e-9):,.0f} a second",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@commands.command("check")
+def check_data(
+    index: Annotated[Path, typer.Argument(help="index of the training data")],
+    evaluated: Annotated[
+        list[Path] | None, typer.Argument(help="indexes of validation and test data, whose images are leaked")
+    ] = None,
+    quarantine: Annotated[
+        list[Fault] | None,
+        typer.Option(
+            "-q", "--quarantine", help="what to leave out; default: unreadable, misplaced and leaked"
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="tell, and write no list")] = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="default: one for each core")] = None,
+) -> None:
+    """Read every sample of an index once, and put into quarantine what should not be trained on.
+
+    Unreadable: no decoder takes it. Misplaced: the same file in several classes.
+    Leaked: the same file in an index of validation or test data. Duplicate: the
+    same file again in its class. The list is INDEX/quarantine.csv, for you to read
+    and edit; trainings leave its rows out.
+
+    speedup data check train.index val.index
+    speedup data check train.index -q unreadable -q duplicate
+    """
+    from raytrain_speedup.data.checking import KINDS, check_samples, write_quarantine
+    from raytrain_speedup.data.shards import QUARANTINE, open_index
+
+    checked = open_index(index, "data check")
+    others = [open_index(path, "data check") for path in evaluated or []]
+    kinds = [kind.value for kind in quarantine] if quarantine else ["unreadable", "misplaced", "leaked"]
+    with _progress() as progress:
+        faults = check_samples(checked, others, processes=processes, progress=progress)
+    table = Table("fault", "samples", "in quarantine", "the first")
+    for kind in KINDS:
+        found = [fault for fault in faults if fault.kind == kind]
+        first = f"{found[0].where}: {found[0].why}" if found else ""
+        table.add_row(kind, f"{len(found):,}", "yes" if found and kind in kinds else "", escape(first))
+    console.print(table)
+    count = sum(fault.kind in kinds for fault in faults)
+    if not dry_run:
+        write_quarantine(checked, faults, kinds)  # type: ignore[arg-type]
+    listed = f" ({index / QUARANTINE})" if count and not dry_run else ""
+    console.print(
+        f"{count:,} of {len(checked.rows):,} samples {'would be' if dry_run else 'are'} left out{listed}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@commands.command("synth")
+def synth_data(
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the set to write")],
+    images: Annotated[int, typer.Option(min=2, help="number of images")] = 10_000,
+    classes: Annotated[int, typer.Option(min=2, help="number of classes")] = 100,
+    size: Annotated[int, typer.Option(min=8, max=2048, help="image size in pixels")] = 224,
+    layout: Annotated[
+        Layout,
+        typer.Option(help="tar: WebDataset shards, for `speedup data index`; folder: one for each class"),
+    ] = Layout.tar,
+    per_shard: Annotated[int, typer.Option(min=1, help="images of a tar file")] = 1000,
+    seed: Annotated[int, typer.Option(help="another seed is another set of the same classes")] = 0,
+    processes: Annotated[int | None, typer.Option(min=1, help="default: one for each core")] = None,
+) -> None:
+    """Make up a labelled set of images of any size, to try a set-up before its data are there.
+
+    Half of what tells the classes apart is in low frequencies, half in high ones, so
+    that a curriculum has something to learn early and something late.
+
+    speedup data synth -o train --images 1000000 --classes 1000
+    speedup data synth -o val --images 50000 --classes 1000 --seed 1
+    speedup data index train -o train.index
+    """
+    from raytrain_speedup.data.synthetic import make_images
+
+    began = time.perf_counter()
+    with _progress() as progress:
+        options = {
+            "layout": layout.value,
+            "per_shard": per_shard,
+            "processes": processes,
+            "progress": progress,
+        }
+        made = make_images(out, images=images, classes=classes, size=size, seed=seed, **options)  # type: ignore[arg-type]
+    rate = images / max(time.perf_counter() - began, 1e-9)
+    what = "tar files" if layout is Layout.tar else "folders"
+    console.print(
+        f"{out}: {images:,} images of {classes:,} classes in {len(made):,} {what}, {rate:,.0f} a second",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _progress() -> Progress:
+    """On a terminal; nothing in a log."""
+    return Progress(console=errors, transient=True, disable=not errors.is_terminal)
