@@ -77,7 +77,7 @@ def truth(base: Experiment, folder: Path) -> list[float]:
         for epoch in range(len(loops[0].budget.epoch_ends())):
             for loop in loops[:: 1 if epoch % 2 else -1]:
                 loop.train_epoch()
-                loop.epoch, loop.next_step = loop.epoch + 1, 0
+                loop.epoch, loop.next_step, loop.next_sample = loop.epoch + 1, 0, 0
         baseline, method = (loop.watch.trained()[1] for loop in loops)
         found.append(baseline / method)
     return found
