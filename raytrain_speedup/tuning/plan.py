@@ -35,9 +35,6 @@ from raytrain_speedup.tuning.search import Ending, Search, Suggestion
 from raytrain_speedup.tuning.space import COSTS, SEARCH_SEED, Sweep
 from raytrain_speedup.tuning.winners import Outcome, pick_ladder, pick_winners
 
-SEARCH_SEEDS = (SEARCH_SEED, SEARCH_SEED + 1)
-"""Of the baselines that say which trials reach it: two, since one may be lucky."""
-
 
 class SweepPlan(Searcher):
     """Hands out the runs of a sweep in their order.
@@ -82,12 +79,14 @@ class SweepPlan(Searcher):
         self._begun_to_confirm = {run.name.rpartition("-seed")[0]: run.group for run in begun}
         self._begun_plan = next((run.plan for run in begun), None)
         self._winners = winners
-        references = [] if winners is not None else list(enumerate(SEARCH_SEEDS))
+        count = sweep.settings.baselines
+        baselines = [baseline_run(sweep, SEARCH_SEED + number) for number in range(count)]
+        self._level_of = {run.name for run in baselines}
         at_once = self.objective.kind == "cheapest-lossless"
         self._references = deque(
-            (0 if at_once else place * sweep.settings.trials // len(SEARCH_SEEDS), run)
-            for place, seed in references
-            if (run := baseline_run(sweep, seed)).name not in self.finished
+            (0 if at_once else place * sweep.settings.trials // count, run)
+            for place, run in enumerate(baselines if winners is None else ())
+            if run.name not in self.finished
         )
         self._limits = Limits(sweep.settings.budget, sweep.gpus_per_run)
         self._search = self._search_after(past, curves or {})
@@ -130,11 +129,10 @@ class SweepPlan(Searcher):
 
     def _learn_level(self) -> None:
         """Once the last baseline of the search has come back: what they reach."""
-        names = {baseline_run(self.sweep, seed).name for seed in SEARCH_SEEDS}
         to_come = [*self._running.values(), *self._repeated, *(run for _, run in self._references)]
         under_way = {run.name for run in to_come}
-        if self.monitor.level is None and not names & under_way:
-            known = [run.report for run in self.finished.values() if run.name in names]
+        if self.monitor.level is None and not self._level_of & under_way:
+            known = [run.report for run in self.finished.values() if run.name in self._level_of]
             self.monitor.level = self.objective.level(known)
 
     @property
@@ -145,7 +143,7 @@ class SweepPlan(Searcher):
             winners, search = len(self._winners), 0
         else:
             winners = min(self._to_pick, settings.trials)
-            search = len(SEARCH_SEEDS) + settings.trials
+            search = settings.baselines + settings.trials
         plan = confirmation_plan(settings, winners, self._begun_plan) if winners else None
         rounds = most_rounds(settings, plan)
         return search + rounds * (1 + winners) + len(settings.seeds) * len(settings.controls)
@@ -279,8 +277,7 @@ class SweepPlan(Searcher):
             believed = beliefs.believed([self.sweep.drawn(trial.params) for trial in trials])
             bound = beliefs.bound.quality
             return pick_ladder(trials, believed, count=count, objective=self.objective, bound=bound)
-        names = {baseline_run(self.sweep, seed).name for seed in SEARCH_SEEDS}
-        baselines = [run.report for run in self.finished.values() if run.name in names]
+        baselines = [run.report for run in self.finished.values() if run.name in self._level_of]
         return pick_winners(trials, baselines, count=count, objective=self.objective)
 
     def on_trial_result(self, trial_id: str, result: dict) -> None:

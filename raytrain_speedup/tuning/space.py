@@ -182,6 +182,13 @@ class SweepSettings(Settings):
         default_factory=lambda: {"pruning.method": "none", "curriculum.method": "none"},
         description="experiment keys of what everything is compared with",
     )
+    baselines: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="runs of the baseline that tell the search what is to be reached; one for ten trials is a good "
+        "number where the noise of a run is as large as the margin (docs/sweeps.md)",
+    )
     controls: dict[str, Overrides] = Field(
         default_factory=dict, description="name: experiment keys; run over the seeds beside the baseline"
     )

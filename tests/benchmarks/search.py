@@ -1,7 +1,7 @@
 """How many trials, and how much compute, until the cheapest lossless setting is found? Known surfaces, with noise.
 
     python tests/benchmarks/search.py                     # all tables, about ten minutes of one core
-    python tests/benchmarks/search.py --seeds 3 --surfaces flat --ways frontier tpe
+    python tests/benchmarks/search.py --seeds 3 --surfaces flat --ways frontier random --baselines 2
 
 Whole sweeps, driven through `SweepPlan` as Ray Tune drives it, but with a formula in place of a training: three
 parameters, a quality with noise of .3 points at every report (so of the baseline too, whose level the search has
@@ -184,7 +184,7 @@ def train(
     return 1.0
 
 
-def table(surface: str, ways: list[str], seeds: int) -> None:
+def table(surface: str, ways: list[str], seeds: int, baselines: int) -> None:
     """A line per way to search."""
     loss = SURFACES[surface]
     best = optimum(loss)
@@ -193,7 +193,7 @@ def table(surface: str, ways: list[str], seeds: int) -> None:
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     for way in ways:
         began = time.process_time()
-        found = [simulate(loss, seed, **WAYS[way]) for seed in range(seeds)]
+        found = [simulate(loss, seed, baselines=baselines, **WAYS[way]) for seed in range(seeds)]
         firsts = sorted(one.first if one.first is not None else 10**6 for one in found)
         compute = fmean(one.compute for one in found)
         proven = [one.proven for one in found if one.proven is not None]
@@ -219,6 +219,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--surfaces", nargs="*", default=list(SURFACES))
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
+    parser.add_argument("--baselines", type=int, default=TRIALS // 10, help="of the search")
     args = parser.parse_args()
     for surface in args.surfaces:
-        table(surface, args.ways, args.seeds)
+        table(surface, args.ways, args.seeds, args.baselines)

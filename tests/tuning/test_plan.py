@@ -94,6 +94,20 @@ def test_everything_runs_whatever_the_number_of_seeds(seeds: int, winners: int, 
     assert plan.done
 
 
+def test_the_search_has_as_many_baselines_as_were_asked_for(tmp_path: Path) -> None:
+    spread = run_through(SweepPlan(loaded(tmp_path, baselines=4)), limit=8)
+    assert [name.startswith("baseline") for name in spread] == [True, False] * 4, (
+        "one for every trial of four"
+    )
+    plan = SweepPlan(loaded(tmp_path, baselines=3, objective="cheapest-lossless"))
+    first = run_through(plan, limit=2)
+    assert first == ["baseline-seed1000003", "baseline-seed1000004"] and plan.monitor.level is None
+    resumed = SweepPlan(loaded(tmp_path, baselines=3, objective="cheapest-lossless"), records(plan, first))
+    assert run_through(resumed, limit=2) == ["baseline-seed1000005", "trial-01"]
+    assert resumed.monitor.level is not None and resumed.monitor.level.seeds == 3
+    assert resumed.total == SweepPlan(loaded(tmp_path, objective="cheapest-lossless")).total + 1
+
+
 def test_it_goes_on_until_a_verdict_and_says_what_it_finds(tmp_path: Path) -> None:
     said: list[str] = []
     plan = SweepPlan(loaded(tmp_path, margin=0.22, confirm={"winners": 1, "max_seeds": 9}), say=said.append)
