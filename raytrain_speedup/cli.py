@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from raytrain_speedup import cli_data, set_environment
+from raytrain_speedup import cli_cluster, cli_data, set_environment
 
 app = typer.Typer(
     name="speedup",
@@ -515,6 +515,7 @@ def promote_schedule(
 
 
 app.add_typer(cli_data.commands, name="data")
+app.add_typer(cli_cluster.commands, name="cluster")
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ def keep_run_id(folder: PathOrUri, run_id: str) -> None:
         UserError: if nothing can be written there.
     """
     try:
-        files, path = _opened(folder)
+        files, path = open_storage(folder)
         files.create_dir(path)
         with files.open_output_stream(f"{path}/{RUN_ID}") as file:
             file.write(run_id.encode())
@@ -93,14 +93,15 @@ def keep_run_id(folder: PathOrUri, run_id: str) -> None:
 def kept_run_id(folder: PathOrUri) -> str | None:
     """The tracker's id of the run that was begun in a folder, if any."""
     try:
-        files, path = _opened(folder)
+        files, path = open_storage(folder)
         with files.open_input_stream(f"{path}/{RUN_ID}") as file:
             return file.read().decode()
     except (ArrowException, OSError):
         return None
 
 
-def _opened(folder: PathOrUri) -> tuple[FileSystem, str]:
+def open_storage(folder: PathOrUri) -> tuple[FileSystem, str]:
+    """The file system that a folder or URI is on, and the path there."""
     if not is_uri(folder):
         return LocalFileSystem(), str(Path(folder).absolute())
     return FileSystem.from_uri(str(folder))

@@ -105,7 +105,8 @@ def test_what_is_asked_decides_what_is_resumed(tmp_path: Path) -> None:
     assert set(other) == {name.partition(".")[0] for name in MAY_DIFFER_ON_RESUME}
     assert load_sweep(written(tmp_path, **other)).key == key, "more of it is the same question"
     question = {
-        "name": "t", "trial": {}, "seed": 1, "baselines": 5, "margin": 9.0, "val_fraction": 0.3, "sampler": "random",
+        "name": "t", "trial": {}, "seed": 1, "baselines": 5, "margin": 9.0, "val_fraction": 0.3,
+        "sampler": "random",
         "objectives": {"val_loss": "min"},
         "search": {"pruning.prune_ratio": {"type": "float", "low": 0.1, "high": 0.2}},
         "objective": "pareto", "proxy": {"train.epochs": 2},

@@ -1,0 +1,75 @@
+"""`speedup cluster`: before and beside trainings on many nodes. As in `cli.py`, commands are a few lines each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+console = Console()
+errors = Console(stderr=True)
+
+commands = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Look after a cluster.")
+
+
+@commands.callback()
+def _several() -> None:
+    """Look after a cluster."""
+
+
+@commands.command("check")
+def check_cluster(
+    storage: Annotated[
+        str | None, typer.Option(help="folder or URI of the runs; written and read on every node")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=2, help="workers whose all-reduce is timed; default: it is not")
+    ] = None,
+    gpus_per_worker: Annotated[int, typer.Option(min=0, help="of these workers")] = 0,
+) -> None:
+    """Ask every node whether it is fit to train, before money is spent.
+
+    Versions, GPUs, clock, free disk, the storage of the runs (is it shared, how
+    fast is it), and how fast gradients are exchanged. Exits with 1 where anything
+    is wrong. On a cluster, as a job:
+
+    ray job submit --address http://127.0.0.1:8265 -- \\
+        speedup cluster check --storage s3://bucket/runs --workers 8 --gpus-per-worker 1
+    """
+    from raytrain_speedup.config import ScalingSettings
+    from raytrain_speedup.scaling.check import all_reduce, check_nodes
+    from raytrain_speedup.scaling.cluster import connect
+
+    connect(ScalingSettings(workers=workers or 1, gpus_per_worker=gpus_per_worker))
+    with errors.status("asking every node"):
+        checks = check_nodes(storage)
+    table = Table("node", "CPUs", "GPUs", "Python, Ray, torch", "clock", "free", "storage MB/s", "")
+    for check in checks:
+        known = check.versions or {}
+        gpus = f"{len(check.gpus)} x {check.gpus[0]}" if check.gpus else "-"
+        known_speed = check.write is not None and check.read is not None
+        speed = f"{check.write:.0f} write, {check.read:.0f} read" if known_speed else "-"
+        table.add_row(
+            check.name,
+            f"{check.cpus:g}",
+            gpus,
+            ", ".join(known.get(name, "") for name in ("python", "ray", "torch")),
+            f"{check.clock:+.2f} s",
+            f"{check.free_gb:.0f} GB",
+            speed,
+            escape("; ".join(check.faults)) or "good",
+        )
+    console.print(table)
+    if workers is not None:
+        with errors.status(f"an all-reduce among {workers} workers"):
+            speed = f"{all_reduce(workers, gpus_per_worker=gpus_per_worker):.2f}"
+        console.print(f"all-reduce of 64 MiB among {workers} workers: {speed} GB/s", highlight=False)
+    faulty = sum(bool(check.faults) for check in checks)
+    if faulty:
+        errors.print(
+            f"{faulty} of {len(checks)} nodes are not fit to train; see the last column", highlight=False
+        )
+        raise typer.Exit(1)
