@@ -94,7 +94,7 @@ def check_nodes(storage: PathOrUri | None = None, *, seconds: float = ANSWER_SEC
 
 
 def all_reduce(workers: int, *, gpus_per_worker: int = 0) -> float:
-    """Bus bandwidth of an all-reduce of 64 MiB among workers, in GB/s; the slowest rank's median time of five counts.
+    """Bus bandwidth of an all-reduce of 64 MiB among workers, in GB/s, by the slowest rank's median of five.
 
     Raises:
         UserError: if the group cannot be started.
@@ -135,7 +135,7 @@ def all_reduce(workers: int, *, gpus_per_worker: int = 0) -> float:
 
 
 def bus_bandwidth(workers: int, nbytes: int, seconds: float) -> float:
-    """GB/s that every link carried: a ring sends and gets (n - 1) / n of the bytes twice, as nccl-tests count it."""
+    """GB/s of every link, as nccl-tests count it: in a ring (n - 1) / n of the bytes pass each of them twice."""
     return 2 * (workers - 1) / workers * nbytes / seconds / 1e9
 
 
