@@ -16,7 +16,7 @@ from raytrain_speedup.scaling.group import fit_group, worker_group
 from raytrain_speedup.scaling.launch import launch
 from raytrain_speedup.settings import UserError
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]  # on a machine that is busy
 
 TINY = {"data.image_size": 8, "data.augment": "none", "train.epochs": 3} | {
     "scaling.workers": 2,
