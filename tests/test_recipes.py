@@ -238,6 +238,14 @@ def test_all_of_the_papers_recipes_are_there():
     assert found == set(IMAGENET) | {"imagenet1k-mae_b"}
 
 
+def test_airbench_shows_images_as_its_paper_does():
+    """Jordan (arXiv 2404.00498): alternating flips, shifts of two pixels, label smoothing of .2."""
+    experiment = load_experiment("cifar10-airbench")
+    data = experiment.data
+    assert (data.augment, data.padding, data.val_fraction) == ("crop-alternating-flip", 2, 0)
+    assert experiment.task.label_smoothing == 0.2 and experiment.model.name == "airbench"
+
+
 def test_masked_autoencoders_are_trained_as_in_their_paper():
     """He et al., table 8: 1.5e-4 for 256 images, betas .9 and .95, decay .05; a decoder of 8 blocks of 512."""
     experiment = load_experiment("imagenet1k-mae_b")

@@ -146,11 +146,11 @@ def test_both_loaders_show_the_same_pixels(load, steps_of, augment, size) -> Non
 
 
 def test_an_epoch_later_alternating_flips_show_the_other_side(load, steps_of) -> None:
-    loader = load("device", 0, augment="crop-alternating-flip", padding=0)
+    loader = load("device", 0, augment="crop-alternating-flip", padding=0, cutout=0)
     first, second = (
         torch.cat([b["inputs"] for b in loader.train_batches(steps_of(48, 12), epoch=e)]) for e in (4, 5)
     )
-    assert torch.equal(first, second.flip(3)) and not torch.equal(first, second)
+    assert torch.allclose(first, second.flip(3), atol=1e-6) and not torch.allclose(first, second, atol=0.1)
 
 
 @pytest.mark.parametrize("kernel", ["fourier", "aligned", "resize"])
