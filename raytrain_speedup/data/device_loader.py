@@ -86,7 +86,8 @@ class DeviceLoader(Loader):
                 quiet=self.rank > 0,
                 title=f"decoding {split}",
             )
-            targets = torch.from_numpy(source.targets) if masks is None else masks
+            # A copy, for those of an index are mapped and may not be written.
+            targets = torch.tensor(source.targets) if masks is None else masks
             skipped = self._skipped[split]
             skipped.saw(len(source))
             readable = torch.ones(len(source), dtype=torch.bool)

@@ -48,7 +48,7 @@ def draw_image(number: int, label: int, classes: int, *, size: int, seed: int) -
     y, x = np.mgrid[:size, :size] / size
     low = _wave(x, y, np.pi * (label // fine) / broad, random.uniform(1, 2), random)
     high = _wave(x, y, np.pi * (label % fine) / fine, size / WAVELENGTH, random)
-    noise = random.standard_normal((size, size, 3)) * random.uniform(0.05, 0.6)
+    noise = random.standard_normal((size, size, 3)) * random.uniform(0.1, 1.5)
     tint = random.uniform(0.6, 1.0, 3)
     pattern = 0.5 * low + 0.35 * high
     return np.clip(127.5 + 90 * (pattern[..., None] * tint + noise), 0, 255).astype(np.uint8)

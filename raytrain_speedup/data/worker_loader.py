@@ -120,8 +120,8 @@ class WorkerLoader(Loader):
         masks uint8 too."""
         kept, masks = torch.from_numpy(decoded.kept), decoded.masks
         cpu = {name: tensor[kept] for name, tensor in asked.items()} | {"inputs": decoded.images}
-        targets = torch.from_numpy(self.source(split).targets)
-        cpu["target"] = targets[cpu["index"]] if masks is None else masks
+        targets = self.source(split).targets  # NumPy's: those of an index are mapped, and torch warns of that
+        cpu["target"] = torch.from_numpy(targets[cpu["index"].numpy()]) if masks is None else masks
         return {key: value.to(self.device, non_blocking=True) for key, value in cpu.items()}
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from raytrain_speedup.config import load_experiment
-from raytrain_speedup.data import SOURCES, open_data
+from raytrain_speedup.data import SOURCES, build_loader, open_data
 from raytrain_speedup.data.base import CorruptSample, Source
 from raytrain_speedup.data.indexing import make_index
 from raytrain_speedup.data.shards import ShardReader, open_index
@@ -127,6 +128,21 @@ def test_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
 def settings(tmp_path: Path, **more: object) -> Source:
     known = {"source": "index", "train": tmp_path / "index", "test": tmp_path / "index", "image_size": 8}
     return SOURCES["index"](**(known | more)).read()
+
+
+@pytest.mark.parametrize("loader", ["device", "workers"])
+def test_loaders_take_mapped_tables_without_a_word(loader: str, tmp_path: Path) -> None:
+    make_index(loose(tmp_path / "loose"), tmp_path / "index")
+    known = {"source": "index", "train": tmp_path / "index", "test": tmp_path / "index", "image_size": 8}
+    chosen = SOURCES["index"](**known, val_fraction=0, augment="none", loader=loader, num_workers=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches = build_loader(open_data(chosen, seed=0), chosen, device="cpu", seed=0)
+        (batch,) = batches.eval_batches("test", batch_size=18)
+    assert batch["target"].tolist() == [CLASSES.index(name[:3]) for name in FILES]
+    batch["target"] += 1  # it is the batch's own
+    assert open_index(tmp_path / "index").targets.max() == 2
+    batches.close()
 
 
 def test_the_test_split_speaks_of_the_classes_of_the_training_data(tmp_path: Path) -> None:
