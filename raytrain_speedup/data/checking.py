@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import numpy as np
 from rich.progress import Progress
 
-from raytrain_speedup.data.base import CorruptSample
+from raytrain_speedup.data.base import Buffer, CorruptSample
 from raytrain_speedup.data.decode import decode
 from raytrain_speedup.data.indexed import IndexedSource
 from raytrain_speedup.data.shards import QUARANTINE, Index, open_index
@@ -125,11 +125,10 @@ def _digests(
 
 
 def _check(folder: Path, rows: np.ndarray) -> tuple[bytes, dict[int, str]]:
-    """Digests of rows, one behind the other, and why some cannot be read. What cannot be fetched is like no
-    other."""
+    """Digests of rows, one behind the other, and why some cannot be read."""
     source, digests, failed = _source_of(folder), [], {}
     for row in rows.tolist():
-        content = row.to_bytes(_DIGEST, "little")
+        content: Buffer = b""
         try:
             content = source.encoded(row)
             decode(content, source, row, _SMALLEST)
