@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
@@ -247,10 +247,7 @@ def _compared(checks: Sequence[NodeCheck]) -> list[NodeCheck]:
     """With the faults that show beside each other: the driver's node is what others should be like."""
     kinds = Counter(check.gpus for check in checks if check.gpus)
     usual = kinds.most_common(1)[0][0] if kinds else ()
-    return [
-        NodeCheck(**{**vars(check), "faults": (*check.faults, *_faults(check, checks[0], usual))})
-        for check in checks
-    ]
+    return [replace(check, faults=(*check.faults, *_faults(check, checks[0], usual))) for check in checks]
 
 
 def _faults(check: NodeCheck, driver: NodeCheck, usual_gpus: tuple[str, ...]) -> list[str]:
