@@ -190,7 +190,8 @@ def _point(x: Axis, y: Axis, point: Point) -> Html:
 
 
 def _labels(x: Axis, y: Axis, points: Sequence[Point]) -> list[Html]:
-    """The points' names beside them, each moved up or down until it covers no other."""
+    """The points' names beside them, each moved up or down until it covers no other; where there is no room, a name
+    is left to the point's tip."""
     taken: list[tuple[float, float, float]] = []
     found = []
     for point in points:
@@ -200,14 +201,16 @@ def _labels(x: Axis, y: Axis, points: Sequence[Point]) -> list[Html]:
             continue
         across, up, length = float(_across(x, point.x)), float(_up(y, point.y)), LETTER * len(text)
         left = across - 10 - length if across + 10 + length > WIDTH else across + 10
-        place = next(
-            height
-            for height in (up + shift for shift in SHIFTS)
-            if not any(
-                abs(height - other) < LINE and left < end and start < left + length
-                for other, start, end in taken
-            )
-        )
-        taken.append((place, left, left + length))
+        places = (up + shift for shift in SHIFTS if TOP <= up + shift <= HEIGHT - BOTTOM)
+        right = left + length
+        place = next((height for height in places if _is_free(taken, height, left, right)), None)
+        if place is None:
+            continue
+        taken.append((place, left, right))
         found.append(_text(text, f"{left:.0f}", f"{place:.1f}", "start", class_=f"label {point.kind}"))
     return found
+
+
+def _is_free(taken: Sequence[tuple[float, float, float]], height: float, left: float, right: float) -> bool:
+    """Whether a line of text there covers none of those that are placed: (height, left, right)."""
+    return not any(abs(height - other) < LINE and left < end and start < right for other, start, end in taken)
