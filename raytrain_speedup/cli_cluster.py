@@ -43,7 +43,8 @@ def check_cluster(
     from raytrain_speedup.scaling.check import all_reduce, check_nodes
     from raytrain_speedup.scaling.cluster import connect
 
-    connect(ScalingSettings(workers=workers or 1, gpus_per_worker=gpus_per_worker))
+    scaling = ScalingSettings(workers=workers or 1, gpus_per_worker=gpus_per_worker)
+    connect(scaling)
     with errors.status("asking every node"):
         checks = check_nodes(storage)
     table = Table("node", "CPUs", "GPUs", "Python, Ray, torch", "clock", "free", "storage MB/s", "")
@@ -65,7 +66,7 @@ def check_cluster(
     console.print(table)
     if workers is not None:
         with errors.status(f"an all-reduce among {workers} workers"):
-            speed = f"{all_reduce(workers, gpus_per_worker=gpus_per_worker):.2f}"
+            speed = f"{all_reduce(scaling):.2f}"
         console.print(f"all-reduce of 64 MiB among {workers} workers: {speed} GB/s", highlight=False)
     faulty = sum(bool(check.faults) for check in checks)
     if faulty:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 console = Console()
 errors = Console(stderr=True)
@@ -167,4 +169,6 @@ def synth_data(
 
 def _progress() -> Progress:
     """On a terminal; nothing in a log."""
+    from rich.progress import Progress
+
     return Progress(console=errors, transient=True, disable=not errors.is_terminal)

@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -70,7 +71,7 @@ def check_samples(
     """
     with ProcessPoolExecutor(processes or os.cpu_count() or 1) as pool:
         digest_N, unreadable = _digests(index, pool, progress)
-        others = [_digests(other, pool, progress)[0] for other in evaluated]
+        others = [_digests(other, pool, progress, decoded=False)[0] for other in evaluated]
     source = IndexedSource(index, index.targets)
     faults = {row: Fault(row, "unreadable", source.locate(row), why) for row, why in unreadable.items()}
     for other, other_N in zip(evaluated, others, strict=True):
@@ -106,15 +107,15 @@ def write_quarantine(index: Index, faults: Iterable[Fault], kinds: Sequence[Kind
 
 
 def _digests(
-    index: Index, pool: ProcessPoolExecutor, progress: Progress | None
+    index: Index, pool: ProcessPoolExecutor, progress: Progress | None, *, decoded: bool = True
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """(N,) of the files' digests, and why rows cannot be read. Rows are read in the order of the files."""
+    """(N,) of the files' digests, and why rows cannot be read, nor `decoded`. They are read in the files' order."""
     order_N = np.lexsort((index.rows["offset"], index.rows["shard"]))
     starts = range(0, len(order_N), _CHUNK)
     chunks = [order_N[start : start + _CHUNK] for start in starts]
     digest_N = np.zeros(len(order_N), dtype=f"V{_DIGEST}")
     unreadable: dict[int, str] = {}
-    found = pool.map(_check, [index.folder] * len(chunks), chunks)
+    found = pool.map(partial(_check, index.folder, decoded=decoded), chunks)
     parts: Iterable[tuple[bytes, dict[int, str]]] = found
     if progress is not None:
         parts = progress.track(found, total=len(chunks), description=f"checking {index.folder.name}")
@@ -124,14 +125,15 @@ def _digests(
     return digest_N, unreadable
 
 
-def _check(folder: Path, rows: np.ndarray) -> tuple[bytes, dict[int, str]]:
+def _check(folder: Path, rows: np.ndarray, *, decoded: bool) -> tuple[bytes, dict[int, str]]:
     """Digests of rows, one behind the other, and why some cannot be read."""
     source, digests, failed = _source_of(folder), [], {}
     for row in rows.tolist():
         content: Buffer = b""
         try:
             content = source.encoded(row)
-            decode(content, source, row, _SMALLEST)
+            if decoded:
+                decode(content, source, row, _SMALLEST)
         except CorruptSample as error:
             failed[row] = error.why
         digests.append(hashlib.blake2b(content, digest_size=_DIGEST).digest())

@@ -17,6 +17,7 @@ Shards are tar files, or loose files of one sample each; `indexing.py` makes ind
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import os
@@ -77,21 +78,20 @@ class Index:
         Raises:
             UserError: if the list names anything that is no row.
         """
-        try:
-            lines = (
-                (self.folder / QUARANTINE).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-            )
-        except FileNotFoundError:
+        path, rows = self.folder / QUARANTINE, set()
+        if not path.exists():
             return np.empty(0, dtype=np.int64)
-        rows = set()
-        for number, line in enumerate(lines[1:], 2):
-            row = line.partition(",")[0]
-            if not row.isdecimal() or int(row) >= len(self.rows):
-                raise UserError(
-                    f"{self.folder / QUARANTINE}: line {number} names row {row!r}; expected one from 0 to "
-                    f"{len(self.rows) - 1}, as `speedup data check` writes them"
-                )
-            rows.add(int(row))
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            table = csv.reader(file)  # names of files may have commas and line ends in them
+            next(table, None)
+            for fields in table:
+                row = fields[0] if fields else ""
+                if not row.isdecimal() or int(row) >= len(self.rows):
+                    raise UserError(
+                        f"{path}: line {table.line_num} names row {row!r}; expected one from 0 to "
+                        f"{len(self.rows) - 1}, as `speedup data check` writes them"
+                    )
+                rows.add(int(row))
         return np.array(sorted(rows), dtype=np.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -23,14 +23,17 @@ import ray
 import ray.train
 from pyarrow import ArrowException
 from ray.exceptions import GetTimeoutError, RayError
-from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain_speedup.scaling.group import fit_group
-from raytrain_speedup.scaling.storage import PathOrUri, inside, open_storage
+from raytrain_speedup.config import ScalingSettings
+from raytrain_speedup.scaling.group import fit_group, trainer_of
+from raytrain_speedup.scaling.storage import PathOrUri, inside, open_storage, read_text, write_text
 from raytrain_speedup.settings import UserError
 
 PACKAGES = ("ray", "torch", "torchvision", "raytrain_speedup")
+TOKEN = "token"
+"""The file that the driver writes and every node reads."""
+
 PROBE_BYTES = 16 << 20
 ANSWER_SECONDS = 120.0
 """To start a process on a node and import torch there."""
@@ -93,7 +96,7 @@ def check_nodes(storage: PathOrUri | None = None, *, seconds: float = ANSWER_SEC
     return _compared(checks)
 
 
-def all_reduce(workers: int, *, gpus_per_worker: int = 0) -> float:
+def all_reduce(scaling: ScalingSettings) -> float:
     """Bus bandwidth of an all-reduce of 64 MiB among workers, in GB/s, by the slowest rank's median of five.
 
     Raises:
@@ -117,21 +120,11 @@ def all_reduce(workers: int, *, gpus_per_worker: int = 0) -> float:
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         return float(slowest)
 
+    workers = scaling.workers
     if workers < 2:
         raise UserError(f"cluster check: --workers {workers}: nothing to reduce among; expected 2 at least")
-    with tempfile.TemporaryDirectory(prefix="speedup-check-") as folder:
-        trainer = TorchTrainer(
-            reduce_here,
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers,
-                use_gpu=gpus_per_worker > 0,
-                resources_per_worker={"CPU": 1, **({"GPU": gpus_per_worker} if gpus_per_worker else {})},
-                placement_strategy="SPREAD",
-            ),
-            run_config=ray.train.RunConfig(name="all-reduce", storage_path=folder),
-        )
-        seconds = fit_group(trainer).return_value
-    return bus_bandwidth(workers, ALL_REDUCE_BYTES, seconds)
+    group = trainer_of(reduce_here, scaling, name="all-reduce", placement="SPREAD")
+    return bus_bandwidth(workers, ALL_REDUCE_BYTES, fit_group(group).return_value)
 
 
 def bus_bandwidth(workers: int, nbytes: int, seconds: float) -> float:
@@ -200,14 +193,13 @@ def _try_storage(probe: PathOrUri, token: str) -> tuple[float, float]:
     Raises:
         OSError: if what the driver wrote is not seen here, or the storage cannot be used.
     """
-    files, folder = open_storage(probe)
     try:
-        with files.open_input_stream(f"{folder}/token") as file:
-            found = file.read().decode()
+        found = read_text(probe, TOKEN)
     except FileNotFoundError:
         found = ""
     if found != token:
         raise OSError("what another node wrote is not there: it is not shared")
+    files, folder = open_storage(probe)
     content, path = os.urandom(PROBE_BYTES), f"{folder}/{uuid.uuid4().hex}"
     began = time.perf_counter()
     with files.open_output_stream(path) as file:
@@ -224,10 +216,7 @@ def _try_storage(probe: PathOrUri, token: str) -> tuple[float, float]:
 
 def _write_token(probe: PathOrUri, token: str) -> None:
     try:
-        files, folder = open_storage(probe)
-        files.create_dir(folder)
-        with files.open_output_stream(f"{folder}/token") as file:
-            file.write(token.encode())
+        write_text(probe, TOKEN, token)
     except (OSError, ArrowException) as error:
         raise UserError(
             f"cluster check: --storage: {probe}: cannot be written ({str(error).splitlines()[0]}); expected a "

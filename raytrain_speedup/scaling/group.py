@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import ray
 import ray.train
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 
+from raytrain_speedup.config import ScalingSettings
 from raytrain_speedup.scaling.board import EndAtMistake
 from raytrain_speedup.scaling.cluster import ATTEMPTS, set_ray_environment
 from raytrain_speedup.scaling.storage import PathOrUri, inside, parent_and_name
@@ -37,23 +39,43 @@ def worker_group(
         callbacks: told of every report, in the controller's process.
         test: whether the test split is read at the end.
     """
-    scaling = experiment.scaling
     parent, name = parent_and_name(folder)
-    set_ray_environment(scaling)
     store_of(folder).create()
+    config = {
+        "experiment": experiment.shipped(),
+        "folder": inside(parent, name),
+        "board": board,
+        "test": test,
+    }
+    return trainer_of(train_worker, experiment.scaling, name=name, config=config, callbacks=callbacks)
+
+
+def trainer_of(
+    function: Callable[..., Any],
+    scaling: ScalingSettings,
+    *,
+    name: str,
+    config: dict[str, Any] | None = None,
+    callbacks: tuple[UserCallback, ...] = (),
+    placement: Literal["PACK", "SPREAD"] = "PACK",
+) -> TorchTrainer:
+    """The workers that run a function, given `config` where there is one.
+
+    Args:
+        placement: SPREAD: on as many nodes as there are.
+    """
+    set_ray_environment(scaling)
     resources = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
     return TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "experiment": experiment.shipped(),
-            "folder": inside(parent, name),
-            "board": board,
-            "test": test,
-        },
+        function,
+        train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=scaling.workers, use_gpu=scaling.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=scaling.workers,
+            use_gpu=scaling.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            placement_strategy=placement,
         ),
         run_config=ray.train.RunConfig(
             name=name,

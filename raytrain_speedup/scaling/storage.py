@@ -78,10 +78,7 @@ def keep_run_id(folder: PathOrUri, run_id: str) -> None:
         UserError: if nothing can be written there.
     """
     try:
-        files, path = open_storage(folder)
-        files.create_dir(path)
-        with files.open_output_stream(f"{path}/{RUN_ID}") as file:
-            file.write(run_id.encode())
+        write_text(folder, RUN_ID, run_id)
     except (ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -93,11 +90,24 @@ def keep_run_id(folder: PathOrUri, run_id: str) -> None:
 def kept_run_id(folder: PathOrUri) -> str | None:
     """The tracker's id of the run that was begun in a folder, if any."""
     try:
-        files, path = open_storage(folder)
-        with files.open_input_stream(f"{path}/{RUN_ID}") as file:
-            return file.read().decode()
+        return read_text(folder, RUN_ID)
     except (ArrowException, OSError):
         return None
+
+
+def write_text(folder: PathOrUri, name: str, text: str) -> None:
+    """Write a small file into a folder, which is made if need be; raises what pyarrow and the system do."""
+    files, path = open_storage(folder)
+    files.create_dir(path)
+    with files.open_output_stream(f"{path}/{name}") as file:
+        file.write(text.encode())
+
+
+def read_text(folder: PathOrUri, name: str) -> str:
+    """A small file of a folder; raises what pyarrow and the system do."""
+    files, path = open_storage(folder)
+    with files.open_input_stream(f"{path}/{name}") as file:
+        return file.read().decode()
 
 
 def open_storage(folder: PathOrUri) -> tuple[FileSystem, str]:

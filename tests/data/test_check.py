@@ -122,6 +122,13 @@ def test_a_list_may_be_edited_and_a_wrong_line_is_named(spoilt: Index) -> None:
         spoilt.quarantined()
 
 
+def test_names_with_commas_and_line_ends_are_read_back(tmp_path: Path) -> None:
+    odd = indexed(tmp_path / "train", {"ant/a,b\nc\u2028d.jpg": b"no image"})
+    faults = check_samples(odd, processes=1)
+    assert write_quarantine(odd, faults, ["unreadable"]) == 1
+    assert odd.quarantined().tolist() == [fault.row for fault in faults] and len(faults) == 1
+
+
 def test_the_command(spoilt: Index, val: Index) -> None:
     def run(*arguments: str) -> str:
         found = CliRunner().invoke(app, ["data", "check", str(spoilt.folder), *arguments, "--processes=1"])
