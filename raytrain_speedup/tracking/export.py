@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from raytrain_speedup.schedule import VERSION, Evidence, Schedule, TunedOn, save_schedule
+from raytrain_speedup.schedule_file import VERSION, Evidence, Schedule, TunedOn, save_schedule
 from raytrain_speedup.script import AnyExperiment, load_any_dict
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tracking import open_tracker, store

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from raytrain_speedup.schedule import Schedule, parse_schedule
+from raytrain_speedup.schedule_file import Schedule, parse_schedule
 from raytrain_speedup.settings import UserError, flatten
 from raytrain_speedup.tracking import mlflow_rest, open_tracker, uri_or_default
 from raytrain_speedup.tracking.export import find
