@@ -1,10 +1,10 @@
-"""Denoising diffusion: find the noise in an image, told how much there is; judged by the images made from noise alone.
+"""Denoising diffusion: find the noise in an image, told how much there is; judged by images made from noise alone.
 
-DDPM (Ho et al., NeurIPS 2020, https://arxiv.org/abs/2006.11239): the simple loss of eq. 14 on diffusers' schedules, and
-DDIM (Song et al., ICLR 2021, https://arxiv.org/abs/2010.02502) to sample in few steps. The loss of a sample is drawn:
-time step and noise decide more of it than the image does. So samples are compared within bins of the time step
-(`Losses.strata`), and a pruner may average over visits (`pruning.score_momentum`). InfoBatch (ICLR 2024, sec. 4.3)
-trains a latent diffusion on FFHQ at 27 % less cost and equal FID.
+DDPM (Ho et al., NeurIPS 2020, https://arxiv.org/abs/2006.11239): the simple loss of eq. 14 on diffusers' schedules,
+and DDIM (Song et al., ICLR 2021, https://arxiv.org/abs/2010.02502) to sample in few steps. The loss of a sample is
+drawn: time step and noise decide more of it than the image does. So samples are compared within bins of the time
+step (`Losses.strata`), and a pruner may average over visits (`pruning.score_momentum`). InfoBatch (ICLR 2024)
+trains a latent diffusion model of FFHQ at 27 % less cost and equal FID.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raytrain_speedup import randomness
 from raytrain_speedup.data.batch import Batch
 from raytrain_speedup.models.unet import diffusers_class
 from raytrain_speedup.tasks.base import Direction, Losses, Model, Split, Task, TaskSettings
-from raytrain_speedup.tasks.frechet import RandomFeatures, frechet_distance, moments
+from raytrain_speedup.tasks.frechet import RandomFeatures, feature_moments, frechet_distance
 from raytrain_speedup.tasks.images import image_grid
 
 Schedule = Literal["linear", "squaredcos_cap_v2"]
@@ -62,11 +62,11 @@ class DiffusionSettings(TaskSettings):
 
 
 class Diffusion(Task):
-    """A sample's loss is the mean squared error of the noise that is found in it, at a time step that is drawn anew in
-    every epoch; in evaluations time steps and noise are always alike. Inputs lie in [-1, 1].
+    """A sample's loss is the mean squared error of the noise that is found in it, at a time step that is drawn anew
+    in every epoch; in evaluations time steps and noise are always alike. Inputs lie in [-1, 1].
 
-    The network is called with noisy images (b, C, H, W) and time steps (b,) int64, and answers with the noise, or, as
-    diffusers' networks do, with an object whose `sample` it is.
+    The network is called with noisy images (b, C, H, W) and time steps (b,) int64, and answers with the noise, or,
+    as diffusers' networks do, with an object whose `sample` it is.
 
     Args:
         timesteps: T.
@@ -117,7 +117,7 @@ class Diffusion(Task):
             features = self._features_of(images)
             chosen = batch["draws"][batch["index"] < self.generated]
             made = self.sampled(model, chosen, images.shape[1:])
-            known += [moments(features(images)).flatten(), moments(features(made)).flatten()]
+            known += [feature_moments(features(images)).flatten(), feature_moments(features(made)).flatten()]
         return torch.cat(known)
 
     def metrics(self, totals: Tensor, split: Split) -> dict[str, float]:
@@ -139,7 +139,8 @@ class Diffusion(Task):
         return {"samples": image_grid((127.5 * made + 127.5).round().to(torch.uint8), columns=COLUMNS)}
 
     def sampled(self, model: Model, draws: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Images (b, C, H, W) float32 in [-1, 1] of `shape` (C, H, W), made from the noise of the keys `draws` (b,)."""
+        """Images (b, C, H, W) float32 in [-1, 1] of `shape` (C, H, W), made from the noise of the keys `draws`
+        (b,)."""
         scheduler = self._scheduler("DDIMScheduler")
         scheduler.set_timesteps(self.sampling_steps)
         images = gaussian(draws, shape, (START_RADIUS, START_ANGLE))
@@ -156,9 +157,7 @@ class Diffusion(Task):
         random = randomness.bits(draws, seed=0, epoch=0, streams=(TIMESTEP,))[0]
         timesteps = randomness.below(random, self.timesteps)
         noise = gaussian(draws, images.shape[1:], (RADIUS, ANGLE))
-        kept = self._alphas.to(images.device)[timesteps].view(
-            -1, 1, 1, 1
-        )  # the fraction of the variance that is left
+        kept = self._alphas.to(images.device)[timesteps].view(-1, 1, 1, 1)  # of the image's variance
         noisy = kept.sqrt() * images + (1 - kept).sqrt() * noise
         found = self._noise_in(model, noisy, timesteps)
         return (found - noise).square().mean((1, 2, 3)), timesteps

@@ -1,10 +1,10 @@
 """How far generated images are from real ones: the Fréchet distance between Gaussians fitted to their features.
 
-FID (Heusel et al., NeurIPS 2017, https://arxiv.org/abs/1706.08500, eq. 6) takes features of an Inception network that
-was trained on ImageNet, to be had by a download. Here they come from a convolutional network that nobody trained:
-random embeddings find the same faults of generated images, and are less partial where data are not ImageNet's (Naeem
-et al., ICML 2020, https://arxiv.org/abs/2002.09797, sec. 4.3). They are the same in every run, so the distance ranks
-runs on one data set; it cannot be compared with published FIDs.
+FID (Heusel et al., NeurIPS 2017, https://arxiv.org/abs/1706.08500, eq. 6) takes features of an Inception network
+that was trained on ImageNet, to be had by a download. Here they come from a convolutional network that nobody
+trained: embeddings by random weights find the faults of generated images too, and are less partial where data are
+not ImageNet's (Naeem et al., ICML 2020, https://arxiv.org/abs/2002.09797). They are the same in every run, so the
+distance ranks runs on one data set; it cannot be compared with published FIDs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SMALLEST = 2
 class RandomFeatures(nn.Module):
     """A convolutional network with random weights, always the same ones.
 
-    Convolutions of 3 x 3 with ReLU, He's initialisation (arXiv 1502.01852), each but the last followed by a mean over
-    2 x 2 pixels; the features are the means of every layer's channels over the image.
+    Convolutions of 3 x 3 with ReLU and He's initialisation (arXiv 1502.01852), between them means over 2 x 2
+    pixels; the features are the means of every layer's channels over the image.
 
     Args:
         channels: of an image.
@@ -48,8 +48,8 @@ class RandomFeatures(nn.Module):
         return torch.cat(found, 1)
 
 
-def moments(features: Tensor) -> Tensor:
-    """What the distance needs to know of features (n, d): (1 + d, 1 + d) float64, Z^T Z for Z = [1, features], which
+def feature_moments(features: Tensor) -> Tensor:
+    """What the distance needs to know of features (n, d): (1 + d, 1 + d) float64, Z^T Z for Z = [1, features]. It
     can be summed over batches and workers."""
     ones = torch.ones(len(features), 1, dtype=torch.float64, device=features.device)
     z = torch.cat([ones, features.double()], 1)
@@ -57,8 +57,8 @@ def moments(features: Tensor) -> Tensor:
 
 
 def frechet_distance(one: Tensor, other: Tensor) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two sums of `moments`, with unbiased covariances; NaN where one
-    has fewer than two samples."""
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two sums of `feature_moments`, with unbiased covariances; NaN
+    where one has fewer than two samples."""
     (mean1, cov1), (mean2, cov2) = _gaussian(one), _gaussian(other)
     if not (cov1.isfinite().all() and cov2.isfinite().all()):
         return float("nan")

@@ -123,13 +123,13 @@ class ScoredPruner(ScheduledPruner):
         home = self.scores.device
         fresh = self.seen == FRESH
         known = [self.scores] if self.strata is None else [self.scores, self.strata]
-        rows = torch.zeros(1 + len(known), self.num_samples, dtype=torch.float32, device=home)
-        rows[0].copy_(fresh)
-        for row, values in zip(rows[1:], known, strict=True):
+        rows = torch.zeros(len(known) + 1, self.num_samples, dtype=torch.float32, device=home)
+        for row, values in zip(rows, known, strict=False):
             row.copy_(values).masked_fill_(~fresh, 0)  # a product would spread NaN
+        rows[-1].copy_(fresh)
         rows = rows.to(carried_on(home))
         dist.all_reduce(rows)
-        count, *totals = rows.to(home)
+        *totals, count = rows.to(home)
         observed = count > 0
         for values, total in zip(known, totals, strict=True):
             values.copy_(torch.where(observed, total.div_(count).to(values.dtype), values))
