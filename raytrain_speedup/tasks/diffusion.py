@@ -193,7 +193,10 @@ def gaussian(draws: Tensor, shape: tuple[int, ...], streams: tuple[int, int]) ->
         streams: two that nothing else is drawn from.
     """
     places = torch.arange(torch.Size(shape).numel(), device=draws.device)
-    bits = randomness.bits(draws[:, None] + places, seed=0, epoch=0, streams=streams)
+    keys = randomness.words(draws, seed=0, epoch=0, streams=streams[:1])[
+        0
+    ]  # far apart, whatever the draws are
+    bits = randomness.bits(keys[:, None] + places, seed=0, epoch=0, streams=streams)
     radius, turn = randomness.unit(bits[0]), randomness.unit(bits[1])
     normal = (-2 * (1 - radius).log()).sqrt() * (2 * torch.pi * turn).cos()
     return normal.view(len(draws), *shape)
