@@ -228,6 +228,14 @@ def test_it_is_pruned_judged_and_resumed_bit_for_bit(tmp_path: Path, monkeypatch
         assert image.size == (8 * 9 + 1, 2 * 9 + 1)
 
 
+def test_parts_of_a_batch_make_its_step(tmp_path: Path) -> None:
+    """What is drawn for a sample does not depend on the part it is computed in, nor does what pruning is told."""
+    whole, expected, _ = trained(tiny(BY_SGD), tmp_path / "whole")
+    parts, found, _ = trained(tiny(BY_SGD | {"train.accumulate": 2}), tmp_path / "parts")
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert parts["samples_shown"] == whole["samples_shown"]
+
+
 BY_SGD = {"train.optimizer": "sgd", "train.lr": 0.05}
 """AdamW makes whole steps of the rounding of a gradient that is zero."""
 
