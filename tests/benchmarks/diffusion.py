@@ -1,6 +1,6 @@
 """Diffusion on digits: what pruning and its controls cost, how good the images are, and what a score is worth.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/diffusion.py [--seeds 3] [--epochs 20]
+    OMP_NUM_THREADS=1 python tests/benchmarks/diffusion.py [--seeds 3] [--epochs 20] [--only scores]
 
 The first table: `digits-diffusion` without a method, its controls at the same saving of compute, and InfoBatch by
 three scores: the last loss, the same within bins of the time step, and that averaged over visits. What is judged is
@@ -49,11 +49,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--only", choices=("costs", "scores"), help="one of the two tables")
     asked = parser.parse_args()
     seeds = range(asked.seeds)
     base = load_experiment("digits-diffusion", {"train.epochs": asked.epochs, "train.eval_every": 0})
-    print_consistency(base, seeds)
-    print_costs(base, seeds)
+    for name, table in (("scores", print_consistency), ("costs", print_costs)):
+        if asked.only in (None, name):
+            table(base, seeds)
     print(f"\n1150 images, {asked.epochs} epochs. {provenance(seeds)}")
 
 
