@@ -10,11 +10,10 @@ trains a latent diffusion model of FFHQ at 27 % less cost and equal FID.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from raytrain_speedup import randomness
@@ -43,12 +42,12 @@ class DiffusionSettings(TaskSettings):
         description="how noise grows: linear (DDPM's, from 1e-4 to .02) or squaredcos_cap_v2 (the cosine of "
         "improved DDPM)",
     )
-    score: Literal["timestep", "loss"] = Field(
-        "timestep",
-        description="what pruning compares: timestep, the loss over the mean loss in the bin of its time step, or "
-        "the loss as it is",
+    timestep_bins: int = Field(
+        20,
+        ge=1,
+        le=1000,
+        description="bins of the time step, of equal width, in which pruning compares losses",
     )
-    timestep_bins: int = Field(20, ge=1, le=1000, description="bins of equal width for score: timestep")
     generated: int = Field(
         1000,
         ge=0,
@@ -56,6 +55,15 @@ class DiffusionSettings(TaskSettings):
         "denoising error ranks runs",
     )
     sampling_steps: int = Field(20, ge=1, description="steps of DDIM by which an image is made")
+
+    @model_validator(mode="after")
+    def _takes_no_step_twice(self) -> DiffusionSettings:
+        if self.sampling_steps > self.timesteps:
+            raise ValueError(
+                f"sampling_steps: {self.sampling_steps} is not allowed; expected at most timesteps "
+                f"({self.timesteps})"
+            )
+        return self
 
     def build(self) -> Task:
         return Diffusion(**self.model_dump(exclude={"kind"}))
@@ -71,8 +79,7 @@ class Diffusion(Task):
     Args:
         timesteps: T.
         beta_schedule: how noise grows.
-        score: whether scores are compared within bins of the time step.
-        timestep_bins: of equal width.
+        timestep_bins: of equal width, in which scores are compared.
         generated: images that are made for an evaluation at most; without any, `denoising_error` ranks runs.
         sampling_steps: of DDIM.
 
@@ -91,22 +98,20 @@ class Diffusion(Task):
         self,
         timesteps: int = 1000,
         beta_schedule: Schedule = "squaredcos_cap_v2",
-        score: Literal["timestep", "loss"] = "timestep",
         timestep_bins: int = 20,
         generated: int = 1000,
         sampling_steps: int = 20,
     ) -> None:
-        self.timesteps, self.beta_schedule, self.score = timesteps, beta_schedule, score
-        self.bins, self.generated = timestep_bins, generated
-        self.sampling_steps = min(sampling_steps, timesteps)
+        self.timesteps, self.beta_schedule, self.bins = timesteps, beta_schedule, timestep_bins
+        self.generated, self.sampling_steps = generated, sampling_steps
         self._features: RandomFeatures | None = None
+        self._tables: dict[torch.device, Tensor] = {}
         if not generated:
             self.metric, self.others = "denoising_error", {}
 
     def losses(self, model: Model, batch: Batch) -> Losses:
         own, timesteps = self._errors(model, batch)
-        strata = timesteps * self.bins // self.timesteps if self.score == "timestep" else None
-        return Losses(own, own, strata=strata)
+        return Losses(own, own, strata=timesteps * self.bins // self.timesteps)
 
     def totals(self, model: Model, batch: Batch) -> Tensor:
         """Errors, their number, and the moments of real and of generated images."""
@@ -157,7 +162,7 @@ class Diffusion(Task):
         random = randomness.bits(draws, seed=0, epoch=0, streams=(TIMESTEP,))[0]
         timesteps = randomness.below(random, self.timesteps)
         noise = gaussian(draws, images.shape[1:], (RADIUS, ANGLE))
-        kept = self._alphas.to(images.device)[timesteps].view(-1, 1, 1, 1)  # of the image's variance
+        kept = self._alphas(images.device)[timesteps].view(-1, 1, 1, 1)  # of the image's variance
         noisy = kept.sqrt() * images + (1 - kept).sqrt() * noise
         found = self._noise_in(model, noisy, timesteps)
         return (found - noise).square().mean((1, 2, 3)), timesteps
@@ -167,11 +172,12 @@ class Diffusion(Task):
         found: Tensor = answer if isinstance(answer, Tensor) else answer.sample
         return found.float()
 
-    @cached_property
-    def _alphas(self) -> Tensor:
-        """(T,) float32, the product of 1 - beta up to each time step (eq. 4)."""
-        alphas: Tensor = self._scheduler("DDPMScheduler").alphas_cumprod
-        return alphas
+    def _alphas(self, device: torch.device) -> Tensor:
+        """(T,) float32, the product of 1 - beta up to each time step (eq. 4); kept, so that a step sends nothing to
+        the device."""
+        if device not in self._tables:
+            self._tables[device] = self._scheduler("DDPMScheduler").alphas_cumprod.to(device)
+        return self._tables[device]
 
     def _scheduler(self, name: str) -> Any:
         """diffusers' scheduler of that name."""

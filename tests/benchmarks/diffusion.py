@@ -32,16 +32,16 @@ from raytrain_speedup.data.batch import Batch, Step, draw_keys
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.methods.curriculum.base import FULL
-from raytrain_speedup.methods.pruning import InfoBatch
+from raytrain_speedup.methods.pruning import InfoBatch, InfoBatchSettings
 from raytrain_speedup.models import build_model
 
 SAVING = 0.25
 VISITS = 10
 SCORES: dict[str, dict[str, Any]] = {
-    "last loss": {"task.score": "loss", "pruning.score_momentum": None},
-    "within time steps": {"task.score": "timestep", "pruning.score_momentum": None},
-    "averaged": {"task.score": "loss", "pruning.score_momentum": 0.8},
-    "within time steps, averaged": {"task.score": "timestep", "pruning.score_momentum": 0.8},
+    "last loss": {"pruning.score_strata": False, "pruning.score_momentum": None},
+    "within time steps": {"pruning.score_strata": True, "pruning.score_momentum": None},
+    "averaged": {"pruning.score_strata": False, "pruning.score_momentum": 0.8},
+    "within time steps, averaged": {"pruning.score_strata": True, "pruning.score_momentum": 0.8},
 }
 
 
@@ -120,10 +120,12 @@ def trained_network(experiment: Experiment) -> tuple[nn.Module, list[Batch]]:
 @torch.inference_mode()
 def estimate(experiment: Experiment, network: nn.Module, batches: list[Batch], epochs: Any) -> torch.Tensor:
     """The score of every training sample (N,), as InfoBatch would judge by it; `epochs` counts those used."""
-    task, momentum = experiment.task.build(), experiment.pruning.score_momentum
+    task, how = experiment.task.build(), experiment.pruning
+    assert isinstance(how, InfoBatchSettings)
+    momentum, strata = how.score_momentum, how.score_strata
     visits = 1 if momentum is None else VISITS
     samples = sum(len(batch["index"]) for batch in batches)
-    pruner = InfoBatch(samples, epochs=visits + 1, prune_ratio=0.5, score_momentum=momentum)
+    pruner = InfoBatch(samples, epochs=visits + 1, score_momentum=momentum, score_strata=strata)
     for visit, epoch in enumerate(islice(epochs, visits)):
         pruner.plan(visit)
         for batch in batches:

@@ -118,13 +118,6 @@ def test_noise_is_normal_and_independent() -> None:
     assert not torch.equal(noise, gaussian(torch.arange(400), (3, 4, 4), (3, 4)))
 
 
-def test_scores_may_be_losses_as_they_are() -> None:
-    found = Diffusion(score="loss").losses(
-        Asked(), {"inputs": torch.zeros(2, 1, 2, 2), "draws": torch.arange(2)}
-    )
-    assert found.strata is None
-
-
 def test_samples_are_made_by_ddim() -> None:
     """Song et al., eq. 12 without noise, predicted images clipped to [-1, 1], in float64; a network whose answers
     lie under `sample`, as diffusers' do."""
@@ -264,6 +257,10 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
         UserError, match=r"data\.mean: \[0\.305\] is not allowed; expected \[0\.5\] in diffusion"
     ):
         tiny({"data.mean": [0.305]})
+    with pytest.raises(
+        UserError, match=r"sampling_steps: 20 is not allowed; expected at most timesteps \(10\)"
+    ):
+        tiny({"task.timesteps": 10, "task.sampling_steps": 20})
     with pytest.raises(UserError, match=r"data\.std: .*expected \[0\.5\]"):
         tiny({"data.std": [0.3]})
     with pytest.raises(UserError, match="make no step"):

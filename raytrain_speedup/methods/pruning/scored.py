@@ -5,7 +5,7 @@ or a mask anew at each visit, the last one says more of the draw than of the sam
 sample, and go together:
 
 - Strata. A task may tell in which stratum a sample was met (a bin of the time step, say). Scores are then divided
-  by the mean over the samples last met in their stratum: 1 is usual.
+  by the mean over the samples last met in their stratum: 1 is usual. `score_strata: false` takes them as they are.
 - `score_momentum`. The score is an exponential mean over the visits of a sample, without the bias of its beginning
   (Kingma and Ba 2015, sec. 3), for the visits of an epoch are taken up when the next one is planned.
 """
@@ -40,6 +40,11 @@ class ScoreSettings(Settings):
         description="Fraction of a score that stays when its sample is shown again, where losses are noisy (a "
         "drawn time step, say); by default the last loss counts alone.",
     )
+    score_strata: bool | None = Field(
+        None,
+        description="Whether scores are compared within the strata that a task tells, such as bins of diffusion's "
+        "time step; by default they are.",
+    )
 
 
 class ScoredPruner(ScheduledPruner):
@@ -63,8 +68,9 @@ class ScoredPruner(ScheduledPruner):
         self.scores = torch.zeros(self.num_samples, dtype=torch.float32, device=place)
         self.seen = torch.full((self.num_samples,), UNSEEN, dtype=torch.int8, device=place)
         self.strata: Tensor | None = None
-        how = self.settings
-        self.momentum = how.score_momentum if isinstance(how, ScoreSettings) else None
+        how = self.settings if isinstance(self.settings, ScoreSettings) else ScoreSettings()
+        self.momentum = how.score_momentum
+        self.stratified = how.score_strata is not False
         averaged = self.num_samples if self.momentum is not None else 0
         self.average = np.zeros(averaged)
         self.visits = np.zeros(averaged, dtype=np.int64)
@@ -105,8 +111,11 @@ class ScoredPruner(ScheduledPruner):
     @torch.no_grad()
     def stratify(self, index: Tensor, strata: Tensor) -> None:
         """See `Pruner.stratify`; one kernel, no synchronisation."""
+        if not self.stratified:
+            return
         if self.strata is None:
-            self.strata = torch.zeros(self.num_samples, dtype=torch.int64, device=self.scores.device)
+            place = self.device or strata.device
+            self.strata = torch.zeros(self.num_samples, dtype=torch.int64, device=place)
         home = self.strata.device
         ahead = home.type != "cpu"
         index, strata = index.to(home, non_blocking=ahead), strata.to(home, non_blocking=ahead)

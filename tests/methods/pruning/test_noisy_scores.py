@@ -72,6 +72,15 @@ def test_scores_are_those_written_by_hand(
         assert scores[i] == pytest.approx(value, rel=1e-5)
 
 
+def test_strata_may_be_left_alone() -> None:
+    """As where a search varies by what is pruned: under the same task."""
+    pruner = InfoBatch(N, EPOCHS, score_strata=False)
+    show(pruner, 0)
+    scores, usable, _ = pruner._usable_scores()
+    losses, _, met = drawn(0)
+    assert torch.equal(torch.from_numpy(scores[usable]), losses[met]) and "strata" not in pruner.state_dict()
+
+
 def test_infobatch_drops_below_the_mean_of_these_scores() -> None:
     pruner = InfoBatch(N, EPOCHS, prune_ratio=0.5, score_momentum=MOMENTUM)
     for epoch in range(3):
