@@ -69,12 +69,12 @@ def print_costs(base: Experiment, seeds: range) -> None:
         **{f"InfoBatch, {name}": infobatch | keys for name, keys in SCORES.items() if name != "averaged"},
     }
     results = side_by_side(base, variants, seeds)
-    print("\n| method | Fréchet distance | against none | denoising error | passes saved | cost |")
+    print("\n| method | Fréchet distance | larger than none's by | denoising error | passes saved | cost |")
     print("|---|--:|--:|--:|--:|--:|")
     for name in variants:
         distance = spread([metrics["frechet_distance"] for metrics in results[name]], "{:.3f}")
         pairs = zip(results[name], results["none"], strict=True)
-        worse = spread([a["frechet_distance"] - b["frechet_distance"] for a, b in pairs], "{:+.3f}")
+        worse = spread([a["frechet_distance"] - b["frechet_distance"] for a, b in pairs], "{:.3f}")
         error = spread([metrics["denoising_error"] for metrics in results[name]], "{:.4f}")
         saved = sum(metrics["passes_saved"] for metrics in results[name]) / len(seeds)
         cost = middle(ratios(results, name, "reference_steps", "none"))
