@@ -232,6 +232,19 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def _inputs_lie_where_the_task_wants_them(self) -> Experiment:
+        wanted = self.task.build().normalisation or ()
+        for key, value in zip(("mean", "std"), wanted, strict=False):
+            found = getattr(self.data, key)
+            if set(found) != {value}:
+                given = ", ".join(f"{each:g}" for each in found)
+                raise ValueError(
+                    f"data.{key}: [{given}] is not allowed; expected [{value:g}] in {self.task.kind}, which relies "
+                    "on the range of its inputs"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _batches_split_evenly(self) -> Experiment:
         taught = self.teacher.train if self.teacher is not None else None
         for section, train in (("train", self.train), ("teacher.train", taught)):

@@ -258,6 +258,20 @@ def test_masked_autoencoders_are_trained_as_in_their_paper():
     assert not experiment.data.randaugment and not experiment.data.erasing
 
 
+def test_diffusion_on_cifar10_is_trained_as_in_its_paper():
+    """Ho et al. 2020, app. B: 800,000 steps of 128 images, of which half are flipped."""
+    experiment = load_experiment("cifar10-diffusion")
+    train, task, data = experiment.train, experiment.task, experiment.data
+    assert train.epochs * 50_000 / train.batch_size == pytest.approx(800_000)
+    assert train.warmup * 800_000 == 5000 and (train.lr, train.schedule) == (2e-4, "constant")
+    assert (train.momentum, train.beta2, train.weight_decay) == (0.9, 0.999, 0)
+    assert (train.ema_decay, train.clip_norm, experiment.model.drop_rate) == (0.9999, 1, 0.1)
+    assert (task.timesteps, task.beta_schedule) == (1000, "linear")
+    assert (data.augment, data.padding, data.val_fraction) == ("crop-flip", 0, 0)
+    network = build_model(experiment.model, num_classes=10, image_size=32, dense=None)
+    assert sum(map(torch.numel, network.parameters())) == pytest.approx(35.7e6, rel=2e-3)
+
+
 @pytest.mark.parametrize("name", recipes())
 def test_its_network_takes_every_size_of_its_curriculum(name: str):
     experiment = load_experiment(name)

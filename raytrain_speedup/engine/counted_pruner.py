@@ -31,6 +31,9 @@ class CountedPruner(Pruner):
     def observe(self, index: Tensor, loss: Tensor) -> None:
         self._pruner.observe(index, loss)
 
+    def stratify(self, index: Tensor, strata: Tensor) -> None:
+        self._pruner.stratify(index, strata)
+
     def exchange(self) -> None:
         self._pruner.exchange()
 

@@ -39,6 +39,9 @@ class StepLosses(NamedTuple):
     scores: Tensor
     """(b,) of the samples of the batch, unweighted."""
 
+    strata: Tensor | None
+    """(b,) of the same samples, where the task tells them."""
+
 
 class Learner:
     """Trains one model.
@@ -167,7 +170,7 @@ class Learner:
 
     def _backward(self, batch: Batch, mix: Mix | None, pieces: Sequence[slice], *, count: int) -> StepLosses:
         """Gradients of the mean over the `count` samples of all ranks, piece by piece."""
-        scores, partner_scores = [], []
+        scores, partner_scores, strata = [], [], []
         step_loss = torch.zeros((), device=self.device)
         for piece in pieces:
             part = {name: rows[piece] for name, rows in batch.items()}
@@ -179,10 +182,13 @@ class Learner:
             scores.append(found.scores.detach())
             if found.partner_scores is not None:
                 partner_scores.append(found.partner_scores.detach())
+            if found.strata is not None:
+                strata.append(found.strata)
             step_loss += weighted.detach()
+        met_in = torch.cat(strata) if strata else None
         if mix is None:
-            return StepLosses(step_loss, torch.cat(scores))
-        return StepLosses(step_loss, mix.scores(torch.cat(scores), torch.cat(partner_scores)))
+            return StepLosses(step_loss, torch.cat(scores), met_in)
+        return StepLosses(step_loss, mix.scores(torch.cat(scores), torch.cat(partner_scores)), met_in)
 
     def _step_optimizer(self) -> None:
         if self.train.clip_norm is not None:

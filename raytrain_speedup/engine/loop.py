@@ -222,7 +222,10 @@ class Loop:
         lr = learning_rate(step.progress, self.train) * scaled_lr(step.stage.batch_factor, rule)
         losses = self.learner.step(step, batch, lr=lr, epoch=self.epoch, advance=advance)
         read = len(batch["index"]) // step.stage.replay  # shown again, a sample has its score already
-        self.pruner.observe(batch["index"][:read], losses.scores[:read])
+        index = batch["index"][:read]
+        if losses.strata is not None:
+            self.pruner.stratify(index, losses.strata[:read])
+        self.pruner.observe(index, losses.scores[:read])
         self.tally.count(step, losses.weighted_sum, batch["weight"])
         self.alarm.note(self.tally.steps_taken, losses.weighted_sum)
 

@@ -1,5 +1,5 @@
 """Networks by name: small ones for CIFAR-sized images, torchvision's and timm's classifiers, and torchvision's
-networks for segmentation, and masked autoencoders around timm's vision transformers.
+networks for segmentation, masked autoencoders around timm's vision transformers, and diffusers' U-Net.
 
 settings = ModelSettings(name="resnet18")
 model = build_model(settings, num_classes=10, image_size=32)
@@ -27,6 +27,7 @@ from raytrain_speedup.models.mae import build_mae
 from raytrain_speedup.models.pretrained import classifier_keys, fit_weights, load_pretrained
 from raytrain_speedup.models.resize import change_size, size_of
 from raytrain_speedup.models.resnet import BasicBlock, Bottleneck, ResNet
+from raytrain_speedup.models.unet import UNET, build_diffusers, unet_stride
 from raytrain_speedup.models.vgg import VGG11
 from raytrain_speedup.models.wide_resnet import WideResNet
 from raytrain_speedup.settings import Settings, UserError
@@ -39,8 +40,8 @@ class ModelSettings(Settings):
     name: str = Field(
         description="resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, wrn40_1, wrn40_2, vgg11, airbench "
         "or airbench_s (small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<model>, those for "
-        "segmentation included, timm/<model>, mae/<vision transformer of timm>, or the import path of what builds "
-        "yours, such as my_package.nets:build"
+        "segmentation included, timm/<model>, mae/<vision transformer of timm>, diffusers/UNet2DModel, or the "
+        "import path of what builds yours, such as my_package.nets:build"
     )
     drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout rate, where the network has dropout")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate, where the network has it")
@@ -279,6 +280,8 @@ def _needed_stride(model: Any) -> int | None:
     PVT, strided keys) must tile the last map."""
     if isinstance(model, CSWin):
         return CSWin.stride
+    if type(model).__name__ == UNET:
+        return unet_stride(model)
     if size_of(model) is not None or type(model).__name__ == "PyramidVisionTransformerV2":
         return max(info["reduction"] for info in model.feature_info)
     return None
@@ -318,9 +321,12 @@ def _construct(settings: ModelSettings, num_classes: int, in_channels: int, imag
     family, _, name = settings.name.rpartition("/")
     if family == "" and name in NETWORKS:
         return _construct_named(settings, **shapes)
-    if family not in ("torchvision", "timm", "mae"):
+    if family not in ("torchvision", "timm", "mae", "diffusers"):
         raise _unknown(settings.name)
     wished = settings.model_dump(include={"drop_rate", "drop_path", "options"})
+    if family == "diffusers":
+        _refuse_weights(settings)
+        return build_diffusers(name, image_size=image_size, in_channels=in_channels, **wished)
     if family != "torchvision":
         if name not in library.timm_names():
             raise _unknown(settings.name)
@@ -383,6 +389,6 @@ def _unknown(name: str) -> UserError:
     hint = (
         f"did you mean {', '.join(close)}?"
         if close
-        else f"known are {', '.join(NETWORKS)}, torchvision/..., timm/..., mae/..."
+        else f"known are {', '.join(NETWORKS)}, torchvision/..., timm/..., mae/..., diffusers/..."
     )
     return UserError(f"model.name: there is no model {name!r}; {hint}")

@@ -3,6 +3,7 @@
 from raytrain_speedup.registry import Registry
 from raytrain_speedup.tasks.base import Direction, Losses, Model, Split, SupervisedTask, Task, TaskSettings
 from raytrain_speedup.tasks.classification import ClassificationSettings
+from raytrain_speedup.tasks.diffusion import DiffusionSettings
 from raytrain_speedup.tasks.mae import MAESettings
 from raytrain_speedup.tasks.own import OwnTaskSettings
 from raytrain_speedup.tasks.segmentation import SegmentationSettings
@@ -15,6 +16,7 @@ TASKS = Registry(
         "classification": ClassificationSettings,
         "segmentation": SegmentationSettings,
         "mae": MAESettings,
+        "diffusion": DiffusionSettings,
     },
     by_path=OwnTaskSettings,
 )

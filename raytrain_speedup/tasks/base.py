@@ -38,6 +38,10 @@ class Losses(NamedTuple):
     partner_scores: Tensor | None = None
     """(b,) likewise: of a mixed batch (`mixed_target`), what the samples score that were mixed in."""
 
+    strata: Tensor | None = None
+    """(b,) int64 from 0: scores are compared within their stratum alone, where what the task draws (a time step,
+    say) decides more of a score than the sample does."""
+
 
 class TaskSettings(Settings):
     """What the experiment file says of a task; `kind` names it."""
@@ -67,6 +71,8 @@ class Task(ABC):
     way, and is found to fit or not by the `losses` of an `example`."""
     shown: int = 0
     """How many samples of the validation split `images` wants to show."""
+    normalisation: tuple[float, float] | None = None
+    """The `data.mean` and `data.std` that it relies on; None where any will do."""
     draws: bool = False
     """Whether it draws in training, and wants the row `draws` of every batch."""
     fitted_on: int = 0

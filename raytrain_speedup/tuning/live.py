@@ -7,7 +7,7 @@ take, and of every run that ended how and why.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raytrain_speedup.metric import spoken
+from raytrain_speedup.metric import Metric
 from raytrain_speedup.tracking.outcome import row_in_words
 from raytrain_speedup.tuning.standing import Standing
 
@@ -43,12 +43,11 @@ class SweepTable:
         console: where to draw.
         title: the sweep's name.
         standing: of the sweep; it is told of the runs under way here, and of those that ended by who records them.
-        quality: the metric to show beside the cost.
+        quality: the metric to show beside the cost, by the name that runs report it under.
     """
 
-    def __init__(self, console: Console, title: str, *, standing: Standing, quality: str) -> None:
+    def __init__(self, console: Console, title: str, *, standing: Standing, quality: Metric) -> None:
         self.quality = quality
-        self.unit = "" if quality.endswith("loss") else " %"
         self.console, self.title, self.standing = console, title, standing
         self.rows: dict[str, _Row] = {}
         self._live = Live(get_renderable=self._table, console=console, refresh_per_second=4, transient=True)
@@ -104,7 +103,8 @@ class SweepTable:
 
     def _table(self) -> RenderableType:
         table = Table(box=None, padding=(0, 2), pad_edge=False)
-        heads = ("run", "settings", "progress", spoken(self.quality) + self.unit, "train s", "passes saved")
+        quality = " ".join(filter(None, (self.quality.spoken, self.quality.unit)))
+        heads = ("run", "settings", "progress", quality, "train s", "passes saved")
         for column in heads:
             table.add_column(column, justify="left" if column in ("run", "settings") else "right")
         for name, row in self._running()[-ROWS_SHOWN:]:
@@ -133,14 +133,14 @@ class SweepTable:
         return "" if row is None else f"best so far: {row_in_words(row)}"
 
     def _metrics(self, row: _Row, *, units: bool = True) -> list[str]:
-        shown = {
-            self.quality: ("{:.2f}", self.unit),
-            "train_seconds": ("{:.1f}", " s"),
-            "passes_saved": ("{:.0%}", " saved"),
+        shown: dict[str, tuple[Callable[[float], str], str]] = {
+            self.quality.name: (self.quality.text, self.quality.unit),
+            "train_seconds": ("{:.1f}".format, "s"),
+            "passes_saved": ("{:.0%}".format, "saved"),
         }
         return [
-            form.format(row.metrics[key]) + (unit if units else "") if key in row.metrics else ""
-            for key, (form, unit) in shown.items()
+            f"{text(row.metrics[key])} {unit if units else ''}".rstrip() if key in row.metrics else ""
+            for key, (text, unit) in shown.items()
         ]
 
 

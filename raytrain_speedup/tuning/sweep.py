@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from raytrain_speedup.config import ScalingSettings
+from raytrain_speedup.metric import Metric
 from raytrain_speedup.scaling.cluster import connect
 from raytrain_speedup.scaling.launch import termination_as_interrupt
 from raytrain_speedup.settings import RunFailed, UserError, explain
@@ -216,7 +217,8 @@ def _run(
         UserError: if the tracker does not answer any more, or another driver has taken over.
     """
     tracker, settings, scaling = heartbeat.tracker, sweep.settings, sweep.base.scaling
-    table = SweepTable(console, settings.name, standing=standing, quality=next(iter(settings.objectives)))
+    quality = Metric(*next(iter(settings.objectives.items())))
+    table = SweepTable(console, settings.name, standing=standing, quality=quality)
     callback = SweepCallback(
         tracker,
         into=into,

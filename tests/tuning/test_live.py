@@ -11,6 +11,7 @@ from written_sweep import final
 
 from raytrain_speedup.engine.final_metrics import TEXTS
 from raytrain_speedup.engine.statistics.verdict import plan_for
+from raytrain_speedup.metric import Metric
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.leaderboard import best, rows
 from raytrain_speedup.tracking.store import Record, record_of
@@ -89,7 +90,7 @@ def test_what_was_spent_and_how_long_it_may_take(monkeypatch: pytest.MonkeyPatch
 def test_the_live_table_shows_a_run_with_its_settings() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
     now = Standing(5, baselines()[:1])
-    with SweepTable(console, "search", standing=now, quality="val_accuracy") as table:
+    with SweepTable(console, "search", standing=now, quality=Metric("val_accuracy")) as table:
         table("trial-01", "running", {}, settings="prune_ratio=0.5 r=2")
         table("trial-01", "running", {"progress": 0.5, "val_accuracy": 91.234, "train_seconds": 7.0})
         table("trial-02", "running", {}, settings="prune_ratio=0.7")
@@ -116,7 +117,7 @@ def test_without_a_terminal_lines_say_the_same(monkeypatch: pytest.MonkeyPatch) 
     console = Console(file=io.StringIO(), width=120)
     now = Standing(6, baselines())
 
-    with SweepTable(console, "search", standing=now, quality="val_accuracy") as table:
+    with SweepTable(console, "search", standing=now, quality=Metric("val_accuracy")) as table:
         table("trial-01", "running", {}, settings="prune_ratio=0.5")
         table("trial-01", "running", {"val_accuracy": 50.0})
         now.end(run("trial-01", "trial", 9, 0.0, 0.0, "stopped"))
@@ -135,3 +136,15 @@ def test_without_a_terminal_lines_say_the_same(monkeypatch: pytest.MonkeyPatch) 
             "search: 5 of 6 runs in 1:00, 1 stopped; spent 0:45 of run time, at most 0:12 to go",
             "     trial-03  50%  70.00 %  4.0 s",
         ]
+
+
+def test_a_distance_is_not_in_percent() -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    with SweepTable(
+        console, "search", standing=Standing(1, []), quality=Metric("val_frechet_distance", "min")
+    ) as table:
+        table("trial-01", "running", {"val_frechet_distance": 0.04123})
+        head, line = shown(table).splitlines()[-2:]
+        assert "val frechet distance  " in head and "%" not in head and "0.04123" in line
+        table("trial-01", "finished", {"val_frechet_distance": 0.04123})
+        assert "0.04123" in console.file.getvalue() and "0.04123 %" not in console.file.getvalue()

@@ -107,6 +107,10 @@ class Pruner(ABC):
     def observe(self, index: Tensor, loss: Tensor) -> None:  # noqa: B027 - most controls need no losses
         """Note the raw losses (float, (b,)) of the samples `index` (int64, (b,)) without a device sync."""
 
+    def stratify(self, index: Tensor, strata: Tensor) -> None:  # noqa: B027
+        """Note in which strata (int64 from 0, (b,)) the samples `index` are met: losses are compared with those of
+        the same stratum, as where a task draws how hard a sample is at this visit. Goes with `observe`."""
+
     def exchange(self) -> None:  # noqa: B027
         """Share what the workers observed: the epoch's one collective. Does nothing on one worker.
 

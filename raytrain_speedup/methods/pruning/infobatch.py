@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 
 from raytrain_speedup.methods.pruning import draw
 from raytrain_speedup.methods.pruning.scheduled import MAX_DROP, ScheduledSettings
-from raytrain_speedup.methods.pruning.scored import ScoredPruner
+from raytrain_speedup.methods.pruning.scored import ScoredPruner, ScoreSettings
 from raytrain_speedup.methods.pruning.selection import MAX_WEIGHT, Selection, drop_count, lowest, thin
 from raytrain_speedup.methods.pruning.timetable import Timetable
 
@@ -37,7 +37,7 @@ MAX_ELIGIBLE = 0.85
 """A saving raises the threshold to this quantile of the scores at most, the paper's upper percentile."""
 
 
-class InfoBatchSettings(ScheduledSettings):
+class InfoBatchSettings(ScheduledSettings, ScoreSettings):
     """InfoBatch (ICLR 2024): prune well-learned samples at random and rescale the rest, without bias."""
 
     method: Literal["infobatch"] = Field("infobatch", description="InfoBatch.")

@@ -24,12 +24,12 @@ import numpy as np
 from pydantic import Field
 
 from raytrain_speedup.methods.pruning import draw
-from raytrain_speedup.methods.pruning.scored import ScoredPruner
+from raytrain_speedup.methods.pruning.scored import ScoredPruner, ScoreSettings
 from raytrain_speedup.methods.pruning.selection import Selection, easiest, only
 from raytrain_speedup.methods.pruning.unscaled import UnscaledPruner, UnscaledSettings
 
 
-class OrderDPSettings(UnscaledSettings):
+class OrderDPSettings(UnscaledSettings, ScoreSettings):
     """OrderDP (ICLR 2026): of a random subset the samples with the highest losses, not rescaled."""
 
     method: Literal["orderdp"] = Field("orderdp", description="OrderDP.")

@@ -26,14 +26,14 @@ from pydantic import Field
 
 from raytrain_speedup.methods.pruning import draw
 from raytrain_speedup.methods.pruning.base import TOLERANCE
-from raytrain_speedup.methods.pruning.scored import ScoredPruner
+from raytrain_speedup.methods.pruning.scored import ScoredPruner, ScoreSettings
 from raytrain_speedup.methods.pruning.selection import Selection, easiest, only
 from raytrain_speedup.methods.pruning.timetable import Timetable
 from raytrain_speedup.methods.pruning.unscaled import UnscaledPruner, UnscaledSettings
 from raytrain_speedup.settings import UserError
 
 
-class SeTaSettings(UnscaledSettings):
+class SeTaSettings(UnscaledSettings, ScoreSettings):
     """SeTa (CVPR 2025): a window over groups of equal loss, from easy to hard, not rescaled."""
 
     method: Literal["seta"] = Field("seta", description="SeTa.")

@@ -25,7 +25,9 @@ VARIANTS = [
     *(settings() for settings in PRUNERS.values()),
     InfoBatchSettings(saving=0.4),
     InfoBatchSettings(threshold="quantile"),
+    InfoBatchSettings(score_momentum=0.7),
     PRUNERS["random"](saving=0.4),
+    *(PRUNERS[name](saving=0.4, score_momentum=0.7) for name in ("orderdp", "seta")),
     *(PRUNERS[name](saving=0.4) for name in ("rs2", "orderdp", "seta", "el2n", "forgetting", "dyn-unc")),
 ]
 

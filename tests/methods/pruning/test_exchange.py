@@ -24,6 +24,10 @@ def losses(index: torch.Tensor, epoch: int) -> torch.Tensor:
     return torch.sin(index * 12.9898 + epoch).abs() ** 3
 
 
+def strata(index: torch.Tensor, epoch: int) -> torch.Tensor:
+    return (index * 7 + epoch * 3) % 5
+
+
 def train(pruner: InfoBatch, rank: int, world: int, calls: list[str]) -> dict:
     """A run, noting each epoch's plan and the collectives made in its steps and after them."""
     plans, in_steps, in_exchange = [], [], []
@@ -31,6 +35,8 @@ def train(pruner: InfoBatch, rank: int, world: int, calls: list[str]) -> dict:
         plan = pruner.plan(epoch)
         calls.clear()
         for index, _ in shard(plan, batch_size=32, rank=rank, world=world):
+            if pruner.momentum is not None:
+                pruner.stratify(index, strata(index, epoch))
             pruner.observe(index, losses(index, epoch))
         in_steps.append(len(calls))
         calls.clear()
@@ -40,12 +46,14 @@ def train(pruner: InfoBatch, rank: int, world: int, calls: list[str]) -> dict:
     return {"plans": plans, "in_steps": in_steps, "in_exchange": in_exchange, "state": pruner.state_dict()}
 
 
-def stop_within_an_epoch(rank: int, world: int) -> InfoBatch:
+def stop_within_an_epoch(rank: int, world: int, **settings: float) -> InfoBatch:
     """A pruner after a few steps of epoch 2, its scores shared for a checkpoint."""
-    pruner = InfoBatch(N, EPOCHS, saving=0.2)
+    pruner = InfoBatch(N, EPOCHS, saving=0.2, **settings)
     for epoch in range(3):
         steps = list(shard(pruner.plan(epoch), batch_size=32, rank=rank, world=world))
         for index, _ in steps[: 5 if epoch == 2 else None]:
+            if settings:
+                pruner.stratify(index, strata(index, epoch))
             pruner.observe(index, losses(index, epoch))
         pruner.exchange()
     return pruner
@@ -76,6 +84,8 @@ def worker(rank: int) -> dict:
     return {
         "run": train(InfoBatch(N, EPOCHS, saving=0.3, seed=1), rank, WORLD, calls),
         "within": stop_within_an_epoch(rank, WORLD).state_dict(),
+        "noisy": train(InfoBatch(N, EPOCHS, saving=0.3, score_momentum=0.6), rank, WORLD, calls),
+        "noisy within": stop_within_an_epoch(rank, WORLD, score_momentum=0.6).state_dict(),
         "same": observe_the_same(),
     }
 
@@ -106,17 +116,30 @@ def test_two_workers_plan_what_one_worker_plans(ranks):
         assert torch.equal(rank["run"]["state"]["dropped"], alone["state"]["dropped"])
 
 
+def test_two_workers_average_within_strata_what_one_worker_does(ranks):
+    alone = train(InfoBatch(N, EPOCHS, saving=0.3, score_momentum=0.6), 0, 1, [])
+    for rank in ranks:
+        for (indices, weights), (expected_indices, expected_weights) in zip(
+            rank["noisy"]["plans"], alone["plans"], strict=True
+        ):
+            assert torch.equal(indices, expected_indices) and torch.equal(weights, expected_weights)
+        for name in ("scores", "strata", "average", "visits"):
+            assert torch.equal(rank["noisy"]["state"][name], alone["state"][name]), name
+        assert rank["noisy"]["in_exchange"] == [["all_reduce"]] * EPOCHS
+
+
 def test_no_collective_in_a_step_and_one_in_an_epoch(ranks):
     for rank in ranks:
         assert rank["run"]["in_steps"] == [0] * EPOCHS
         assert rank["run"]["in_exchange"] == [["all_reduce"]] * EPOCHS
 
 
-def test_one_worker_goes_on_where_two_stopped_within_an_epoch(ranks):
+@pytest.mark.parametrize("name, settings", [("within", {}), ("noisy within", {"score_momentum": 0.6})])
+def test_one_worker_goes_on_where_two_stopped_within_an_epoch(ranks, name, settings):
     for rank in ranks:
-        expected = stop_within_an_epoch(0, 1)
-        resumed = InfoBatch(N, EPOCHS, saving=0.2)
-        resumed.load_state_dict(rank["within"])
+        expected = stop_within_an_epoch(0, 1, **settings)
+        resumed = InfoBatch(N, EPOCHS, saving=0.2, **settings)
+        resumed.load_state_dict(rank[name])
         for epoch in (2, 3):  # the epoch it stopped in, and the one planned from what was observed since
             plan, expected_plan = resumed.plan(epoch), expected.plan(epoch)
             assert torch.equal(plan.indices, expected_plan.indices)
