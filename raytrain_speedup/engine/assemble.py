@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data import Loader, Splits, build_loader, check_readable
+from raytrain_speedup.data import Loader, Splits, TokenLoader, build_loader, check_readable
 from raytrain_speedup.engine.cost.measure import Stopwatch, asked, forward_flops, training_flops
 from raytrain_speedup.engine.learner import DTYPES
 from raytrain_speedup.engine.loop import Loop
@@ -66,7 +66,7 @@ def _with_data(
     num_samples, task = len(splits.train), experiment.task.build()
     model = _student(experiment, splits, latest)
     if task.logits is None or is_import_path(experiment.task.kind):
-        _check_step(experiment, model, task, input_shape(splits, None))
+        _check_step(experiment, model, task, splits.input_shape())
     stages = curriculum_stages(experiment, model, splits)
     factor = experiment.pruning.budget_factor()
     budget = Budget(train.epochs * factor, num_samples, stages)
@@ -78,8 +78,8 @@ def _with_data(
         device=watch.device,
     )
     flops = _flops_of(stages, model, task, splits)
-    loader = _real_loader(experiment, splits, reporter, watch.device)
-    if latest is None and experiment.model.pretrained is None:
+    loader = _loader(experiment, splits, reporter, watch.device)
+    if latest is None and experiment.model.pretrained is None and isinstance(loader, Loader):
         _init_from_images(model, loader)
     loop = Loop(
         experiment,
@@ -131,7 +131,7 @@ def _without_data(
     )
     num_samples = settings.student_steps * train.batch_size
     budget = Budget(train.epochs, num_samples, [FULL])
-    shape = input_shape(splits, None)
+    shape = splits.input_shape()
     taught = experiment.task.build()
     assert isinstance(taught, SupervisedTask), "checked before"
     task = Distillation(taught, settings.temperature, splits.num_classes)
@@ -166,7 +166,7 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
             in_channels=splits.channels,
         ),
         model=experiment.model.name.rpartition("/")[2],
-        cost_of=(lambda size: training_flops(model, task, input_shape(splits, size))) if measured else None,
+        cost_of=(lambda size: training_flops(model, task, splits.input_shape(size))) if measured else None,
     )
     if not can_drop_tokens(model) and any(stage.tokens < 1 for stage in stages):
         raise UserError(
@@ -183,11 +183,6 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
         dense=_dense(task),
     )
     return stages
-
-
-def input_shape(splits: Splits, size: int | None) -> tuple[int, int, int]:
-    """(C, H, W) of an input of size `size`, or of full ones."""
-    return splits.channels, size or splits.image_size, size or splits.image_size
 
 
 def _student(experiment: Experiment, splits: Splits, latest: Path | None) -> nn.Module:
@@ -249,6 +244,14 @@ def _placed(model: nn.Module, experiment: Experiment, device: torch.device) -> n
     return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 
 
+def _loader(
+    experiment: Experiment, splits: Splits, reporter: Reporter, device: torch.device
+) -> Loader | TokenLoader:
+    if splits.inputs == "sequences":
+        return TokenLoader(splits, device=device, rank=reporter.rank, world=reporter.world)
+    return _real_loader(experiment, splits, reporter, device)
+
+
 def _real_loader(experiment: Experiment, splits: Splits, reporter: Reporter, device: torch.device) -> Loader:
     return build_loader(
         splits,
@@ -274,7 +277,7 @@ def _flops_of(
     flops = {}
     for stage in _distinct(stages):
         keep_tokens(model, stage.tokens)
-        shape = input_shape(splits, stage.size)
+        shape = splits.input_shape(stage.size)
         flops[stage.size, stage.tokens] = training_flops(model, task, shape)
     keep_tokens(model, 1.0)
     return flops
@@ -283,14 +286,14 @@ def _flops_of(
 def _check_task(experiment: Experiment, splits: Splits) -> None:
     """The data have what the task asks about; and what a student learns of its teacher can be right or wrong."""
     task = experiment.task.build()
-    if task.targets not in (None, splits.targets):
+    if task.inputs != splits.inputs or task.targets not in (None, splits.targets):
         fitting = [
             kind for kind, settings in TASKS.items() if settings(kind=kind).build().targets == splits.targets
         ]
+        wanted = task.inputs if task.targets is None else f"{task.inputs} with {task.targets}"
         raise UserError(
-            f"task.kind: {experiment.task.kind!r} needs {task.inputs} with {task.targets}, and data.source "
-            f"{experiment.data.source!r} has {splits.targets}; expected {' or '.join(map(repr, fitting))}, or "
-            "other data"
+            f"task.kind: {experiment.task.kind!r} needs {wanted}, and data.source {experiment.data.source!r} has "
+            f"{splits.targets}; expected {' or '.join(map(repr, fitting))}, or other data"
         )
     if experiment.distillation is not None and not isinstance(task, SupervisedTask):
         raise UserError(

@@ -127,7 +127,7 @@ class Loop:
         return Reference(
             self.model,
             self.task,
-            (self.loader.splits.channels, self.full_size, self.full_size),
+            self.loader.splits.input_shape(),
             batch_size=train.batch_size // world // train.accumulate,
             budget_samples=train.epochs * self.budget.num_samples / world,
             watch=self.watch,

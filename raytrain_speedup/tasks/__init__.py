@@ -2,6 +2,7 @@
 
 from raytrain_speedup.registry import Registry
 from raytrain_speedup.tasks.base import Direction, Losses, Model, Split, SupervisedTask, Task, TaskSettings
+from raytrain_speedup.tasks.causal_lm import CausalLMSettings
 from raytrain_speedup.tasks.classification import ClassificationSettings
 from raytrain_speedup.tasks.mae import MAESettings
 from raytrain_speedup.tasks.own import OwnTaskSettings
@@ -15,6 +16,7 @@ TASKS = Registry(
         "classification": ClassificationSettings,
         "segmentation": SegmentationSettings,
         "mae": MAESettings,
+        "causal-lm": CausalLMSettings,
     },
     by_path=OwnTaskSettings,
 )

@@ -57,9 +57,10 @@ class Task(ABC):
     """
 
     inputs: str = "images"
-    """What the rows of `inputs` are."""
+    """What the rows of `inputs` are: "images", or "sequences" of tokens."""
     targets: str | None = None
-    """What the data must say of each of them ("classes" or "masks"); None where the task has no use for it."""
+    """What the data must say of each of them ("classes", "masks" or "answers"); None where the task has no use for
+    it."""
     mixes: frozenset[str] = frozenset()
     """Which of `mixup` and `cutmix` it can train with: they mix inputs, and name another target to mix in."""
     logits: Literal["image", "pixel"] | None = None

@@ -104,7 +104,7 @@ def training_flops(model: nn.Module, task: Task, shape: tuple[int, ...]) -> floa
     Args:
         model: the network; it is copied.
         task: says what a training step asks of it.
-        shape: (C, H, W) of one input.
+        shape: of one input, (C, H, W) or (L,).
     """
     with FlopCounter() as counter:
         asked(model, task, shape).losses.sum().backward()
