@@ -11,6 +11,7 @@ from torch import nn
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Loader, Splits, TokenLoader, build_loader, check_readable
 from raytrain_speedup.engine.cost.measure import Stopwatch, asked, forward_flops, training_flops
+from raytrain_speedup.engine.evaluate import sample_features
 from raytrain_speedup.engine.learner import DTYPES
 from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.pool_loader import PoolLoader
@@ -81,9 +82,13 @@ def _with_data(
     loader = _loader(experiment, splits, reporter, watch.device)
     if latest is None and experiment.model.pretrained is None and isinstance(loader, Loader):
         _init_from_images(model, loader)
+    model = _placed(model, experiment, watch.device)
+    if experiment.pruning.described and latest is None:  # a checkpoint knows what was chosen
+        with watch.phase("train"):
+            pruner.describe(sample_features(model, task, loader, train.batch_size))
     loop = Loop(
         experiment,
-        model=_placed(model, experiment, watch.device),
+        model=model,
         task=task,
         loader=loader,
         pruner=pruner,
@@ -294,6 +299,12 @@ def _check_task(experiment: Experiment, splits: Splits) -> None:
         raise UserError(
             f"task.kind: {experiment.task.kind!r} needs {wanted}, and data.source {experiment.data.source!r} has "
             f"{splits.targets}; expected {' or '.join(map(repr, fitting))}, or other data"
+        )
+    if experiment.pruning.described and not task.described:
+        having = [kind for kind, settings in TASKS.items() if settings(kind=kind).build().described]
+        raise UserError(
+            f"pruning.method: {experiment.pruning.method!r} chooses by features of samples, and task.kind "
+            f"{experiment.task.kind!r} has none; expected task.kind {' or '.join(having)}, or another method"
         )
     if experiment.distillation is not None and not isinstance(task, SupervisedTask):
         raise UserError(

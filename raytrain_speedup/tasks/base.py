@@ -74,6 +74,9 @@ class Task(ABC):
     """How many training samples at most `fit` is told of before a split is judged: what is learned without a target
     shows in how well something simple, such as a linear classifier, then finds one."""
 
+    described: bool = False
+    """Whether it has `features` of samples, for a method that chooses among them before the training."""
+
     metric: str
     """What ranks runs; it is reported as `val_<metric>` and `<metric>` (test)."""
     direction: Direction = "max"
@@ -120,6 +123,15 @@ class Task(ABC):
 
     def fit(self, summary: Tensor) -> None:
         """Take up the summed `summary` of `fitted_on` training samples, for the `totals` that come."""
+        raise NotImplementedError
+
+    def features(self, model: Any, batch: Batch) -> Tensor:
+        """(b, d) float32: what samples are like, such that those near to one another are alike.
+
+        Args:
+            model: the network itself, before the first step.
+            batch: training samples, shown as those of an evaluation are.
+        """
         raise NotImplementedError
 
     @abstractmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ class AnswerLoss(Task):
 
     inputs = "sequences"
     targets = "answers"
+    described = True
     metric, direction = "perplexity", "min"
     others: Mapping[str, Direction] = {"exact_match": "max"}
 
@@ -59,6 +60,14 @@ class AnswerLoss(Task):
             "perplexity": math.exp(nats / max(tokens, 1)),
             "exact_match": 100 * exact / count,
         }
+
+    def features(self, model: Any, batch: Batch) -> Tensor:
+        """The mean over a sample's tokens, its prompt among them, of their rows in the network's table of input
+        embeddings: it needs no other network and no pass through this one."""
+        ids, length = batch["inputs"], batch["length"].to(batch["inputs"].device)
+        shown = (torch.arange(ids.shape[1], device=ids.device) < length[:, None]).float()
+        embedded = F.embedding(ids, model.embeddings()).float()  # (b, L, d)
+        return (embedded * shown.unsqueeze(2)).sum(1) / shown.sum(1, keepdim=True).clamp_min(1)
 
     def example(self, shape: tuple[int, ...], count: int) -> Batch:
         ids = torch.zeros(count, *shape, dtype=torch.int64)
