@@ -17,6 +17,7 @@ from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.pool_loader import PoolLoader
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.teacher import prepare_teacher
+from raytrain_speedup.methods.curriculum import CURRICULA
 from raytrain_speedup.methods.curriculum.base import FULL, Stage
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.distillation import Synthesizer
@@ -161,6 +162,13 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
     Raises:
         UserError: if the stages cannot be laid out, or the model does not take one of their sizes.
     """
+    if splits.inputs not in experiment.curriculum.inputs:
+        fitting = [name for name, settings in CURRICULA.items() if splits.inputs in settings.inputs]
+        shown = " or ".join(sorted(experiment.curriculum.inputs))
+        raise UserError(
+            f"curriculum.method: {experiment.curriculum.method!r} shows a part of {shown}, and "
+            f"data.source {experiment.data.source!r} has {splits.inputs}; expected {' or '.join(fitting)}"
+        )
     measured, task = experiment.curriculum.cost == "flops", experiment.task.build()
     stages = experiment.curriculum.stages(
         splits.image_size,

@@ -39,6 +39,9 @@ class StepLosses(NamedTuple):
     scores: Tensor
     """(b,) of the samples of the batch, unweighted."""
 
+    rows: int
+    """How many inputs the model was asked with: b, or fewer where samples were packed."""
+
 
 class Learner:
     """Trains one model.
@@ -168,7 +171,7 @@ class Learner:
     def _backward(self, batch: Batch, mix: Mix | None, pieces: Sequence[slice], *, count: int) -> StepLosses:
         """Gradients of the mean over the `count` samples of all ranks, piece by piece."""
         scores, partner_scores = [], []
-        step_loss = torch.zeros((), device=self.device)
+        step_loss, rows = torch.zeros((), device=self.device), 0
         for piece in pieces:
             part = {name: rows[piece] for name, rows in batch.items()}
             with self._no_sync(unless=piece is pieces[-1]):
@@ -180,9 +183,10 @@ class Learner:
             if found.partner_scores is not None:
                 partner_scores.append(found.partner_scores.detach())
             step_loss += weighted.detach()
+            rows += len(found.losses) if found.rows is None else found.rows
         if mix is None:
-            return StepLosses(step_loss, torch.cat(scores))
-        return StepLosses(step_loss, mix.scores(torch.cat(scores), torch.cat(partner_scores)))
+            return StepLosses(step_loss, torch.cat(scores), rows)
+        return StepLosses(step_loss, mix.scores(torch.cat(scores), torch.cat(partner_scores)), rows)
 
     def _step_optimizer(self) -> None:
         if self.train.clip_norm is not None:

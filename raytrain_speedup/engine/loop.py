@@ -223,7 +223,7 @@ class Loop:
         losses = self.learner.step(step, batch, lr=lr, epoch=self.epoch, advance=advance)
         read = len(batch["index"]) // step.stage.replay  # shown again, a sample has its score already
         self.pruner.observe(batch["index"][:read], losses.scores[:read])
-        self.tally.count(step, losses.weighted_sum, batch["weight"])
+        self.tally.count(step, losses.weighted_sum, batch["weight"], losses.rows)
         self.alarm.note(self.tally.steps_taken, losses.weighted_sum)
 
     def _drawing(self, batch: Batch, step: Step) -> Batch:

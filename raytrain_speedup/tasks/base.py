@@ -38,6 +38,9 @@ class Losses(NamedTuple):
     partner_scores: Tensor | None = None
     """(b,) likewise: of a mixed batch (`mixed_target`), what the samples score that were mixed in."""
 
+    rows: int | None = None
+    """How many inputs of the batch's size the model was asked with, where they are not b: for what a step costs."""
+
 
 class TaskSettings(Settings):
     """What the experiment file says of a task; `kind` names it."""
