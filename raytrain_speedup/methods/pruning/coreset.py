@@ -12,7 +12,7 @@ ImageNet and 20 % of Alpaca's instructions train as well as all. It drops patche
 Features f(x) are the task's: of a language model the mean of a sample's input embeddings, where the paper takes a
 trained network's output. Squared distances to a set are known from its size, its sum and its sum of squares, so
 that a choice takes one product of all features with the last one chosen: N^2 d multiplications in all instead of
-N^3 d. The first of equals is chosen.
+N^3 d.
 
 Samples outside the coreset are not made up for (`rescale` is none). InfoBatch ran on LLaMA with DQ before it:
 `within` is the method that plans the epochs of the coreset, as if there were no other data. A pruner that was told
