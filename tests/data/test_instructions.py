@@ -56,9 +56,9 @@ def test_a_file_is_a_list_or_has_a_sample_in_every_line(tmp_path: Path, lines: b
     assert len(splits.train) == len(splits.test) == 4 and splits.input_shape() == (splits.image_size,)
     asked, answer = answer_of(splits.train, 1)
     assert asked == (
-        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-        "response that appropriately completes the request.\n\n### Instruction:\nTranslate.\n\n### Input:\ndrei\n\n"
-        "### Response:\n"
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write "
+        "a response that appropriately completes the request.\n\n### Instruction:\nTranslate.\n\n### Input:\n"
+        "drei\n\n### Response:\n"
     )
     assert answer == "three"
     asked, answer = answer_of(splits.train, 2)

@@ -279,8 +279,8 @@ def test_a_curriculum_of_lengths_spends_the_budget_on_more_samples(tmp_path: Pat
         ),
         (
             {"task": {"kind": "classification"}},
-            r"task\.kind: 'classification' needs images with classes, and data\.source 'toy-instructions' has answers; "
-            "expected 'causal-lm', or other data",
+            r"task\.kind: 'classification' needs images with classes, and data\.source 'toy-instructions' has "
+            "answers; expected 'causal-lm', or other data",
         ),
         (
             {"task": {"kind": "mae", "probe_samples": 0}},
@@ -299,10 +299,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, keys: dict[str, Any], mess
 
 def test_images_are_refused_what_texts_have(tmp_path: Path) -> None:
     digits = load_experiment("digits", {"data.image_size": 8, "train.epochs": 1})
-    for keys, message in {
-        "curriculum.method=length": r"curriculum\.method: 'length' shows a part of sequences, and data\.source 'digits'",
-        "pruning.method=dq": r"pruning\.method: 'dq' chooses by features of samples, and task\.kind 'classification' "
-        r"has none; expected task\.kind causal-lm, or another method",
-    }.items():
+    length = r"curriculum\.method: 'length' shows a part of sequences, and data\.source 'digits' has images"
+    dq = (
+        r"pruning\.method: 'dq' chooses by features of samples, and task\.kind 'classification' has none; expected "
+        r"task\.kind causal-lm, or another method"
+    )
+    for keys, message in {"curriculum.method=length": length, "pruning.method=dq": dq}.items():
         with pytest.raises(UserError, match=f"^{message}"):
             run(digits.with_overrides([keys]), Diary(tmp_path), device=CPU)
