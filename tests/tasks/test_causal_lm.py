@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.data import open_data
+from raytrain_speedup.engine.identity import identity
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.methods.pruning.coreset import graph_cut_bins
 from raytrain_speedup.models.causal_lm import CausalLM, build_causal_lm
@@ -267,6 +270,25 @@ def test_a_curriculum_of_lengths_spends_the_budget_on_more_samples(tmp_path: Pat
     length = open_data(tiny().data, seed=0).image_size
     whole = flops_of_a_row(length)
     assert found["train_flops"] == pytest.approx(found["compute_spent"] * 80 * whole, rel=0.01)
+
+
+def test_another_checkpoint_is_another_experiment(tmp_path: Path) -> None:
+    """By what the files of its folder hold, wherever it is."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "a" / "README.md").write_text("a model")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+
+    def known(folder: str) -> Any:
+        experiment = tiny({"model.pretrained": str(tmp_path / folder), "model.options": {}})
+        return identity(experiment, "data")["model.pretrained"]
+
+    first = known("a")
+    (tmp_path / "b" / "README.md").write_text("another")
+    assert first == known("b") != known("none")
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"others")
+    assert known("b") != first
 
 
 @pytest.mark.parametrize(
