@@ -5,7 +5,8 @@
 `toy-instructions` with no method, and with every other one at the same saving of sample passes (the curriculum: of
 compute). What is judged is the perplexity of the answers of the test split, and how many of them greedy decoding
 gives to the letter. Rows are packed, so a sample costs what it is long: FLOPs are those of the rows that were
-computed, as a fraction of those without a method, seed by seed; cost is the same in reference steps.
+computed, as a fraction of those without a method, seed by seed; cost is the same in reference steps. Passes saved
+are of a run's own budget, which is shorter for fewer epochs and lengths.
 """
 
 from __future__ import annotations

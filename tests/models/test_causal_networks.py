@@ -76,15 +76,16 @@ def test_adapters_alone_are_trained_and_can_be_merged(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) == (name not in trained) for name in before)
     name = "network.base_model.model.model.layers.0.mlp.up_proj"
     a, b = (after[f"{name}.lora_{side}.default.weight"] for side in "AB")
+    expected = model(ids)
     merged = model.merged()
     torch.testing.assert_close(
         merged.model.layers[0].mlp.up_proj.weight, before[f"{name}.base_layer.weight"] + 4.0 / 2 * b @ a
     )
     merged.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
-    expected = model(ids)
     torch.testing.assert_close(again(input_ids=ids).logits, expected, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(model(ids), expected, rtol=0, atol=0), "merging is done in a copy"
+    assert torch.equal(model(ids), expected), "merging is done in a copy"
+    assert any("lora_" in name for name, _ in model.named_parameters())
 
 
 def test_a_checkpoint_is_read_as_it_is(folder: Path) -> None:

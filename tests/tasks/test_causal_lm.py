@@ -102,7 +102,7 @@ def test_a_loss_is_the_mean_over_the_answer_of_a_sample_alone(packing: bool) -> 
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_metrics_are_of_tokens_and_of_greedy_answers(packing: bool) -> None:
-    """Half of the answers are what the model itself generates."""
+    """Half of the answers are what the model itself generates; of another one the first token is."""
     model, answers = network(), [3, 2, 4, 3]
     batch, alone = batch_of([7, 5, 9, 6], answers)
     for row in (0, 2):
@@ -114,6 +114,9 @@ def test_metrics_are_of_tokens_and_of_greedy_answers(packing: bool) -> None:
         batch["inputs"][row, : len(whole[0])] = whole[0]
         answered = slice(len(prompt), len(whole[0]))
         batch["target"][row, answered] = whole[0, answered]
+    prompt = alone[1][:3]
+    first = model.network(input_ids=prompt[None]).logits[0, -1].argmax()
+    alone[1][3] = batch["inputs"][1, 3] = batch["target"][1, 3] = first
     task = AnswerLoss(packing=packing)
     totals = task.totals(model, {name: rows[:2] for name, rows in batch.items()})
     totals += task.totals(model, {name: rows[2:] for name, rows in batch.items()})
