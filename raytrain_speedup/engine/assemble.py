@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,7 +80,7 @@ def _with_data(
         seed=train.seed,
         device=watch.device,
     )
-    flops = _flops_of(stages, model, task, splits)
+    flops = _flops_of(experiment, stages, model, task, splits)
     loader = _loader(experiment, splits, reporter, watch.device)
     if latest is None and experiment.model.pretrained is None and isinstance(loader, Loader):
         _init_from_images(model, loader)
@@ -179,7 +180,7 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
             in_channels=splits.channels,
         ),
         model=experiment.model.name.rpartition("/")[2],
-        cost_of=(lambda size: training_flops(model, task, splits.input_shape(size))) if measured else None,
+        cost_of=(lambda size: _counted(experiment, model, task, splits, size)) if measured else None,
     )
     if not can_drop_tokens(model) and any(stage.tokens < 1 for stage in stages):
         raise UserError(
@@ -284,16 +285,40 @@ def _distinct(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _flops_of(
-    stages: Sequence[Stage], model: nn.Module, task: Task, splits: Splits
+    experiment: Experiment, stages: Sequence[Stage], model: nn.Module, task: Task, splits: Splits
 ) -> dict[tuple[int | None, float], float]:
     """Of one sample, by the size and the fraction of the tokens that a stage shows."""
     flops = {}
     for stage in _distinct(stages):
         keep_tokens(model, stage.tokens)
-        shape = splits.input_shape(stage.size)
-        flops[stage.size, stage.tokens] = training_flops(model, task, shape)
+        flops[stage.size, stage.tokens] = _counted(experiment, model, task, splits, stage.size, stage.tokens)
     keep_tokens(model, 1.0)
     return flops
+
+
+_COUNTED: dict[tuple[Any, ...], float] = {}
+
+
+def _counted(
+    experiment: Experiment,
+    model: nn.Module,
+    task: Task,
+    splits: Splits,
+    size: int | None,
+    tokens: float = 1.0,
+) -> float:
+    """FLOPs of training on one sample; a process that makes many runs counts a network once.
+
+    Not so a network or task of the user's own: the code under its name may have changed.
+    """
+    shape = splits.input_shape(size)
+    if is_import_path(experiment.model.name) or is_import_path(experiment.task.kind):
+        return training_flops(model, task, shape)
+    settings = experiment.model.model_dump_json(), experiment.task.model_dump_json()
+    key = (*settings, splits.image_size, splits.num_classes, shape, tokens)
+    if key not in _COUNTED:
+        _COUNTED[key] = training_flops(model, task, shape)
+    return _COUNTED[key]
 
 
 def _check_task(experiment: Experiment, splits: Splits) -> None:

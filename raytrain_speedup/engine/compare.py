@@ -13,12 +13,19 @@ from operator import attrgetter
 from statistics import fmean, stdev
 from typing import Any
 
-from raytrain_speedup.engine.cost.speedup import Speedup, by_seed
-from raytrain_speedup.engine.final_metrics import FinalMetrics
+from raytrain_speedup.engine.cost.speedup import Speedup, Value, by_seed
+from raytrain_speedup.engine.final_metrics import FinalMetrics, Runs
 from raytrain_speedup.engine.statistics.verdict import Look, Plan, Verdict, fixed_look, settle
 from raytrain_speedup.metric import Metric, SplitName
 
 FULL_BUDGET = 1 - 1e-6
+BUDGET = "budget, in epochs"
+
+METRIC_ON: dict[SplitName, Value] = {
+    "test": lambda run: run.of("test"),
+    "validation": lambda run: run.of("validation"),
+}
+"""What ranks a run, on a split."""
 
 
 class NotComparable(Exception):
@@ -121,13 +128,15 @@ def compare(
         NotComparable: if there is no baseline, if the two sides differ in more than the method, or if a run
             has not spent its whole budget.
     """
+    runs, baselines = sides = Runs.of(runs), Runs.of(baselines)
     split = split_of(runs)
     _check(runs, baselines, split, same_budget="train.epochs" not in declared)
     metric = runs[0].metric
-    method, baseline = (by_seed(side, lambda run: run.of(split)) for side in (runs, baselines))
+    method, baseline = (side.once(by_seed, METRIC_ON[split]) for side in sides)
     if look is None:
         merits = _merits(metric, method), _merits(metric, baseline)
-        look = _as_is(metric, fixed_look(*merits, margin, grain=grain_of([*runs, *baselines], split)))
+        grain = max(side.once(grain_of, split) for side in sides)
+        look = _as_is(metric, fixed_look(*merits, margin, grain=grain))
     return Comparison(
         metric=metric,
         split=split,
@@ -136,7 +145,7 @@ def compare(
         accuracy_std=stdev(method.values()) if len(method) > 1 else None,
         baseline_accuracy=fmean(baseline.values()),
         look=look,
-        speedup=Speedup.of(runs, baselines),
+        speedup=Speedup.of(*sides),
         passes_saved=fmean(run.passes_saved for run in runs),
     )
 
@@ -181,7 +190,7 @@ def _merits(metric: Metric, values: Mapping[int, float]) -> dict[int, float]:
 
 
 def _test_merits(metric: Metric, runs: Sequence[FinalMetrics]) -> dict[int, float]:
-    return _merits(metric, by_seed(runs, lambda run: run.of("test")))
+    return _merits(metric, by_seed(runs, METRIC_ON["test"]))
 
 
 def _as_is(metric: Metric, look: Look) -> Look:
@@ -189,28 +198,38 @@ def _as_is(metric: Metric, look: Look) -> Look:
     return look if metric.sign > 0 else look.mirrored()
 
 
-def _check(
-    runs: Sequence[FinalMetrics], baselines: Sequence[FinalMetrics], split: SplitName, *, same_budget: bool
-) -> None:
+def _check(runs: Runs, baselines: Runs, split: SplitName, *, same_budget: bool) -> None:
     if not runs or not baselines:
         raise NotComparable("no baseline run" if runs else "no run")
     key = runs[0].metric.key(split)
-    for run in (*runs, *baselines):
-        if run.progress < FULL_BUDGET:
-            raise NotComparable(f"a run ended at {run.progress:.0%} of its budget")
-        if key not in run.metrics:
-            raise NotComparable(f"a run has no metric {key!r}")
-        if run.workers_min != run.workers_max:
-            raise NotComparable(f"a run went on with another number of workers: {run.hardware}")
-    everyone = (*runs, *baselines)
-    has_to_be_equal = {
-        "metric": [f"{run.metric.name}, {run.metric.direction}" for run in everyone],
-        "task, data and model": [run.baseline_key for run in everyone],
-        "set-up": [run.setup for run in everyone],
-        "hardware": [run.hardware for run in everyone],
-    }  # `identity.comparison_keys` says what is in the key
-    if same_budget:
-        has_to_be_equal["budget, in epochs"] = [str(run.epochs) for run in everyone]
-    for meaning, values in has_to_be_equal.items():
-        if len(found := set(values)) > 1:
+    for side in (runs, baselines):
+        if (fault := side.once(_fault, key)) is not None:
+            raise NotComparable(fault)
+    ours, theirs = runs.once(_has_to_be_equal), baselines.once(_has_to_be_equal)
+    for meaning, values in ours.items():
+        found = values | theirs[meaning]
+        if len(found) > 1 and (same_budget or meaning != BUDGET):
             raise NotComparable(f"the runs differ in {meaning}: {' / '.join(sorted(found))}")
+
+
+def _fault(runs: Runs, key: str) -> str | None:
+    """Why one of them takes no part in any comparison by the metric of this key."""
+    for run in runs:
+        if run.progress < FULL_BUDGET:
+            return f"a run ended at {run.progress:.0%} of its budget"
+        if key not in run.metrics:
+            return f"a run has no metric {key!r}"
+        if run.workers_min != run.workers_max:
+            return f"a run went on with another number of workers: {run.hardware}"
+    return None
+
+
+def _has_to_be_equal(runs: Runs) -> dict[str, set[str]]:
+    """What both sides have in common, by what it is called; `identity.comparison_keys` says what is in a key."""
+    return {
+        "metric": {f"{run.metric.name}, {run.metric.direction}" for run in runs},
+        "task, data and model": {run.baseline_key for run in runs},
+        "set-up": {run.setup for run in runs},
+        "hardware": {run.hardware for run in runs},
+        BUDGET: {str(run.epochs) for run in runs},
+    }

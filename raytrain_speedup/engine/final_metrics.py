@@ -6,9 +6,9 @@ the file in the last checkpoint. There it is flat, because a tracker shows a col
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 from raytrain_speedup.engine.cost import costs
 from raytrain_speedup.engine.cost.costs import Costs
@@ -16,6 +16,9 @@ from raytrain_speedup.metric import Metric, SplitName
 
 FINAL = "final"
 """The key by which a report says that the run is over."""
+
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,25 @@ class FinalMetrics:
             metrics=others(content),
             **(unknown | own),
         )
+
+
+class Runs(tuple[FinalMetrics, ...]):
+    """Runs of one setting, and what was found out about them: a baseline is one side of hundreds of comparisons."""
+
+    def __init__(self, _: Iterable[FinalMetrics] = ()) -> None:
+        self._answers: dict[tuple[Hashable, ...], Any] = {}
+
+    @classmethod
+    def of(cls, runs: Iterable[FinalMetrics]) -> Runs:
+        """These runs as such; what is known of them stays known."""
+        return runs if isinstance(runs, Runs) else cls(runs)
+
+    def once(self, ask: Callable[..., Answer], *about: Hashable) -> Answer:
+        """`ask(runs, *about)`, which is asked once."""
+        key = (ask, *about)
+        if key not in self._answers:
+            self._answers[key] = ask(self, *about)
+        return cast(Answer, self._answers[key])
 
 
 WORDS = ("baseline_key", "train_key", "setup", "hardware", "data_fingerprint")

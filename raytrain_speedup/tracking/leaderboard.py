@@ -14,9 +14,17 @@ from dataclasses import dataclass, fields
 from statistics import fmean, stdev
 from typing import Any
 
-from raytrain_speedup.engine.compare import NAMES, Comparison, NotComparable, compare, settle_runs, split_of
+from raytrain_speedup.engine.compare import (
+    METRIC_ON,
+    NAMES,
+    Comparison,
+    NotComparable,
+    compare,
+    settle_runs,
+    split_of,
+)
 from raytrain_speedup.engine.cost.speedup import by_seed
-from raytrain_speedup.engine.final_metrics import FinalMetrics
+from raytrain_speedup.engine.final_metrics import FinalMetrics, Runs
 from raytrain_speedup.engine.statistics.verdict import Look, Plan
 from raytrain_speedup.metric import ACCURACY, Direction, Metric, SplitName
 from raytrain_speedup.tracking import open_tracker, store
@@ -183,13 +191,14 @@ class _Baselines:
     """
 
     def __init__(self, finished: Sequence[Record]) -> None:
-        self._runs: dict[tuple[Any, ...], list[FinalMetrics]] = defaultdict(list)
+        found: dict[tuple[Any, ...], list[FinalMetrics]] = defaultdict(list)
         for record in finished:
             if record.role == "baseline":
-                self._runs[self._key(record)].append(record.final)
+                found[self._key(record)].append(record.final)
+        self._runs = {key: Runs(runs) for key, runs in found.items()}
 
-    def of(self, run: Record) -> list[FinalMetrics]:
-        return self._runs.get(self._key(run), [])
+    def of(self, run: Record) -> Runs:
+        return self._runs.get(self._key(run), Runs())
 
     @staticmethod
     def _key(run: Record) -> tuple[Any, ...]:
@@ -226,9 +235,9 @@ def _longest_plan(runs: Sequence[Record]) -> Plan | None:
 def _row(group: Sequence[Record], baselines: _Baselines, look: Look | None) -> Row:
     group = sorted(group, key=lambda record: record.seed)
     first = group[0]
-    runs = [run.final for run in group]
+    runs = Runs(run.final for run in group)
     split = split_of(runs)
-    accuracies = list(by_seed(runs, lambda run: run.of(split)).values())
+    accuracies = list(runs.once(by_seed, METRIC_ON[split]).values())
     margin = DEFAULT_MARGIN if first.margin is None else first.margin
     found, note = None, ""
     if first.role != "baseline":

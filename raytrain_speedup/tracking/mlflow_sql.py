@@ -35,7 +35,7 @@ AND (:value IS NULL OR t.value = :value)
 AND (:parent IS NULL OR p.value = :parent)
 ORDER BY r.start_time, r.run_uuid
 """
-TAGS = "SELECT number, key, value FROM chosen JOIN tags USING (run_uuid) WHERE key >= ? AND key < ?"
+TAGS = "SELECT number, key, value FROM chosen CROSS JOIN tags USING (run_uuid) WHERE key >= ? AND key < ?"
 METRICS = """
 SELECT number, key, value, is_nan FROM chosen JOIN latest_metrics USING (run_uuid) WHERE key < ? OR key >= ?
 """
@@ -43,7 +43,7 @@ SELECT number, key, value, is_nan FROM chosen JOIN latest_metrics USING (run_uui
 SOME_METRICS = """
 SELECT number, key, value, is_nan FROM chosen CROSS JOIN latest_metrics USING (run_uuid) WHERE key IN ({})
 """
-"""The cross join keeps the order: each key of each run is one look into the primary key."""
+"""A cross join keeps the order: each key of each run is one look into the primary key."""
 
 METRIC = f"{OURS}metric"
 
@@ -69,10 +69,11 @@ def read_runs(
         database.execute("BEGIN")  # all that follows is of one moment
         asked = {"experiment": experiment, "tag": tag, "value": value, "parent": parent}
         chosen = database.execute(CHOSEN, {**asked, "parent_tag": PARENT}).fetchall()
-        # Numbers for ids: half a million strings of 32 characters take as long to make as all else.
-        database.execute("CREATE TEMP TABLE chosen (number INTEGER, run_uuid TEXT PRIMARY KEY)")
-        ids = [(number, run_id) for number, (run_id, *_) in enumerate(chosen)]
-        database.executemany("INSERT INTO chosen VALUES (?, ?)", ids)
+        # Numbers for ids: half a million strings of 32 characters take as long to make as all else. In the order of
+        # the indices: in that of time each look meets another page, and reading takes twice as long.
+        database.execute("CREATE TEMP TABLE chosen (number INTEGER, run_uuid TEXT)")
+        ids = sorted((run_id, number) for number, (run_id, *_) in enumerate(chosen))
+        database.executemany("INSERT INTO chosen (run_uuid, number) VALUES (?, ?)", ids)
         tags: list[dict[str, str]] = [{} for _ in chosen]
         for number, key, text in database.execute(TAGS, _range(OURS)):
             tags[number][key] = text

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from datetime import timedelta
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from adapter_runs import (
     BATCH,
     EPOCHS,
@@ -28,6 +27,7 @@ from adapter_runs import (
     tiny,
     train,
 )
+from ranks import WORLD, on_two_ranks
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import cross_entropy
@@ -37,7 +37,6 @@ from torch.utils.data import DataLoader
 from raytrain_speedup.adapters import ProgressLR, PrunedBatchSampler, PrunedLoader
 from raytrain_speedup.settings import UserError
 
-WORLD = 2
 STOP_AFTER = 6  # steps: in the middle of the second epoch, which is pruned
 
 
@@ -84,14 +83,8 @@ def parts(model: Any, rank: int) -> dict[str, Any]:
     return model.module.state_dict()
 
 
-def worker(rank: int, folder: Path) -> None:
-    import os
-
-    torch.set_num_threads(1)
+def worker(rank: int, folder: Path) -> dict[str, Any]:
     os.chdir(folder)
-    patience = timedelta(minutes=1)  # of processes whose plans differ, and which wait for each other
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, timeout=patience, rank=rank, world_size=WORLD)
     calls = count_collectives()
     new = lambda: DistributedDataParallel(network(tiny(VIT)))  # noqa: E731
     result: dict[str, Any] = {}
@@ -105,8 +98,7 @@ def worker(rank: int, folder: Path) -> None:
     result["loader"] = parts(new(), rank)
     with pytest.raises(UserError, match="group: a mesh of 2 dimensions"):
         loader_of(tiny(), batch_size=8, group=init_device_mesh("cpu", (2, 1)))
-    torch.save(result, f"{rank}.pt")
-    dist.destroy_process_group()
+    return result
 
 
 def count_collectives() -> list[str]:
@@ -125,14 +117,12 @@ def count_collectives() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(folder,), nprocs=WORLD)
-    return folder
+    return tmp_path_factory.mktemp("ranks")
 
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[dict[str, Any]]:
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return on_two_ranks(worker, folder)
 
 
 @pytest.fixture

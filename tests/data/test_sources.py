@@ -22,7 +22,7 @@ from torchvision import datasets
 from raytrain_speedup.data import SOURCES, DataSettings, build_loader, open_data
 from raytrain_speedup.data.base import CorruptSample
 from raytrain_speedup.data.cifar import Cifar10Settings, Cifar100Settings
-from raytrain_speedup.data.digits import DigitsSettings
+from raytrain_speedup.data.digits import DigitsSettings, _table
 from raytrain_speedup.data.folders import ImageFolderSettings
 from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.settings import UserError
@@ -71,6 +71,12 @@ class TestDigits:
         image = splits.train.decode(0)
         assert image.shape == (16, 16, 1) and image.dtype == np.uint8 and image.max() > 200
         assert splits.train.targets.dtype == np.int64
+
+    def test_they_are_scikit_learns(self) -> None:
+        from sklearn.datasets import load_digits
+
+        small, targets = _table()
+        assert (small == load_digits().images).all() and (targets == load_digits().target).all()
 
     def test_image_size(self) -> None:
         assert open_data(DigitsSettings(image_size=32), seed=0).train.decode(3).shape == (32, 32, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,13 +98,6 @@ class WorkerDiary(Diary):
         dist.barrier()
         super().report(metrics, checkpoint if self.rank == 0 else None)
         dist.barrier()
-
-
-def free_port() -> int:
-    """A port for the rendezvous of two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def run(experiment: Experiment, reporter: Reporter, **options: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,13 @@ from torch._dynamo.utils import counters
 STAGES = [{"fraction": 0.5, "ratio": 0.5}, {"fraction": 0.5}]
 
 
-def test_a_graph_for_each_stage_and_none_for_the_rest(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)  # a minute of a C++ compiler's time
+def test_a_graph_for_each_stage_and_none_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     keys = {**VIT, "curriculum.method": "custom", "curriculum.schedule": STAGES, "data.augment": "none"}
     losses = {}
     for compiled in (False, True):

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from denoising import Denoising, DenoisingSettings
-from engine_runs import CPU, Diary, WorkerDiary, free_port, run, same, tiny, trained, untimed, weights
+from engine_runs import CPU, Diary, WorkerDiary, run, same, tiny, trained, untimed, weights
+from ranks import on_two_ranks
 from torch import Tensor, nn
 
 from raytrain_speedup import models
@@ -57,13 +57,9 @@ def denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.NETWORKS, "resnet8", Denoiser)
 
 
-def worker(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
+def worker(rank: int, folder: Path) -> dict[str, Any]:
     models.NETWORKS["resnet8"] = Denoiser
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    metrics = run(experiment(), WorkerDiary(folder, rank), device=CPU)
-    torch.save(metrics, folder / f"metrics-{rank}.pt")
-    dist.destroy_process_group()
+    return run(experiment(), WorkerDiary(folder, rank), device=CPU)
 
 
 def test_it_trains_is_pruned_by_its_scores_and_judged_by_its_own_metric(
@@ -96,8 +92,7 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
     """What is drawn for a sample does not depend on who shows it."""
     whole, expected, _ = trained(experiment(), tmp_path / "one")
     (tmp_path / "two").mkdir()
-    torch.multiprocessing.spawn(worker, (free_port(), tmp_path / "two"), nprocs=2)
-    found = torch.load(tmp_path / "two" / "metrics-1.pt", weights_only=True)
+    _, found = on_two_ranks(worker, tmp_path / "two")
     torch.testing.assert_close(weights(Diary(tmp_path / "two")), expected, rtol=1e-3, atol=1e-5)
     assert found["error"] == pytest.approx(whole["error"], rel=1e-4)
     assert found["samples_shown"] == whole["samples_shown"]

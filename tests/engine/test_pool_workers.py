@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from engine_runs import CPU, STEPS, Diary, WorkerDiary, distilled, free_port, same
+from engine_runs import CPU, STEPS, Diary, WorkerDiary, distilled, same
+from ranks import on_two_ranks
 
 from raytrain_speedup.engine import run as engine
 from raytrain_speedup.engine.checkpoint import read_own
@@ -22,10 +22,8 @@ EXPERIMENT = distilled({"data.val_fraction": 0.0, "teacher.train.epochs": 0.2})
 """Without a validation split nothing but the end of its training makes the ranks' teachers one."""
 
 
-def worker(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
+def worker(rank: int, folder: Path) -> None:
     evaluation_set.STEPS = 1  # what it shows does not matter here
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     final_metrics = engine._final_metrics
 
     def kept(loop: Loop, passes: float, *, test: bool) -> dict[str, Any]:
@@ -39,7 +37,6 @@ def worker(rank: int, port: int, folder: Path) -> None:
         engine.run(EXPERIMENT, WorkerDiary(folder / "stopped", rank, stop_after=2 * STEPS + 1), device=CPU)
     for name in ("whole", "stopped", "joined"):
         engine.run(EXPERIMENT, WorkerDiary(folder / name, rank), device=CPU)
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +45,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     with pytest.raises(Stopped, match="the checkpoint is"):
         engine.run(EXPERIMENT, Diary(folder / "joined", stop_after=STEPS + 1), device=CPU)
-    torch.multiprocessing.spawn(worker, (free_port(), folder), nprocs=2)
+    on_two_ranks(worker, folder)
     return folder
 
 

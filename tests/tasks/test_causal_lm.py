@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from ranks import on_two_ranks
 from torch import Tensor
 
 from raytrain_speedup.config import Experiment, load_experiment
@@ -25,7 +25,7 @@ from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks.causal_lm import AnswerLoss, first_fit
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
-from engine_runs import CPU, Diary, WorkerDiary, free_port, run, same, trained, untimed, weights
+from engine_runs import CPU, Diary, WorkerDiary, run, same, trained, untimed, weights
 
 TINY = {
     "data.train_samples": 100,
@@ -123,7 +123,7 @@ def test_metrics_are_of_tokens_and_of_greedy_answers(packing: bool) -> None:
     found = task.metrics(totals, "test")
     nats = [nats_of(model, sample, answer) for sample, answer in zip(alone, answers, strict=True)]
     assert found["perplexity"] == pytest.approx(math.exp(torch.cat(nats).detach().mean()), rel=1e-6)
-    assert found["loss"] == pytest.approx(sum(float(each.mean()) for each in nats) / 4, rel=1e-6)
+    assert found["loss"] == pytest.approx(sum(each.mean().item() for each in nats) / 4, rel=1e-6)
     assert found["exact_match"] == 50
     assert (task.ranking.name, task.ranking.direction) == ("perplexity", "min")
 
@@ -211,20 +211,15 @@ def test_base_weights_stay_and_the_coreset_alone_is_shown(tmp_path: Path) -> Non
     assert found["samples_shown"] < 4 * 60 and found["passes_saved"] > 0.25
 
 
-def worker(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    metrics = run(tiny({"pruning": DQ, "task.packing": True}), WorkerDiary(folder, rank), device=CPU)
-    torch.save(metrics, folder / f"metrics-{rank}.pt")
-    dist.destroy_process_group()
+def worker(rank: int, folder: Path) -> dict[str, Any]:
+    return run(tiny({"pruning": DQ, "task.packing": True}), WorkerDiary(folder, rank), device=CPU)
 
 
 def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
     """They choose the same coreset, and prune alike; each packs its own part of a step."""
     whole, expected, _ = trained(tiny({"pruning": DQ, "task.packing": True}), tmp_path / "one")
     (tmp_path / "two").mkdir()
-    torch.multiprocessing.spawn(worker, (free_port(), tmp_path / "two"), nprocs=2)
-    first, found = (torch.load(tmp_path / "two" / f"metrics-{n}.pt", weights_only=True) for n in (0, 1))
+    first, found = on_two_ranks(worker, tmp_path / "two")
     torch.testing.assert_close(weights(Diary(tmp_path / "two")), expected, rtol=1e-3, atol=2e-5)
     assert found["perplexity"] == pytest.approx(whole["perplexity"], rel=1e-4)
     assert found["samples_shown"] == whole["samples_shown"]
@@ -252,7 +247,7 @@ def test_flops_are_those_of_the_rows_padding_included(
         return found
 
     monkeypatch.setattr(AnswerLoss, "losses", counting)
-    padded = tiny({"pruning": {"method": "none"}, "train.checkpoint_every": 0})
+    padded = tiny({"pruning": {"method": "none"}, "train.checkpoint_every": 0, "task.packing": False})
     length = open_data(padded.data, seed=0).image_size
     found = run(padded, Diary(tmp_path), device=CPU)
     assert found["samples_shown"] == 4 * 80
@@ -266,7 +261,12 @@ def test_flops_are_those_of_the_rows_padding_included(
 
 
 def test_a_curriculum_of_lengths_spends_the_budget_on_more_samples(tmp_path: Path) -> None:
-    keys = {"pruning": {"method": "none"}, "curriculum.method": "length", "curriculum.steps": 2}
+    keys: dict[str, Any] = {
+        "pruning": {"method": "none"},
+        "curriculum.method": "length",
+        "curriculum.steps": 2,
+    }
+    keys["task.packing"] = False
     found, _, diary = trained(tiny(keys), tmp_path)
     assert found["samples_shown"] > 1.1 * 4 * 80 and diary.epochs[-1]["progress"] == 1
     assert found["compute_spent"] == pytest.approx(4, abs=0.5)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from PIL import Image
+from ranks import on_two_ranks
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
@@ -30,7 +30,7 @@ from raytrain_speedup.tasks.mae import (
 )
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
-from engine_runs import CPU, Diary, WorkerDiary, free_port, run, same, trained, untimed, weights
+from engine_runs import CPU, Diary, WorkerDiary, run, same, trained, untimed, weights
 
 TINY = {
     "data.image_size": 8,
@@ -211,19 +211,14 @@ BY_SGD = {"train.optimizer": "sgd", "train.lr": 0.05}
 """AdamW makes whole steps of the rounding of a gradient that is zero, as that of an attention's key bias is."""
 
 
-def worker(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    metrics = run(tiny(BY_SGD), WorkerDiary(folder, rank), device=CPU)
-    torch.save(metrics, folder / f"metrics-{rank}.pt")
-    dist.destroy_process_group()
+def worker(rank: int, folder: Path) -> dict[str, Any]:
+    return run(tiny(BY_SGD), WorkerDiary(folder, rank), device=CPU)
 
 
 def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
     whole, expected, _ = trained(tiny(BY_SGD), tmp_path / "one")
     (tmp_path / "two").mkdir()
-    torch.multiprocessing.spawn(worker, (free_port(), tmp_path / "two"), nprocs=2)
-    found = torch.load(tmp_path / "two" / "metrics-1.pt", weights_only=True)
+    _, found = on_two_ranks(worker, tmp_path / "two")
     torch.testing.assert_close(weights(Diary(tmp_path / "two")), expected, rtol=1e-3, atol=1e-4)
     assert found["reconstruction_error"] == pytest.approx(whole["reconstruction_error"], rel=1e-4)
     assert found["probe_accuracy"] == pytest.approx(whole["probe_accuracy"], abs=0.5)

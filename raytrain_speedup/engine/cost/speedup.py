@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
-from raytrain_speedup.engine.final_metrics import FinalMetrics
+from raytrain_speedup.engine.final_metrics import FinalMetrics, Runs
 from raytrain_speedup.engine.statistics.estimate import ratio_interval
 
 Value = Callable[[FinalMetrics], float | None]
@@ -58,33 +58,61 @@ class Speedup:
     @classmethod
     def of(cls, runs: Sequence[FinalMetrics], baselines: Sequence[FinalMetrics]) -> Speedup:
         """The speedup of comparable runs, each side at least one."""
-        everyone = (*runs, *baselines)
-        wall, wall_interval = _ratio(runs, baselines, lambda run: run.costs.train_seconds)
-        flops = _ratio(runs, baselines, _flops)[0] if all(map(_flops, everyone)) else None
-        reasons = disturbances(everyone)
-        units = {run.costs.reference_batch for run in everyone}
-        if not all(map(_steps, everyone)) or len(units) > 1:
-            return cls(wall, wall_interval, "wall seconds", wall, flops, reasons, _doubt(wall, None, flops))
-        if _spread(everyone) > HOPELESS_SPREAD:
-            return cls(None, None, "none", wall, flops, reasons)
-        ratio, interval = _ratio(runs, baselines, _steps)
-        return cls(ratio, interval, "reference steps", wall, flops, reasons, _doubt(ratio, wall, flops))
+        sides = Runs.of(runs), Runs.of(baselines)
+        wall, wall_interval = _ratio(*sides, _wall)
+        flops = _ratio(*sides, _flops)[0] if all(side.once(_have, _flops) for side in sides) else None
+        worst = Disturbance.worst(side.once(Disturbance.of) for side in sides)
+        units = {unit for side in sides for unit in side.once(_units)}
+        if not all(side.once(_have, _steps) for side in sides) or len(units) > 1:
+            doubt = _doubt(wall, None, flops)
+            return cls(wall, wall_interval, "wall seconds", wall, flops, worst.spoken(), doubt)
+        if worst.spread > HOPELESS_SPREAD:
+            return cls(None, None, "none", wall, flops, worst.spoken())
+        ratio, interval = _ratio(*sides, _steps)
+        doubt = _doubt(ratio, wall, flops)
+        return cls(ratio, interval, "reference steps", wall, flops, worst.spoken(), doubt)
 
 
-def disturbances(runs: Sequence[FinalMetrics]) -> str:
-    """What disturbed runs, the worst of each: it makes their wall seconds doubtful, and their cost less sure."""
-    costs = [run.costs for run in runs]
-    fraction = min((cost.core_fraction for cost in costs if cost.core_fraction is not None), default=1.0)
-    switches = max(cost.switches_per_second or 0.0 for cost in costs)
-    spread = _spread(runs)
-    others = max(cost.other_processes or 0.0 for cost in costs)
-    found = {
-        f"as little as {fraction:.0%} of a core": fraction < LEAST_CORE_FRACTION,
-        f"core lost up to {switches:.0f} times a second": switches > MOST_SWITCHES,
-        f"reference step varied {spread:.2f}-fold": spread > MOST_SPREAD,
-        f"{others:.0f} other processes on the GPU": others > 0,
-    }
-    return ", ".join(reason for reason, holds in found.items() if holds)
+class Disturbance(NamedTuple):
+    """What disturbed runs, the worst of each: it makes their wall seconds doubtful, and their cost less sure.
+
+    Attributes:
+        core_fraction: the part of a core that a run had.
+        switches: times a second that it lost the core.
+        spread: slowest over fastest of its reference steps.
+        others: processes beside it on its GPU.
+    """
+
+    core_fraction: float
+    switches: float
+    spread: float
+    others: float
+
+    @classmethod
+    def of(cls, runs: Sequence[FinalMetrics]) -> Self:
+        """Of all these runs, at least one."""
+        costs = [run.costs for run in runs]
+        return cls(
+            min((cost.core_fraction for cost in costs if cost.core_fraction is not None), default=1.0),
+            max(cost.switches_per_second or 0.0 for cost in costs),
+            max(1.0 if cost.reference_spread is None else cost.reference_spread for cost in costs),
+            max(cost.other_processes or 0.0 for cost in costs),
+        )
+
+    @classmethod
+    def worst(cls, several: Iterable[Self]) -> Self:
+        fractions, *most = zip(*several, strict=True)
+        return cls(min(fractions), *map(max, most))
+
+    def spoken(self) -> str:
+        """In words; empty where nothing disturbed."""
+        found = {
+            f"as little as {self.core_fraction:.0%} of a core": self.core_fraction < LEAST_CORE_FRACTION,
+            f"core lost up to {self.switches:.0f} times a second": self.switches > MOST_SWITCHES,
+            f"reference step varied {self.spread:.2f}-fold": self.spread > MOST_SPREAD,
+            f"{self.others:.0f} other processes on the GPU": self.others > 0,
+        }
+        return ", ".join(reason for reason, holds in found.items() if holds)
 
 
 def _doubt(ratio: float, wall: float | None, flops: float | None) -> str:
@@ -97,6 +125,10 @@ def _doubt(ratio: float, wall: float | None, flops: float | None) -> str:
     return "but " + " and ".join(found) if found else ""
 
 
+def _wall(run: FinalMetrics) -> float | None:
+    return run.costs.train_seconds
+
+
 def _flops(run: FinalMetrics) -> float | None:
     return run.costs.train_flops
 
@@ -105,16 +137,18 @@ def _steps(run: FinalMetrics) -> float | None:
     return run.costs.reference_steps
 
 
-def _spread(runs: Sequence[FinalMetrics]) -> float:
-    """Of the reference steps, in the run where they varied most."""
-    return max(1.0 if run.costs.reference_spread is None else run.costs.reference_spread for run in runs)
+def _have(runs: Runs, value: Value) -> bool:
+    return all(map(value, runs))
 
 
-def _ratio(
-    runs: Sequence[FinalMetrics], baselines: Sequence[FinalMetrics], cost: Value
-) -> tuple[float, tuple[float, float] | None]:
+def _units(runs: Runs) -> set[float | None]:
+    """Of reference steps."""
+    return {run.costs.reference_batch for run in runs}
+
+
+def _ratio(runs: Runs, baselines: Runs, cost: Value) -> tuple[float, tuple[float, float] | None]:
     """Baseline over method, and its bounds: seed by seed where the baseline ran those of the method."""
-    ours, theirs = by_seed(runs, cost), by_seed(baselines, cost)
+    ours, theirs = runs.once(by_seed, cost), baselines.once(by_seed, cost)
     return ratio_interval(ours, theirs, confidence=CONFIDENCE, paired=ours.keys() <= theirs.keys())
 
 

@@ -125,9 +125,11 @@ def ratio_interval(
     Returns:
         The ratio of the geometric means, and its bounds; None below two seeds on a side.
     """
-    if len(method_costs) == 1 and not paired:  # a trial of a search, of which there are thousands
-        cost, others = next(iter(method_costs.values())), baseline_costs.values()
-        return math.exp(fmean(map(math.log, others)) - math.log(cost)), None
+    if len(method_costs) == 1:  # a trial of a search, of which there are thousands: without NumPy
+        (seed, cost), *_ = method_costs.items()
+        if paired:
+            return baseline_costs[seed] / cost, None
+        return math.exp(fmean(map(math.log, baseline_costs.values())) - math.log(cost)), None
     pairing: Pairing = "paired" if paired else "unpaired"
     ours, theirs = (np.log(side) for side in over_seeds(method_costs, baseline_costs, pairing))
     if min(len(ours), len(theirs)) < 2:

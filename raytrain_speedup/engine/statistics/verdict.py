@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any, Literal, Self, cast
 
 import numpy as np
@@ -341,13 +342,14 @@ def fixed_look(
 
     Paired if both sides ran the same seeds, Welch's test otherwise. No verdict below three seeds a side.
     """
+    counts = len(method), len(baseline)
+    if min(counts) < 2:  # a trial of a search, of which there are thousands: without NumPy
+        difference = fmean(method.values()) - fmean(baseline.values())
+        return Look(*counts, difference, None, None, "not yet known", None, None)
     pairing: Pairing = "paired" if method.keys() == baseline.keys() else "unpaired"
     ours, theirs = over_seeds(method, baseline, pairing)
-    counts = len(ours), len(theirs)
     together = correlation_over_seeds(method, baseline)
     difference = float(ours.mean() - theirs.mean())
-    if min(counts) < 2:
-        return Look(*counts, difference, None, None, "not yet known", None, together)
     found = Estimate.of(ours, theirs, pairing, grain)
     interval = _floats(found.bounds(error, error))
     status = verdict(interval, margin) if min(counts) >= SEEDS_NEEDED else "not yet known"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from distillation_nets import TRAINING_IMAGES, build
+from ranks import on_two_ranks
 from torch import Tensor
 
 from raytrain_speedup.methods.distillation import workers
@@ -42,28 +40,21 @@ def adversary() -> Tensor:
     return torch.cat([value.flatten() for value in synthesizer.state_dict()["generator"].values()])
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+def work(rank: int) -> dict[str, Any]:
     ranks = [torch.full((2,), float(rank)), torch.full((3, 1), 10.0 * rank)]
-    results = {
+    return {
         "average": workers.average(ranks),
         "fomaml": learn(1, "fomaml"),
         "reptile": learn(1, "reptile"),
         "dfq": adversary(),
         "real": build("real", batch_size=10).synthesize(0).images,
     }
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+def ranks() -> list[dict[str, dict[str, Tensor]]]:
     """What two gloo processes learnt, each with one task."""
-    folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
-    return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(2)]
+    return on_two_ranks(work)
 
 
 @pytest.mark.parametrize("meta", ["fomaml", "reptile"])

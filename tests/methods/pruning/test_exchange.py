@@ -1,16 +1,15 @@
 """Two real processes: one collective per epoch, and the plans one worker would make."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import WORLD, on_two_ranks
 
 from raytrain_speedup.methods.pruning import InfoBatch, shard
 
-N, EPOCHS, WORLD = 501, 6, 2
+N, EPOCHS = 501, 6
 COLLECTIVES = (
     "all_reduce",
     "all_gather",
@@ -70,19 +69,15 @@ def observe_the_same() -> torch.Tensor:
     return pruner.scores
 
 
-def worker(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+def worker(rank: int) -> dict:
     calls: list[str] = []
     for name in COLLECTIVES:
         setattr(dist, name, counted(getattr(dist, name), name, calls))
-    result = {
+    return {
         "run": train(InfoBatch(N, EPOCHS, saving=0.3, seed=1), rank, WORLD, calls),
         "within": stop_within_an_epoch(rank, WORLD).state_dict(),
         "same": observe_the_same(),
     }
-    torch.save(result, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 def counted(collective, name, calls):
@@ -94,10 +89,8 @@ def counted(collective, name, calls):
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(folder,), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+def ranks():
+    return on_two_ranks(worker)
 
 
 def test_two_workers_plan_what_one_worker_plans(ranks):
