@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,9 @@ def test_a_checkpoint_is_read_as_it_is(folder: Path) -> None:
     own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.randint(0, 40, (2, 8))
     torch.testing.assert_close(found(ids), own(input_ids=ids).logits)
+    content = json.loads((folder / "config.json").read_text())
+    other = {"torch_dtype": "float16", "of_another_version": 1}
+    (folder / "config.json").write_text(json.dumps(content | other))
     fresh = build_model(without_weights(settings), num_classes=40, image_size=32, dense=None)
     shapes = [{name: each.shape for name, each in model.state_dict().items()} for model in (found, fresh)]
     assert shapes[0] == shapes[1] and not torch.equal(found(ids), fresh(ids))
