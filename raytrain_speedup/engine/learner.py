@@ -149,7 +149,7 @@ class Learner:
         if self.parallel is not None and size_of(self.model) not in (None, size):
             return
         keep_tokens(self.model, stage.tokens)
-        with at_size(self.model, size), within_memory(len(batch["inputs"]), size):
+        with at_size(self.model, size), within_memory(len(batch["inputs"]), size, self.task.inputs):
             self.task.losses(self.forward, batch).losses.sum().backward()
             self.model.zero_grad(set_to_none=True)
 

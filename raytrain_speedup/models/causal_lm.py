@@ -151,7 +151,9 @@ def _fresh(library: Any, model_type: str, options: Mapping[str, Any]) -> Any:
         raise UserError(f"model.name: {FAMILY}/{model_type}: {reason[:200]}") from error
     except Exception as error:  # the checks of a configuration raise errors of several libraries
         raise UserError(f"model.options: {FAMILY}/{model_type} refuses them: {_first_line(error)}") from error
-    stored = "model_type" in options  # the configuration of a checkpoint, which may have keys of other versions
+    stored = (
+        "model_type" in options
+    )  # the configuration of a checkpoint, which may have keys of other versions
     unknown = [] if stored else [key for key in given if key not in type(config)().to_dict()]
     if unknown:
         raise UserError(
