@@ -23,6 +23,7 @@ from raytrain_speedup.methods.pruning.coreset import graph_cut_bins
 from raytrain_speedup.models.causal_lm import CausalLM, build_causal_lm
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks.causal_lm import AnswerLoss, first_fit
+from raytrain_speedup.tracking.run_log import settings_of
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 from engine_runs import CPU, Diary, WorkerDiary, run, same, trained, untimed, weights
@@ -273,6 +274,13 @@ def test_a_curriculum_of_lengths_spends_the_budget_on_more_samples(tmp_path: Pat
     length = open_data(tiny().data, seed=0).image_size
     whole = flops_of_a_row(length)
     assert found["train_flops"] == pytest.approx(found["compute_spent"] * 80 * whole, rel=0.01)
+
+
+def test_a_row_names_the_method_within() -> None:
+    experiment = tiny({"pruning": {**DQ, "within": {"method": "infobatch"}}})
+    assert settings_of(experiment, {}) == "bins=4 fraction=0.75 within=infobatch"
+    changed = tiny({"pruning": {**DQ, "within": {"method": "infobatch", "prune_ratio": 0.3}}})
+    assert settings_of(changed, {}).endswith("within=infobatch(prune_ratio=0.3)")
 
 
 def test_another_checkpoint_is_another_experiment(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from raytrain_speedup.engine.counted_pruner import CountedPruner
 from raytrain_speedup.methods.pruning import DQSettings, InfoBatchSettings, equal_epochs
 from raytrain_speedup.methods.pruning.coreset import graph_cut_bins
 from raytrain_speedup.settings import UserError
@@ -102,6 +103,12 @@ def test_without_features_all_is_shown_and_it_says_so(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         assert [method.plan(epoch).kept for epoch in range(EPOCHS)] == [N] * EPOCHS
     assert caplog.text.count("dq was told no features") == 1
+
+
+def test_a_script_tells_the_pruner_that_it_is_given() -> None:
+    counted = CountedPruner(pruner(fraction=0.5))
+    counted.describe(features())
+    assert counted.plan(0).kept == N // 2 == counted.kept[0]
 
 
 @pytest.mark.parametrize("wrong", [features()[:-1], features()[:, 0], features() * torch.inf])
