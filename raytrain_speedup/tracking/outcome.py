@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raytrain_speedup.tracking import store
-from raytrain_speedup.tracking.leaderboard import Row, best, safest
+from raytrain_speedup.tracking.leaderboard import SEARCHED, Row, best, safest
 from raytrain_speedup.tracking.store import short_ids
 from raytrain_speedup.tracking.table import markdown_table
 from raytrain_speedup.tracking.tracker import Tracker
@@ -67,7 +67,10 @@ def outcome_note(rows: Sequence[Row], plot: str) -> str:
     """
     ids = short_ids(run_id for row in rows for run_id in row.run_ids)
     shown = [row for row in rows if row.state == "finished"][:SHOWN]
-    lines = [f"**{verdict_sentence(rows)}**", "", f"![speedup against accuracy]({plot})", ""]
+    lines = [f"**{verdict_sentence(rows)}**", ""]
+    if (control := control_sentence(rows)) is not None:
+        lines += [control, ""]
+    lines += [f"![speedup against accuracy]({plot})", ""]
     lines += [markdown_table(shown, ids), ""]
     if left := len(rows) - len(shown):
         lines += [f"and {left} more runs, stopped, failed or further down (`speedup leaderboard`)", ""]
@@ -88,6 +91,30 @@ def verdict_sentence(rows: Sequence[Row]) -> str:
     return (
         f"{row.label} {row.settings} trains {times}, {difference} over "
         f"{len(row.seeds)} seeds: {row.verdict} (margin {row.margin:g})."
+    )
+
+
+def control_sentence(rows: Sequence[Row]) -> str | None:
+    """Which control does what the proven setting does, at no lower speed; None where none does."""
+    row = best(rows)
+    if row is None or row.speedup is None:
+        return None
+    least = row.speedup if row.speedup_interval is None else row.speedup_interval[0]
+    equal = [
+        other
+        for other in rows
+        if other.role not in (*SEARCHED, "baseline", "run")
+        and other.verdict == "lossless"
+        and other.speedup is not None
+        and other.speedup >= least
+    ]
+    if not equal:
+        return None
+    control = max(equal, key=lambda other: other.speedup or 0.0)
+    what = f"{control.label} {control.settings}".rstrip()
+    return (
+        f"So does a control: {what} is lossless at {control.speedup:.2f} x. At this budget the speedup is no "
+        "merit of the method."
     )
 
 

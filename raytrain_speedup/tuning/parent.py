@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
 import yaml
 
-from raytrain_speedup.settings import UserError
+from raytrain_speedup.settings import UserError, flatten
 from raytrain_speedup.tracking import store
 from raytrain_speedup.tracking.export import experiment_of
 from raytrain_speedup.tracking.provenance import provenance
-from raytrain_speedup.tracking.run_log import EXPERIMENT_FILE
+from raytrain_speedup.tracking.run_log import EXPERIMENT_FILE, LONGEST_PARAM
 from raytrain_speedup.tracking.tracker import EPOCH, NotTracked, Tracker
 from raytrain_speedup.tuning.objective import Objective
 from raytrain_speedup.tuning.planned import BASELINE, TRIAL
 from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, SEARCH_SEED, Sweep, SweepSettings
+
+NO_NAME = re.compile(r"[^\w\-./: ]")
+"""Characters that MLflow does not take in the name of a parameter."""
 
 SPACE_FILE = "search_space.yaml"
 """The file of the run with the sweep's settings; what they vary is in `EXPERIMENT_FILE`."""
@@ -24,7 +28,17 @@ SPACE_FILE = "search_space.yaml"
 def new_parent(tracker: Tracker, sweep: Sweep) -> str:
     """A new run that holds the sweep."""
     tags = {store.SWEEP: sweep.key, store.ROLE: "sweep"} | provenance()
-    return tracker.start(sweep.tracked_as, sweep.settings.name, tags)
+    run_id = tracker.start(sweep.tracked_as, sweep.settings.name, tags)
+    tracker.log_params(run_id, parameters(sweep.settings))
+    return run_id
+
+
+def parameters(settings: SweepSettings) -> dict[str, str]:
+    """What a page of the tracker shows of a sweep: what its file says, and what is searched on a line each."""
+    said = settings.model_dump(mode="json", exclude_defaults=True)
+    searched = {key: str(value) for key, value in said.pop("search", {}).items()}
+    flat = flatten(said | {"search": searched})
+    return {NO_NAME.sub("", key): str(value)[:LONGEST_PARAM] for key, value in flat.items()}
 
 
 def write_sweep(tracker: Tracker, parent: str, sweep: Sweep) -> None:

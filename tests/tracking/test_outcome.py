@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.tracking.leaderboard import leaderboard
-from raytrain_speedup.tracking.outcome import log_outcome
+from raytrain_speedup.tracking.outcome import control_sentence, log_outcome
 from raytrain_speedup.tracking.plot import plot_leaderboard
 from raytrain_speedup.tracking.tracker import Tracker
 
@@ -23,11 +23,17 @@ def sweep(
 ) -> Callable[..., Any]:
     """Write a sweep whose winner loses so much, and its outcome; gives the data of its own run in MLflow."""
 
-    def outcome(loss: float) -> Any:
+    def outcome(loss: float, **controls: float) -> Any:
+        """`controls` are the training seconds of each; but for `lossy` they are as accurate as the
+        baseline."""
         parent = tracker.start(experiment_name, "sweep", {"speedup.sweep": "k"})
         for seed in range(3):
             write("baseline", seed, parent=parent, accuracy=97.0 + seed, train_seconds=10 + seed / 10)
             write("winner", seed, keys=KEYS, parent=parent, accuracy=97.0 - loss + seed, train_seconds=5.0)
+            for control, seconds in controls.items():
+                keys = {"pruning.method": "random", "pruning.saving": seconds / 20}
+                accuracy = 97.0 + seed - 5 * (control == "lossy")
+                write(control, seed, keys=keys, parent=parent, accuracy=accuracy, train_seconds=seconds)
         write("trial", 9, keys=KEYS | {"pruning.prune_ratio": 0.9}, parent=parent, val_accuracy=9.0)
         rows = leaderboard(experiment_name, tracker.uri, parent=parent)
         plot = plot_leaderboard(rows, tmp_path / "leaderboard.png", title="x")
@@ -71,3 +77,15 @@ def test_nothing_proven(sweep: Callable[..., Any]) -> None:
     note = run.data.tags["mlflow.note.content"]
     assert "**No setting is proven lossless; the safest is infobatch prune_ratio=0.4.**" in note
     assert "speedup export" not in note
+
+
+def test_a_control_that_does_as_well_is_named(sweep: Callable[..., Any]) -> None:
+    """At no lower speed than the winner's interval allows; the fastest, and only where it is lossless."""
+    run, rows = sweep(0.1, slow=8.0, random=5.0, fast=4.0, lossy=2.0)
+    said = "So does a control: fast saving=0.2 is lossless at 2.5"
+    assert said in run.data.tags["mlflow.note.content"] and control_sentence(rows).startswith(said)
+    assert control_sentence([row for row in rows if row.role != "fast"]).startswith(
+        "So does a control: random"
+    )
+    assert control_sentence([row for row in rows if row.role not in ("fast", "random")]) is None
+    assert control_sentence(sweep(5.0, random=4.0)[1]) is None, "nothing is proven"

@@ -14,10 +14,10 @@ from raytrain_speedup.tracking.run_log import RunLog
 from raytrain_speedup.tracking.tracker import Tracker
 from raytrain_speedup.tuning import library
 from raytrain_speedup.tuning.library import REUSED, BaselineLibrary
-from raytrain_speedup.tuning.parent import new_parent
+from raytrain_speedup.tuning.parent import new_parent, parameters
 from raytrain_speedup.tuning.plan import SweepPlan
 from raytrain_speedup.tuning.planned import baseline_run
-from raytrain_speedup.tuning.space import Sweep
+from raytrain_speedup.tuning.space import Sweep, load_sweep
 
 WORDS = {"train_key": "t", "data_fingerprint": "d", "setup": "s", "hardware": "h"}
 
@@ -99,3 +99,14 @@ def test_other_code_and_uncommitted_code_borrow_nothing(
     kept(tracker, sweep, seed=2)
     monkeypatch.setattr(library, "provenance", lambda: dirty)
     assert "baseline-seed2" in names_of(planned(tracker, sweep)[0])
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_mlflow_takes_the_parameters_of_every_search_space(file: Path) -> None:
+    """Names and lengths that its store refuses are found by it alone."""
+    from mlflow.utils.validation import _validate_param
+
+    for key, value in parameters(load_sweep(file).settings).items():
+        _validate_param(key, value)

@@ -119,11 +119,13 @@ def test_the_table_ranks_every_setting(made: tuple[Report, str, Path]) -> None:
     head = next(row for row in page.rows if row and row[0] == "setting" and "speedup" in row)
     table = {row[0]: dict(zip(head, row, strict=True)) for row in page.rows if len(row) == len(head)}
     winner = table["infobatch anneal_from=0.55 prune_ratio=0.5"]
-    assert winner["verdict"] == "lossless" and winner["seeds"] == "3" and winner["disturbed"] == "no"
+    assert winner["verdict"] == "lossless" and winner["seeds"] == "3"
     assert winner["saved"] == "50%" and winner["cost s"] == "5.0" and winner["speedup"].startswith("2.00 x")
     assert table["random saving=0.3"]["verdict"] == "lossy"
     assert sum(line["verdict"] == "trial" for line in table.values()) == len(RATIOS) - 1, "one was confirmed"
-    assert "hardware: a desk" in page.sections["Every setting, best first"], "said once where all agree"
+    below = page.sections["Every setting, best first"]
+    assert "hardware: a desk" in below, "said once where all agree"
+    assert "Nothing disturbed the runs" in below
 
 
 def test_what_did_not_help_and_what_was_left_out(made: tuple[Report, str, Path]) -> None:

@@ -56,7 +56,10 @@ def test_a_sweep_of_the_engine(tmp_path: Path, uri: str, monkeypatch: pytest.Mon
     client = MlflowClient(uri)
     parents = {run.parent for run in records}
     assert len(parents) == 1
-    assert client.get_run(parents.pop()).info.status == "FINISHED"
+    holding = client.get_run(parents.pop())
+    assert holding.info.status == "FINISHED"
+    assert holding.data.params["trials"] == "2" and holding.data.params["overrides.train.epochs"] == "2"
+    assert holding.data.params["search.pruning.prune_ratio"] == "{'low': 0.3, 'high': 0.7}"
     one = next(run for run in records if run.role == "winner")
     assert 0 < one.final.passes_saved < 1 and one.final.costs.train_flops
     assert [point.step for point in client.get_metric_history(one.run_id, "epoch/val_accuracy")] == [1, 2]

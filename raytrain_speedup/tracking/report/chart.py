@@ -19,8 +19,11 @@ Interval = tuple[float, float]
 
 WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 92, 18, 14, 74
-LETTER, LINE = 6.5, 14
-"""About the size of a label's letters, to see where it has room."""
+LETTER, LINE, DOT = 7.0, 17, 8
+"""About the size of a label's letters and of a dot, to see where a label has room."""
+
+PHONE = 1.5
+"""Times that letters are larger there, in `page.css`."""
 
 SHIFTS = [step * 7 * sign for step in range(1, 60) for sign in (-1, 1)]
 """Where a label may stand, seen from its point: as close as there is room."""
@@ -190,9 +193,10 @@ def _point(x: Axis, y: Axis, point: Point) -> Html:
 
 
 def _labels(x: Axis, y: Axis, points: Sequence[Point]) -> list[Html]:
-    """The points' names beside them, each moved up or down until it covers no other; where there is no room, a name
-    is left to the point's tip."""
-    taken: list[tuple[float, float, float]] = []
+    """The points' names beside them, each moved up or down until it covers no other and no named point; where there
+    is no room, a name is left to the point's tip."""
+    dots = [(float(_up(y, point.y)), float(_across(x, point.x))) for point in points if point.label]
+    taken = [(up, across - DOT, across + DOT) for up, across in dots]
     found = []
     for point in points:
         below = point.y < y.low
@@ -200,7 +204,8 @@ def _labels(x: Axis, y: Axis, points: Sequence[Point]) -> list[Html]:
         if not text:
             continue
         across, up, length = float(_across(x, point.x)), float(_up(y, point.y)), LETTER * len(text)
-        left = across - 10 - length if across + 10 + length > WIDTH else across + 10
+        beyond = across + 10 + PHONE * length > WIDTH
+        left = across - 10 - length if beyond else across + 10
         places = (up + shift for shift in SHIFTS if TOP <= up + shift <= HEIGHT - BOTTOM)
         right = left + length
         place = next((height for height in places if _is_free(taken, height, left, right)), None)

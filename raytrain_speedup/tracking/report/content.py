@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from raytrain_speedup.tracking.leaderboard import SEARCHED, Row, best, rows, safest
-from raytrain_speedup.tracking.outcome import verdict_sentence
+from raytrain_speedup.tracking.outcome import control_sentence, verdict_sentence
 from raytrain_speedup.tracking.store import Record, short_ids
 from raytrain_speedup.tracking.tracker import EPOCH, Tracker
 
@@ -85,6 +85,7 @@ class Report:
     Attributes:
         target: what the commands of the page name: the sweep or the experiment.
         about: the question, in a sentence.
+        control: what does as well without the method, in a sentence.
         answer: the proven setting, or else the one whose loss is bounded best.
         confirmed: rows that have, or could have, a verdict; `trials` are the finished ones of the search.
         negative: of these, what lost accuracy or saved no time.
@@ -95,6 +96,7 @@ class Report:
     experiment: str
     about: str
     sentence: str
+    control: str | None
     baseline: Row | None
     answer: Row | None
     confirmed: Sequence[Row]
@@ -139,6 +141,7 @@ def gather(
         experiment=records[0].experiment if records else target,
         about=about,
         sentence=verdict_sentence(found),
+        control=control_sentence(found),
         baseline=baseline,
         answer=answer,
         confirmed=confirmed,

@@ -17,6 +17,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
     body.append(...[...body.rows].sort(order));
   }));
 }
+// Paper cannot be unfolded.
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(one => one.open = true));
 const tip = document.createElement("div");
 tip.className = "tip";
 tip.hidden = true;

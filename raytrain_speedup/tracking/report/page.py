@@ -68,6 +68,7 @@ def _head(report: Report) -> Html:
         "header",
         element("p", f"{report.target}, {datetime.now():%d %B %Y}", class_="quiet"),
         element("h1", report.sentence),
+        element("p", report.control, class_="caution") if report.control else None,
         element("p", report.about) if report.about else None,
         _facts(report),
     )

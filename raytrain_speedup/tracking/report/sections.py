@@ -51,7 +51,7 @@ def ranking(report: Report) -> Html:
               _Place("commit", [_commit(row.commit) for row in shown]),
               _Place("hardware", [row.hardware for row in shown])]  # fmt: skip
     own = [place for place in places if place.differs]
-    heads = ["setting", *columns(shown, wide=True), "cost s", "verdict", "run", "disturbed"]
+    heads = ["setting", *columns(shown, wide=True), "cost s", "verdict", "run"]
     table = element(
         "table",
         element(
@@ -69,6 +69,27 @@ def ranking(report: Report) -> Html:
         element("p", f"and {left:,} trials more: speedup leaderboard --all", class_="quiet")
         if left > 0
         else None,
+        _disturbances(shown, report),
+    )
+
+
+def _disturbances(rows: Sequence[Row], report: Report) -> Html:
+    """What a tilde beside a speedup means, for who asks: on a busy machine it is a long list."""
+    words = [
+        (row, ", ".join(filter(None, [row.comparison.speedup.disturbed, row.comparison.speedup.doubt])))
+        for row in rows
+        if row.comparison is not None
+    ]
+    disturbed = [(row, why) for row, why in words if why]
+    if not disturbed:
+        return element("p", "Nothing disturbed the runs of these settings.", class_="quiet")
+    return element(
+        "details",
+        element("summary", f"~ What disturbed {len(disturbed)} of {len(words)} settings"),
+        element(
+            "ul",
+            [element("li", element("code", report.ids[row.run_id]), f" {why}") for row, why in disturbed],
+        ),
     )
 
 
@@ -89,8 +110,6 @@ def _table_row(row: Row, report: Report, places: Sequence[_Place], number: int) 
     setting, *numbers, verdict = (str(cell) for cell in cells(row, wide=True))
     keys = (row.accuracy, row.difference, row.speedup, row.passes_saved, len(row.seeds), row.flops_ratio)
     cost = "" if row.train_seconds is None else f"{row.train_seconds:,.1f}"
-    speedup = None if row.comparison is None else row.comparison.speedup
-    disturbed = "" if speedup is None else ", ".join(filter(None, [speedup.disturbed, speedup.doubt])) or "no"
     sorted_by = [*zip(numbers, keys, strict=True), (cost, row.train_seconds)]
     grey = row.role == "trial"
     return element(
@@ -99,7 +118,6 @@ def _table_row(row: Row, report: Report, places: Sequence[_Place], number: int) 
         [element("td", text, class_="number", data_key=key) for text, key in sorted_by],
         element("td", verdict, class_=None if grey else verdict_class(row) if row.verdict else None),
         element("td", element("code", report.ids[row.run_id])),
-        element("td", disturbed, class_="note"),
         [element("td", place.values[number]) for place in places],
         class_="trial" if grey else None,
         data_run=row.run_id,
