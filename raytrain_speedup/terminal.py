@@ -131,6 +131,7 @@ def summary(run: FinalMetrics) -> Table:
     rows: dict[str, tuple[float | str | None, str]] = {
         f"test {metric.spoken}": (run.of("test"), form),
         "test pixel accuracy": (found.get("pixel_accuracy"), "{:.2f} %"),
+        "test answers to the letter": (found.get("exact_match"), "{:.2f} %"),
         f"teacher's test {metric.spoken}": (found.get(f"teacher_{metric.name}"), form),
         "agreement with the teacher": (found.get("val_agreement"), "{:.2f} %"),
         f"validation {metric.spoken}": (run.of("validation"), form),

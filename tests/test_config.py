@@ -31,7 +31,7 @@ MISTAKES = [
     (
         ["pruning.method=infobach"],
         "pruning.method: 'infobach' is not allowed; expected one of none, infobatch, random, epochs, "
-        "rs2, orderdp, seta, el2n, forgetting, dyn-unc; did you mean 'infobatch'?",
+        "rs2, orderdp, seta, el2n, forgetting, dyn-unc, dq; did you mean 'infobatch'?",
     ),
     (["curriculum.kernel=resize"], "curriculum.method: missing; expected one of none, resize"),
     (

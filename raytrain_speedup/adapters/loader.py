@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from raytrain_speedup.adapters.epochs import PrunedEpochs, Pruning, as_images
 from raytrain_speedup.methods.curriculum.base import Kernel
@@ -86,7 +86,8 @@ class PrunedLoader(PrunedEpochs):
         worker_init_fn: Callable[[int], None] | None = None,
         **options: Any,
     ) -> None:
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        streamed = isinstance(dataset, IterableDataset)  # it may have a length all the same
+        if streamed or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise UserError(
                 f"dataset: {type(dataset).__name__} has no length or no positions; expected a map-style dataset "
                 "(pruning needs to ask for single samples)"

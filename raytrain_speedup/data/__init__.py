@@ -1,4 +1,4 @@
-"""Data: sources, the splits, decoding, augmentation and two loaders with one interface.
+"""Data: sources, the splits, decoding, augmentation, and loaders of images and of texts with one interface.
 
 A new source is one file with a `DataSettings` subclass and one line in `SOURCES`.
 """
@@ -14,11 +14,14 @@ from raytrain_speedup.data.device_loader import DeviceLoader
 from raytrain_speedup.data.digits import DigitsSettings
 from raytrain_speedup.data.folders import ImageFolderSettings
 from raytrain_speedup.data.indexed import IndexedSettings
+from raytrain_speedup.data.instructions import AlpacaSettings
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.masks import MaskFolderSettings, ParquetMasksSettings
 from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.data.python import PythonSettings
 from raytrain_speedup.data.splits import Splits, open_data
+from raytrain_speedup.data.token_loader import TokenLoader
+from raytrain_speedup.data.toy_instructions import ToyInstructionSettings
 from raytrain_speedup.data.unreadable import check_readable
 from raytrain_speedup.data.worker_loader import WorkerLoader
 from raytrain_speedup.registry import Registry
@@ -32,6 +35,7 @@ __all__ = [
     "Source",
     "Splits",
     "Step",
+    "TokenLoader",
     "build_loader",
     "check_readable",
     "open_data",
@@ -51,12 +55,14 @@ SOURCES = Registry(
         "maskfolder": MaskFolderSettings,
         "index": IndexedSettings,
         "python": PythonSettings,
+        "alpaca": AlpacaSettings,
+        "toy-instructions": ToyInstructionSettings,
     },
 )
 
 
 def build_loader(splits: Splits, settings: DataSettings, **options: Any) -> Loader:
-    """The loader `settings.loader` asks for; `auto` takes the device loader where the decoded images fit.
+    """The loader of images that `settings.loader` asks for; `auto` takes the device loader where they fit, decoded.
 
     Args:
         options: those of `Loader`.

@@ -90,6 +90,15 @@ class Source(ABC):
         """(H, W) if every image is known to have that size, else None."""
         return None
 
+    def subset(self, positions: np.ndarray) -> Source:
+        """Some of the samples, (n,) int64, renumbered from 0."""
+        return Subset(self, positions)
+
+    def content(self) -> bytes:
+        """All there is in it beside the targets, where it is little and in memory; else nothing, and a few samples
+        have to tell whether two sources are the same."""
+        return b""
+
     def prepare(self, memory_limit: float) -> None:  # noqa: B027 - most sources have nothing to warm up
         """Called once before samples are read in bulk; `memory_limit` in bytes bounds what may be cached."""
 
@@ -227,3 +236,5 @@ class Dataset:
     class_names: tuple[str, ...]
     val: Source | None = None
     channels: int = 3
+    sequence_length: int | None = None
+    """Tokens of a row, where samples are such rows and the classes are all tokens; None where they are images."""

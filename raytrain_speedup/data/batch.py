@@ -24,8 +24,10 @@ Batch = dict[str, Tensor]
 """Tensors by name, with a row for each of b samples. A sample that could not be read has none.
 
 What a loader yields:
-- `inputs`: (b, C, H, W) float, normalised, on the training device
-- `target`: (b,) int64 classes, or (b, H, W) at full size with `IGNORE_INDEX` where a pixel has none
+- `inputs`: (b, C, H, W) float, normalised, on the training device; or (b, L) int64 tokens
+- `target`: (b,) int64 classes, or (b, H, W) at full size with `IGNORE_INDEX` where a pixel has none; or (b, L)
+  int64 tokens with `NO_LABEL` where none is learnt
+- `length`: of tokens alone, (b,) int64 on the CPU: how many of a row are the sample, the rest being padding
 - `index`: (b,) int64, position in the training set
 - `weight`: (b,) float32, the pruning weight
 
@@ -100,7 +102,7 @@ class BatchSource(Protocol):
     Attributes:
         name: what brings the batches, for people; runs are compared only where this is equal.
         splits: what the batches are of.
-        size: of an input at full resolution, in pixels.
+        size: of an input at full resolution, in pixels; of a row of tokens its length.
     """
 
     name: str

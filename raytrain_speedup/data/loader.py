@@ -175,14 +175,26 @@ class Loader(ABC):
         return {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}[split]
 
     def positions_of_rank(self, split: str, batch_size: int, most: int | None) -> Sequence[Tensor]:
-        """Positions of the samples this rank evaluates, batch by batch; ranks may differ by one sample."""
+        """Positions of the samples this rank evaluates, batch by batch."""
         size = len(self.source(split))
-        count = size if most is None else min(size, most)
-        positions = torch.arange(self.rank, count, self.world) * size // max(count, 1)
-        return positions.split(batch_size) if len(positions) else ()
+        return rank_positions(size, self.rank, self.world, batch_size=batch_size, most=most)
 
     def warn_of_magnitude(self, steps: Sequence[Step], where: str) -> None:
         """Say once that magnitudes do nothing, and where."""
         if not self._warned and any(self.appearance.magnitude(step.stage) for step in steps):
             self._warned = True
             log.warning("RandAugment magnitudes have no effect %s", where)
+
+
+def rank_positions(
+    size: int, rank: int, world: int, *, batch_size: int, most: int | None
+) -> Sequence[Tensor]:
+    """Positions in a split that a rank evaluates, batch by batch, on the CPU; ranks may differ by one sample.
+
+    Args:
+        size: samples of the split.
+        most: samples of all ranks at most, evenly taken from the split; by default all.
+    """
+    count = size if most is None else min(size, most)
+    positions = torch.arange(rank, count, world) * size // max(count, 1)
+    return positions.split(batch_size) if len(positions) else ()

@@ -98,10 +98,11 @@ class PythonSettings(DataSettings):
         dataset = self.call({"split": split})
         if dataset is None and split == "val":
             return None
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        streamed = isinstance(dataset, torch.utils.data.IterableDataset)  # it may have a length all the same
+        if streamed or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise UserError(
                 f"data.dataset: {self.dataset}(split={split!r}) gives a {type(dataset).__name__}; expected a "
-                "map-style data set, with __len__ and __getitem__"
+                "map-style data set, with __len__ and __getitem__: pruning asks for samples by their position"
             )
         if not len(dataset):
             raise UserError(f"data.dataset: {self._name(split)} has no samples; expected at least one")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
 from raytrain_speedup import randomness
-from raytrain_speedup.data.base import CorruptSample, Dataset, DataSettings, Source, Subset
+from raytrain_speedup.data.base import CorruptSample, Dataset, DataSettings, Source
 from raytrain_speedup.data.decode import read
 from raytrain_speedup.settings import UserError
 
@@ -24,7 +25,7 @@ class Splits:
     """The data of an experiment. Tuning looks at `val`; `test` is read once, at the end.
 
     Attributes:
-        image_size: the image size the network sees at full resolution, in pixels.
+        image_size: the image size the network sees at full resolution, in pixels; of sequences, their tokens.
         fingerprint: short hash of the data and the split, equal only for runs that can be compared.
     """
 
@@ -36,6 +37,7 @@ class Splits:
     image_size: int
     class_names: tuple[str, ...]
     fingerprint: str
+    inputs: Literal["images", "sequences"] = "images"
 
     @property
     def dense(self) -> bool:
@@ -44,8 +46,15 @@ class Splits:
 
     @property
     def targets(self) -> str:
-        """What every image has: "classes" or "masks"."""
+        """What every image has, "classes" or "masks"; a sequence has an "answer" in it."""
+        if self.inputs == "sequences":
+            return "answers"
         return "masks" if self.dense else "classes"
+
+    def input_shape(self, size: int | None = None) -> tuple[int, ...]:
+        """(C, H, W) of an image at a stage's size, or at full size; (L,) of a sequence."""
+        size = size or self.image_size
+        return (size,) if self.inputs == "sequences" else (self.channels, size, size)
 
 
 def open_data(settings: DataSettings, *, seed: int) -> Splits:
@@ -63,8 +72,8 @@ def open_data(settings: DataSettings, *, seed: int) -> Splits:
     if val is None:
         split_seed = seed if settings.split_seed is None else settings.split_seed
         stay, aside = balanced_split(train.targets, settings.val_fraction, split_seed)
-        train, val = Subset(data.train, stay), Subset(data.train, aside)
-    size = settings.image_size or _stored_size(settings, train)
+        train, val = data.train.subset(stay), data.train.subset(aside)
+    size = data.sequence_length or settings.image_size or _stored_size(settings, train)
     return Splits(
         train=train,
         val=val,
@@ -74,11 +83,12 @@ def open_data(settings: DataSettings, *, seed: int) -> Splits:
         image_size=size,
         class_names=data.class_names,
         fingerprint=fingerprint(settings.source, (train, val, data.test), size),
+        inputs="images" if data.sequence_length is None else "sequences",
     )
 
 
 def _check(settings: DataSettings, data: Dataset) -> None:
-    for key in ("mean", "std"):
+    for key in ("mean", "std") if data.sequence_length is None else ():
         found = getattr(settings, key)
         if len(found) != data.channels:
             raise UserError(
@@ -141,11 +151,13 @@ def _apportion(counts: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def fingerprint(name: str, parts: Sequence[Source], image_size: int) -> str:
-    """12 hex digits over every label, the order of the samples and three images of each split."""
+    """12 hex digits over every label, the order of the samples and three images of each split; over all of it where
+    a source can tell (`Source.content`)."""
     digest = hashlib.sha256(f"{name} {image_size}".encode())
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(np.ascontiguousarray(part.targets).tobytes())
+        digest.update(part.content())
         for index in sorted({0, len(part) // 2, len(part) - 1} if len(part) else set()):
             try:
                 stored = part.encoded(index)

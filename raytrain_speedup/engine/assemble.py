@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from raytrain_speedup.config import Experiment
-from raytrain_speedup.data import Loader, Splits, build_loader, check_readable
+from raytrain_speedup.data import Loader, Splits, TokenLoader, build_loader, check_readable
 from raytrain_speedup.engine.cost.measure import Stopwatch, asked, forward_flops, training_flops
+from raytrain_speedup.engine.evaluate import sample_features
 from raytrain_speedup.engine.learner import DTYPES
 from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.pool_loader import PoolLoader
 from raytrain_speedup.engine.reporter import Reporter
 from raytrain_speedup.engine.teacher import prepare_teacher
+from raytrain_speedup.methods.curriculum import CURRICULA
 from raytrain_speedup.methods.curriculum.base import FULL, Stage
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.distillation import Synthesizer
@@ -67,7 +69,7 @@ def _with_data(
     num_samples, task = len(splits.train), experiment.task.build()
     model = _student(experiment, splits, latest)
     if task.logits is None or is_import_path(experiment.task.kind):
-        _check_step(experiment, model, task, input_shape(splits, None))
+        _check_step(experiment, model, task, splits.input_shape())
     stages = curriculum_stages(experiment, model, splits)
     factor = experiment.pruning.budget_factor()
     budget = Budget(train.epochs * factor, num_samples, stages)
@@ -79,12 +81,16 @@ def _with_data(
         device=watch.device,
     )
     flops = _flops_of(experiment, stages, model, task, splits)
-    loader = _real_loader(experiment, splits, reporter, watch.device)
-    if latest is None and experiment.model.pretrained is None:
+    loader = _loader(experiment, splits, reporter, watch.device)
+    if latest is None and experiment.model.pretrained is None and isinstance(loader, Loader):
         _init_from_images(model, loader)
+    model = _placed(model, experiment, watch.device)
+    if experiment.pruning.described and latest is None:  # a checkpoint knows what was chosen
+        with watch.phase("train"):
+            pruner.describe(sample_features(model, task, loader, train.batch_size))
     loop = Loop(
         experiment,
-        model=_placed(model, experiment, watch.device),
+        model=model,
         task=task,
         loader=loader,
         pruner=pruner,
@@ -132,7 +138,7 @@ def _without_data(
     )
     num_samples = settings.student_steps * train.batch_size
     budget = Budget(train.epochs, num_samples, [FULL])
-    shape = input_shape(splits, None)
+    shape = splits.input_shape()
     taught = experiment.task.build()
     assert isinstance(taught, SupervisedTask), "checked before"
     task = Distillation(taught, settings.temperature, splits.num_classes)
@@ -157,6 +163,13 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
     Raises:
         UserError: if the stages cannot be laid out, or the model does not take one of their sizes.
     """
+    if splits.inputs not in experiment.curriculum.inputs:
+        fitting = [name for name, settings in CURRICULA.items() if splits.inputs in settings.inputs]
+        shown = " or ".join(sorted(experiment.curriculum.inputs))
+        raise UserError(
+            f"curriculum.method: {experiment.curriculum.method!r} shows a part of {shown}, and "
+            f"data.source {experiment.data.source!r} has {splits.inputs}; expected {' or '.join(fitting)}"
+        )
     measured, task = experiment.curriculum.cost == "flops", experiment.task.build()
     stages = experiment.curriculum.stages(
         splits.image_size,
@@ -184,11 +197,6 @@ def curriculum_stages(experiment: Experiment, model: nn.Module, splits: Splits) 
         dense=_dense(task),
     )
     return stages
-
-
-def input_shape(splits: Splits, size: int | None) -> tuple[int, int, int]:
-    """(C, H, W) of an input of size `size`, or of full ones."""
-    return splits.channels, size or splits.image_size, size or splits.image_size
 
 
 def _student(experiment: Experiment, splits: Splits, latest: Path | None) -> nn.Module:
@@ -250,6 +258,14 @@ def _placed(model: nn.Module, experiment: Experiment, device: torch.device) -> n
     return model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 
 
+def _loader(
+    experiment: Experiment, splits: Splits, reporter: Reporter, device: torch.device
+) -> Loader | TokenLoader:
+    if splits.inputs == "sequences":
+        return TokenLoader(splits, device=device, rank=reporter.rank, world=reporter.world)
+    return _real_loader(experiment, splits, reporter, device)
+
+
 def _real_loader(experiment: Experiment, splits: Splits, reporter: Reporter, device: torch.device) -> Loader:
     return build_loader(
         splits,
@@ -295,7 +311,7 @@ def _counted(
 
     Not so a network or task of the user's own: the code under its name may have changed.
     """
-    shape = input_shape(splits, size)
+    shape = splits.input_shape(size)
     if is_import_path(experiment.model.name) or is_import_path(experiment.task.kind):
         return training_flops(model, task, shape)
     settings = experiment.model.model_dump_json(), experiment.task.model_dump_json()
@@ -308,14 +324,20 @@ def _counted(
 def _check_task(experiment: Experiment, splits: Splits) -> None:
     """The data have what the task asks about; and what a student learns of its teacher can be right or wrong."""
     task = experiment.task.build()
-    if task.targets not in (None, splits.targets):
+    if task.inputs != splits.inputs or task.targets not in (None, splits.targets):
         fitting = [
             kind for kind, settings in TASKS.items() if settings(kind=kind).build().targets == splits.targets
         ]
+        wanted = task.inputs if task.targets is None else f"{task.inputs} with {task.targets}"
         raise UserError(
-            f"task.kind: {experiment.task.kind!r} needs {task.inputs} with {task.targets}, and data.source "
-            f"{experiment.data.source!r} has {splits.targets}; expected {' or '.join(map(repr, fitting))}, or "
-            "other data"
+            f"task.kind: {experiment.task.kind!r} needs {wanted}, and data.source {experiment.data.source!r} has "
+            f"{splits.targets}; expected {' or '.join(map(repr, fitting))}, or other data"
+        )
+    if experiment.pruning.described and not task.described:
+        having = [kind for kind, settings in TASKS.items() if settings(kind=kind).build().described]
+        raise UserError(
+            f"pruning.method: {experiment.pruning.method!r} chooses by features of samples, and task.kind "
+            f"{experiment.task.kind!r} has none; expected task.kind {' or '.join(having)}, or another method"
         )
     if experiment.distillation is not None and not isinstance(task, SupervisedTask):
         raise UserError(

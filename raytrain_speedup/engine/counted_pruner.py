@@ -28,6 +28,9 @@ class CountedPruner(Pruner):
         self.kept[epoch] = plan.kept
         return plan
 
+    def describe(self, features: Tensor) -> None:
+        self._pruner.describe(features)
+
     def observe(self, index: Tensor, loss: Tensor) -> None:
         self._pruner.observe(index, loss)
 

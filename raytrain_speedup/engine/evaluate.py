@@ -78,6 +78,23 @@ def evaluate(
         return task.metrics(_summed(partial(task.totals, answers), batches, split), split)
 
 
+@torch.inference_mode()
+def sample_features(model: nn.Module, task: Task, loader: BatchSource, batch_size: int) -> Tensor:
+    """The task's features of all training samples, (N, d), the same on every rank; zeros where a sample cannot be
+    read."""
+    found = None
+    with evaluating(model) as network:
+        for batch in loader.eval_batches("train", batch_size=batch_size):
+            features = task.features(network, batch)
+            if found is None:
+                found = features.new_zeros(len(loader.splits.train), features.shape[1])
+            found[batch["index"]] = features
+    assert found is not None, "every rank has a sample"
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(found)  # every sample is another's zero
+    return found
+
+
 def _summed(of_batch: Callable[[Batch], Tensor], batches: Iterable[Batch], split: str) -> Tensor:
     """The sum over the batches of all ranks."""
     total = None

@@ -82,8 +82,11 @@ def _general(key: str) -> str:
 
 
 def _content_hash(path: Path) -> str:
-    """A short hash of a file, which may be larger than the memory."""
+    """A short hash of a file, which may be larger than the memory, or of the files of a checkpoint's folder."""
     try:
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))
+            return _short_hash({file.name: _content_hash(file) for file in files})
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
     except OSError:

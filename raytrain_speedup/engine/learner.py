@@ -41,6 +41,8 @@ class StepLosses(NamedTuple):
 
     strata: Tensor | None
     """(b,) of the same samples, where the task tells them."""
+    rows: int
+    """How many inputs the model was asked with: b, or fewer where samples were packed."""
 
 
 class Learner:
@@ -149,7 +151,7 @@ class Learner:
         if self.parallel is not None and size_of(self.model) not in (None, size):
             return
         keep_tokens(self.model, stage.tokens)
-        with at_size(self.model, size), within_memory(len(batch["inputs"]), size):
+        with at_size(self.model, size), within_memory(len(batch["inputs"]), size, self.task.inputs):
             self.task.losses(self.forward, batch).losses.sum().backward()
             self.model.zero_grad(set_to_none=True)
 
@@ -171,7 +173,7 @@ class Learner:
     def _backward(self, batch: Batch, mix: Mix | None, pieces: Sequence[slice], *, count: int) -> StepLosses:
         """Gradients of the mean over the `count` samples of all ranks, piece by piece."""
         scores, partner_scores, strata = [], [], []
-        step_loss = torch.zeros((), device=self.device)
+        step_loss, rows = torch.zeros((), device=self.device), 0
         for piece in pieces:
             part = {name: rows[piece] for name, rows in batch.items()}
             with self._no_sync(unless=piece is pieces[-1]):
@@ -185,10 +187,11 @@ class Learner:
             if found.strata is not None:
                 strata.append(found.strata)
             step_loss += weighted.detach()
-        met_in = torch.cat(strata) if strata else None
-        if mix is None:
-            return StepLosses(step_loss, torch.cat(scores), met_in)
-        return StepLosses(step_loss, mix.scores(torch.cat(scores), torch.cat(partner_scores)), met_in)
+            rows += len(found.losses) if found.rows is None else found.rows
+        own = torch.cat(scores)
+        if mix is not None:
+            own = mix.scores(own, torch.cat(partner_scores))
+        return StepLosses(step_loss, own, torch.cat(strata) if strata else None, rows)
 
     def _step_optimizer(self) -> None:
         if self.train.clip_norm is not None:

@@ -127,7 +127,7 @@ class Loop:
         return Reference(
             self.model,
             self.task,
-            (self.loader.splits.channels, self.full_size, self.full_size),
+            self.loader.splits.input_shape(),
             batch_size=train.batch_size // world // train.accumulate,
             budget_samples=train.epochs * self.budget.num_samples / world,
             watch=self.watch,
@@ -226,7 +226,7 @@ class Loop:
         if losses.strata is not None:
             self.pruner.stratify(index, losses.strata[:read])
         self.pruner.observe(index, losses.scores[:read])
-        self.tally.count(step, losses.weighted_sum, batch["weight"])
+        self.tally.count(step, losses.weighted_sum, batch["weight"], losses.rows)
         self.alarm.note(self.tally.steps_taken, losses.weighted_sum)
 
     def _drawing(self, batch: Batch, step: Step) -> Batch:

@@ -155,7 +155,7 @@ def _check(loop: Loop, stages: Sequence[Stage], samples: float, steps: int) -> S
     size = stage.size or loop.full_size
     plan = [loop.warm_up_step(stage, number=number) for number in range(steps + 1)]
     batch = plan[0].count
-    with within_memory(batch, size):
+    with within_memory(batch, size, loop.task.inputs):
         batches, loader_seconds = _timed_batches(loop, plan)
         device_seconds = _timed_steps(loop, plan, batches)
     return StageCheck(

@@ -127,11 +127,7 @@ def _train(network: nn.Module, experiment: Experiment, splits: Splits, reporter:
         loader=loader,
         pruner=FullData(len(splits.train), budget.epoch_ends(), seed=how.seed),
         budget=budget,
-        flops={
-            (None, 1.0): training_flops(
-                network, task, (splits.channels, splits.image_size, splits.image_size)
-            )
-        },
+        flops={(None, 1.0): training_flops(network, task, splits.input_shape())},
         reporter=_Apprenticeship(reporter),
         watch=Stopwatch(device),
         timed=False,

@@ -1,5 +1,6 @@
 """Networks by name: small ones for CIFAR-sized images, torchvision's and timm's classifiers, and torchvision's
-networks for segmentation, masked autoencoders around timm's vision transformers, and diffusers' U-Net.
+networks for segmentation, masked autoencoders around timm's vision transformers, diffusers' U-Net, and the causal
+language models of transformers.
 
 settings = ModelSettings(name="resnet18")
 model = build_model(settings, num_classes=10, image_size=32)
@@ -22,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from raytrain_speedup.models import library
 from raytrain_speedup.models.airbench import Airbench
+from raytrain_speedup.models.causal_lm import FAMILY, build_causal_lm, stored_options
 from raytrain_speedup.models.cswin import CSWin
 from raytrain_speedup.models.mae import build_mae
 from raytrain_speedup.models.pretrained import classifier_keys, fit_weights, load_pretrained
@@ -40,8 +42,9 @@ class ModelSettings(Settings):
     name: str = Field(
         description="resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, wrn40_1, wrn40_2, vgg11, airbench "
         "or airbench_s (small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<model>, those for "
-        "segmentation included, timm/<model>, mae/<vision transformer of timm>, diffusers/UNet2DModel, or the "
-        "import path of what builds yours, such as my_package.nets:build"
+        "segmentation included, timm/<model>, mae/<vision transformer of timm>, diffusers/UNet2DModel, "
+        "transformers/<type of causal language model>, or the import path of what builds yours, such as "
+        "my_package.nets:build"
     )
     drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout rate, where the network has dropout")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth rate, where the network has it")
@@ -55,7 +58,7 @@ class ModelSettings(Settings):
     pretrained: Path | None = Field(
         None,
         description="a state-dict file to start from; position tables are resized to the run's size, and "
-        "a classifier for another number of classes starts afresh",
+        "a classifier for another number of classes starts afresh; of transformers/... the folder of a checkpoint",
     )
     weights: str | None = Field(
         None,
@@ -69,7 +72,8 @@ class ModelSettings(Settings):
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="further keyword arguments of the torchvision, timm or own model (depths, embed_dim, ...)",
+        description="further keyword arguments of the torchvision, timm or own model (depths, embed_dim, ...); of "
+        "transformers/... keys of its configuration, and lora_rank, lora_alpha, lora_dropout, lora_targets",
     )
 
     @model_validator(mode="after")
@@ -82,6 +86,11 @@ class ModelSettings(Settings):
     def dropped(self) -> dict[str, float]:
         """The rates of dropping that are set."""
         return {key: getattr(self, key) for key in ("drop_rate", "drop_path") if getattr(self, key)}
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether it is one of transformers, whose `pretrained` is a folder that has the configuration too."""
+        return self.name.startswith(f"{FAMILY}/")
 
     @property
     def call(self) -> OwnCall:
@@ -176,7 +185,7 @@ def build_model(
     if reason is not None:
         shape = f"{in_channels} x {image_size} x {image_size}"
         raise UserError(f"model.name: {settings.name} takes no images of {shape}: {reason}")
-    if settings.pretrained is not None:
+    if settings.pretrained is not None and not settings.is_language_model:
         load_pretrained(model, settings.pretrained, num_classes=num_classes)
     if settings.head_only:
         _freeze_features(model, num_classes)
@@ -272,7 +281,10 @@ def published_classes(settings: ModelSettings) -> int:
 
 def without_weights(settings: ModelSettings) -> ModelSettings:
     """The same network, freshly drawn."""
-    return settings.model_copy(update={"pretrained": None, "weights": None})
+    update: dict[str, Any] = {"pretrained": None, "weights": None}
+    if settings.is_language_model and settings.pretrained is not None:
+        update["options"] = {**stored_options(settings.pretrained), **settings.options}
+    return settings.model_copy(update=update)
 
 
 def _needed_stride(model: Any) -> int | None:
@@ -321,6 +333,8 @@ def _construct(settings: ModelSettings, num_classes: int, in_channels: int, imag
     family, _, name = settings.name.rpartition("/")
     if family == "" and name in NETWORKS:
         return _construct_named(settings, **shapes)
+    if family == FAMILY:
+        return _construct_language_model(settings, name, num_classes, image_size)
     if family not in ("torchvision", "timm", "mae", "diffusers"):
         raise _unknown(settings.name)
     wished = settings.model_dump(include={"drop_rate", "drop_path", "options"})
@@ -342,6 +356,18 @@ def _construct(settings: ModelSettings, num_classes: int, in_channels: int, imag
     if settings.weights is not None:
         fit_weights(model, library.torchvision_weights(name, settings.weights), num_classes=num_classes)
     return model
+
+
+def _construct_language_model(settings: ModelSettings, name: str, num_tokens: int, length: int) -> nn.Module:
+    _refuse_weights(settings)
+    if settings.dropped or settings.head_only:
+        key = next(iter(settings.dropped), "head_only")
+        raise UserError(
+            f"model.{key}: not known to {settings.name}; expected it left out (model.options has its own)"
+        )
+    return build_causal_lm(
+        name, settings.options, vocabulary=num_tokens, length=length, folder=settings.pretrained
+    )
 
 
 def _construct_named(settings: ModelSettings, **shapes: int) -> nn.Module:
@@ -389,6 +415,6 @@ def _unknown(name: str) -> UserError:
     hint = (
         f"did you mean {', '.join(close)}?"
         if close
-        else f"known are {', '.join(NETWORKS)}, torchvision/..., timm/..., mae/..., diffusers/..."
+        else f"known are {', '.join(NETWORKS)}, torchvision/..., timm/..., mae/..., diffusers/..., transformers/..."
     )
     return UserError(f"model.name: there is no model {name!r}; {hint}")

@@ -2,6 +2,7 @@
 
 from raytrain_speedup.registry import Registry
 from raytrain_speedup.tasks.base import Direction, Losses, Model, Split, SupervisedTask, Task, TaskSettings
+from raytrain_speedup.tasks.causal_lm import CausalLMSettings
 from raytrain_speedup.tasks.classification import ClassificationSettings
 from raytrain_speedup.tasks.diffusion import DiffusionSettings
 from raytrain_speedup.tasks.mae import MAESettings
@@ -17,6 +18,7 @@ TASKS = Registry(
         "segmentation": SegmentationSettings,
         "mae": MAESettings,
         "diffusion": DiffusionSettings,
+        "causal-lm": CausalLMSettings,
     },
     by_path=OwnTaskSettings,
 )

@@ -41,6 +41,8 @@ class Losses(NamedTuple):
     strata: Tensor | None = None
     """(b,) int64 from 0: scores are compared within their stratum alone, where what the task draws (a time step,
     say) decides more of a score than the sample does."""
+    rows: int | None = None
+    """How many inputs of the batch's size the model was asked with, where they are not b: for what a step costs."""
 
 
 class TaskSettings(Settings):
@@ -61,9 +63,10 @@ class Task(ABC):
     """
 
     inputs: str = "images"
-    """What the rows of `inputs` are."""
+    """What the rows of `inputs` are: "images", or "sequences" of tokens."""
     targets: str | None = None
-    """What the data must say of each of them ("classes" or "masks"); None where the task has no use for it."""
+    """What the data must say of each of them ("classes", "masks" or "answers"); None where the task has no use for
+    it."""
     mixes: frozenset[str] = frozenset()
     """Which of `mixup` and `cutmix` it can train with: they mix inputs, and name another target to mix in."""
     logits: Literal["image", "pixel"] | None = None
@@ -78,6 +81,9 @@ class Task(ABC):
     fitted_on: int = 0
     """How many training samples at most `fit` is told of before a split is judged: what is learned without a target
     shows in how well something simple, such as a linear classifier, then finds one."""
+
+    described: bool = False
+    """Whether it has `features` of samples, for a method that chooses among them before the training."""
 
     metric: str
     """What ranks runs; it is reported as `val_<metric>` and `<metric>` (test)."""
@@ -125,6 +131,15 @@ class Task(ABC):
 
     def fit(self, summary: Tensor) -> None:
         """Take up the summed `summary` of `fitted_on` training samples, for the `totals` that come."""
+        raise NotImplementedError
+
+    def features(self, model: Any, batch: Batch) -> Tensor:
+        """(b, d) float32: what samples are like, such that those near to one another are alike.
+
+        Args:
+            model: the network itself, before the first step.
+            batch: training samples, shown as those of an evaluation are.
+        """
         raise NotImplementedError
 
     @abstractmethod

@@ -21,7 +21,7 @@ from raytrain_speedup.engine.final_metrics import TEXTS, FinalMetrics, is_final
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.statistics.verdict import Plan
 from raytrain_speedup.script import AnyExperiment
-from raytrain_speedup.settings import UserError, flatten
+from raytrain_speedup.settings import Settings, UserError, flatten, tag_of
 from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.provenance import provenance
 from raytrain_speedup.tracking.tracker import EPOCH, OURS, NotTracked, State, Tracker
@@ -223,7 +223,7 @@ def _sections(experiment: AnyExperiment) -> list[Any]:
 def settings_of(experiment: AnyExperiment, params: Mapping[str, Any]) -> str:
     """The settings worth a column: those of the methods that are not the default, and those searched."""
     changed = {
-        key: value
+        key: _inner(getattr(section, key), value)
         for section in _sections(experiment)
         for key, value in section.model_dump(mode="json", exclude_defaults=True).items()
     }
@@ -247,6 +247,15 @@ def data_of(experiment: AnyExperiment) -> dict[str, str]:
     """Where the samples come from: the source, and the settings that are not its defaults."""
     data = experiment.data.model_dump(mode="json", exclude_defaults=True)
     return {"source": experiment.data.source} | {key: str(value) for key, value in data.items()}
+
+
+def _inner(section: Any, changed: Any) -> Any:
+    """What is not the default of a section within another, behind its name where it has one."""
+    name = tag_of(type(section)) if isinstance(section, Settings) else None
+    if name is None:
+        return changed
+    inside = ",".join(f"{key}={_short(value)}" for key, value in changed.items())
+    return f"{name}({inside})" if inside else name
 
 
 def _short(value: Any) -> str:

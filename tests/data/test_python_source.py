@@ -36,6 +36,16 @@ class Items:
         return item
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """A stream that knows its length; torch's base class has a `__getitem__` that raises."""
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        return iter([(GRAY, 0)] * 4)
+
+
 def settings(train, test=None, val=None, **keys) -> PythonSettings:
     sets = {"train": train, "test": test if test is not None else train, "val": val}
     one = {"mean": (0.5,), "std": (0.5,), "augment": "none", "loader": "device"}
@@ -155,6 +165,11 @@ def test_a_mask_is_that_of_its_sample_and_of_its_classes() -> None:
     ("train", "keys", "said"),
     [
         (5, {}, "gives a int; expected a map-style data set"),
+        (
+            Stream(),
+            {},
+            "gives a Stream; expected a map-style data set, with __len__ and __getitem__: pruning asks for",
+        ),
         (Items([]), {}, "has no samples"),
         (Items([(GRAY, 0, 1)]), {}, "it is 3 values; expected a pair, (image, target)"),
         (Items([(GRAY, 0.5)] * 4), {}, "has the target 0.5; expected a class, an int"),

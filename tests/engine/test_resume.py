@@ -32,7 +32,7 @@ PRUNED = {
         "pruning.prune_ratio": None,
     },
     "infobatch-saving": {"pruning.method": "infobatch", "pruning.saving": 0.1},
-    **{method: {"pruning.method": method} for method in PRUNERS},
+    **{name: {"pruning.method": name} for name, method in PRUNERS.items() if not method.described},
 }
 OPTIMIZERS = {
     name: EVERYTHING | {"train.optimizer": name} for name in ("sgd", "adamw", "lamb", "lars", "muon")

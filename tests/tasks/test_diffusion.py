@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers import DDPMScheduler
 from PIL import Image
 from scipy.stats import chisquare, kstest
@@ -29,7 +28,8 @@ from raytrain_speedup.tasks.frechet import RandomFeatures, feature_moments, frec
 
 sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
-from engine_runs import CPU, Diary, WorkerDiary, free_port, run, same, trained, untimed, weights
+from engine_runs import CPU, Diary, WorkerDiary, run, same, trained, untimed, weights
+from ranks import on_two_ranks
 from refused_imports import run_without
 
 UNET = {
@@ -233,19 +233,14 @@ BY_SGD = {"train.optimizer": "sgd", "train.lr": 0.05}
 """AdamW makes whole steps of the rounding of a gradient that is zero."""
 
 
-def worker(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    metrics = run(tiny(BY_SGD), WorkerDiary(folder, rank), device=CPU)
-    torch.save(metrics, folder / f"metrics-{rank}.pt")
-    dist.destroy_process_group()
+def worker(rank: int, folder: Path) -> dict[str, Any]:
+    return run(tiny(BY_SGD), WorkerDiary(folder, rank), device=CPU)
 
 
 def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
     whole, expected, _ = trained(tiny(BY_SGD), tmp_path / "one")
     (tmp_path / "two").mkdir()
-    torch.multiprocessing.spawn(worker, (free_port(), tmp_path / "two"), nprocs=2)
-    found = torch.load(tmp_path / "two" / "metrics-1.pt", weights_only=True)
+    _, found = on_two_ranks(worker, tmp_path / "two")
     torch.testing.assert_close(weights(Diary(tmp_path / "two")), expected, rtol=1e-3, atol=1e-4)
     assert found["samples_shown"] == whole["samples_shown"]
     assert found["denoising_error"] == pytest.approx(whole["denoising_error"], rel=1e-4)

@@ -104,7 +104,7 @@ def training_flops(model: nn.Module, task: Task, shape: tuple[int, ...]) -> floa
     Args:
         model: the network; it is copied.
         task: says what a training step asks of it.
-        shape: (C, H, W) of one input.
+        shape: of one input, (C, H, W) or (L,).
     """
     with FlopCounter() as counter:
         asked(model, task, shape).losses.sum().backward()
@@ -156,8 +156,11 @@ class FlopCounter(TorchDispatchMode):
 
 
 @contextmanager
-def within_memory(samples: int, size: int) -> Iterator[None]:
+def within_memory(samples: int, size: int, inputs: str) -> Iterator[None]:
     """Tell a batch that does not fit the device's memory as the user's mistake it is.
+
+    Args:
+        size: of an image or a sequence, which `inputs` says.
 
     Raises:
         UserError: naming the batch.
@@ -169,9 +172,10 @@ def within_memory(samples: int, size: int) -> Iterator[None]:
             error
         ):
             raise
+        each = f"{size} tokens" if inputs == "sequences" else f"{size} x {size} pixels"
         raise UserError(
-            f"train.batch_size: {samples} samples of {size} x {size} pixels at a time do not fit the memory of "
-            "the device; expected a smaller batch, a smaller batch factor of the curriculum or train.accumulate"
+            f"train.batch_size: {samples} samples of {each} at a time do not fit the memory of the "
+            "device; expected a smaller batch, a smaller batch factor of the curriculum or train.accumulate"
         ) from error
 
 

@@ -153,7 +153,7 @@ class Reference(Yardstick):
     Args:
         network: the model as it is trained at the start; it is copied.
         task: makes up the batch, and says what a step computes of it.
-        shape: (C, H, W) of an input at full size.
+        shape: of an input at full size, (C, H, W) or (L,).
         batch_size: samples a worker has on its device at a time.
         budget_samples: sample passes of the whole budget on this worker, at full size.
         watch: times the run; the steps are its phase `reference`.
@@ -169,7 +169,7 @@ class Reference(Yardstick):
         self,
         network: nn.Module,
         task: Task,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         *,
         batch_size: int,
         budget_samples: float,

@@ -44,24 +44,29 @@ class Tally:
         self.compute_spent = 0.0
         self.flops_spent = 0.0
         self._num_samples, self._flops, self._rank, self._world = num_samples, flops, rank, world
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # weighted losses, weights
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # of losses, weights, FLOPs not taken
 
-    def count(self, step: Step, weighted_loss: Tensor, weight: Tensor) -> None:
+    def count(self, step: Step, weighted_loss: Tensor, weight: Tensor, rows: int) -> None:
         """A step that was taken.
 
         Args:
             weighted_loss: () the sum over this rank's part of it.
             weight: (b,) of the samples of the part.
+            rows: inputs that the model was asked with for them; fewer than b where samples were packed.
         """
         self.steps_taken += 1
-        self._sums += torch.stack([weighted_loss, weight.sum()])
+        flops = self._flops[step.stage.size, step.stage.tokens]
+        spared = weight.new_full((), flops * (len(weight) - rows), dtype=torch.float64)
+        self._sums += torch.stack([weighted_loss.double(), weight.sum().double(), spared])
         self.samples_shown += step.count
         self.compute_spent += step.count * step.stage.cost / self._num_samples
-        self.flops_spent += step.count * self._flops[step.stage.size, step.stage.tokens]
+        self.flops_spent += step.count * flops
 
     def mean_loss(self) -> float:
-        """The weighted mean of the losses since this was last asked, over all ranks."""
-        total, weight = self._all_sums().tolist()
+        """The weighted mean of the losses since this was last asked, over all ranks; what they spared is taken off
+        the FLOPs."""
+        total, weight, spared = self._all_sums().tolist()
+        self.flops_spent -= spared
         self._sums.zero_()
         return total / weight
 
@@ -90,7 +95,8 @@ class Tally:
         for name in COUNTERS:
             setattr(self, name, state[name])
         if self._rank == 0:  # they hold the sums of all ranks
-            self._sums.copy_(state["sums"])
+            sums = state["sums"]  # those of an earlier version know of nothing that was spared
+            self._sums[: len(sums)].copy_(sums)
 
     def _all_sums(self) -> Tensor:
         sums = self._sums.clone()

@@ -22,6 +22,7 @@ A convolutional network takes every size as it is; for the others see `raytrain_
 
 from raytrain_speedup.methods.curriculum.base import CurriculumSettings
 from raytrain_speedup.methods.curriculum.by_numbers import CustomCurriculum, SimplexCurriculum
+from raytrain_speedup.methods.curriculum.length import LengthCurriculum
 from raytrain_speedup.methods.curriculum.patch_dropout import PatchDropout
 from raytrain_speedup.methods.curriculum.progressive import ComposerResize, TimmProgressive
 from raytrain_speedup.methods.curriculum.published import (
@@ -46,5 +47,6 @@ CURRICULA = Registry(
         "composer-resize": ComposerResize,
         "timm-progressive": TimmProgressive,
         "patch-dropout": PatchDropout,
+        "length": LengthCurriculum,
     },
 )

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,7 +23,8 @@ class Stage:
 
     Attributes:
         ends_at: the progress in (0, 1] at which the stage ends; the last one ends at 1.
-        size: of the input in pixels, the bandwidth B of the paper; None leaves the data as they are.
+        size: of the input in pixels, the bandwidth B of the paper, or of a row in tokens; None leaves the data as
+            they are.
         magnitude: RandAugment magnitude; 0 is the identity, None leaves it to the recipe (data.randaugment).
         cost: compute of one sample relative to one at full size, (B/N)^2 unless it was measured.
         batch_factor: multiple of the base batch size.
@@ -52,6 +53,9 @@ FULL = Stage(ends_at=1.0)
 
 class CurriculumSettings(Settings):
     """What the experiment file says of a curriculum; `method` names it."""
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"images"})
+    """What it can show a part of: "images", or "sequences" of tokens."""
 
     method: str
     kernel: Kernel = Field(

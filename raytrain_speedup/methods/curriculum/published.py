@@ -12,7 +12,7 @@ samples: 217 at 96 pixels, 157 at 160, 80 at 224.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -48,6 +48,7 @@ MAGNITUDES = (1, 3, 5, 7, 9)
 class NoCurriculum(CurriculumSettings):
     """One stage at full resolution, with the recipe's own augmentation."""
 
+    inputs: ClassVar[frozenset[str]] = frozenset({"images", "sequences"})
     method: Literal["none"] = "none"
 
     def stages(

@@ -1,6 +1,7 @@
 """Pruning: which samples does an epoch show? A new method is one file here and one line in `PRUNERS`."""
 
 from raytrain_speedup.methods.pruning.base import EpochPlan, Pruner, PrunerSettings, Rescale, equal_epochs
+from raytrain_speedup.methods.pruning.coreset import DatasetQuantization, DQSettings
 from raytrain_speedup.methods.pruning.dynamic_random import DynamicRandom, DynamicRandomSettings
 from raytrain_speedup.methods.pruning.full_data import (
     FewerEpochs,
@@ -38,6 +39,7 @@ PRUNERS = Registry(
         "el2n": EL2NSettings,
         "forgetting": ForgettingSettings,
         "dyn-unc": DynUncSettings,
+        "dq": DQSettings,
     },
 )
 
@@ -45,6 +47,8 @@ __all__ = [
     "EL2N",
     "PRUNERS",
     "RS2",
+    "DQSettings",
+    "DatasetQuantization",
     "DynUnc",
     "DynUncSettings",
     "DynamicRandom",

@@ -39,7 +39,8 @@ class EpochPlan:
     Attributes:
         indices: (M,) int64 on the CPU, positions in the data set, shuffled; each at most once.
         weights: (M,) float32 on the CPU. With `rescale` exact they sum to `num_samples` (exactly, before rounding
-            to float32), with none all are 1.
+            to float32), with none all are 1, but for a coreset that another method plans: there they sum to its
+            size.
         num_samples: N, the size of the data set.
         stats: metrics for the log, such as `threshold`, `eligible` and `nonfinite` (counts are ints).
         rescale: whether the weights make up for what is not shown.
@@ -104,6 +105,9 @@ class Pruner(ABC):
     def _plan(self, epoch: int) -> EpochPlan:
         """The plan of an epoch that the run has."""
 
+    def describe(self, features: Tensor) -> None:  # noqa: B027 - most methods need none
+        """Take up what the samples are like, (N, d) float, before the first epoch (`PrunerSettings.described`)."""
+
     def observe(self, index: Tensor, loss: Tensor) -> None:  # noqa: B027 - most controls need no losses
         """Note the raw losses (float, (b,)) of the samples `index` (int64, (b,)) without a device sync."""
 
@@ -160,6 +164,8 @@ class PrunerSettings(Settings):
     method: str
     rescale: ClassVar[Rescale] = "exact"
     """Of every plan of the method; see `EpochPlan`."""
+    described: ClassVar[bool] = False
+    """Whether its pruner wants to be told features of the samples (`Pruner.describe`)."""
 
     def budget_factor(self) -> float:
         """How many full-data epochs are shown per budgeted epoch (below 1 only for `epochs`)."""

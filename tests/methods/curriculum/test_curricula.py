@@ -227,3 +227,13 @@ def test_a_wrong_schedule_is_explained(schedule: list[dict[str, float]], message
     with pytest.raises(ValidationError) as caught:
         CustomCurriculum.model_validate({"schedule": schedule})
     assert str(explain(caught.value, CustomCurriculum)).startswith(message)
+
+
+def test_lengths_grow_in_equal_steps_and_are_whole_for_the_rest() -> None:
+    settings = settings_of("length", {"initial_scale": 0.25, "steps": 3, "until": 0.6})
+    stages = settings.stages(64, stride=4)
+    assert [stage.size for stage in stages] == [16, 32, 48, 64]
+    assert [stage.cost for stage in stages] == [0.25, 0.5, 0.75, 1.0], "a row costs its tokens"
+    assert [stage.ends_at for stage in stages] == pytest.approx([0.2, 0.4, 0.6, 1.0])
+    measured = settings.stages(64, stride=4, cost_of=lambda size: size**2)
+    assert measured[0].cost == 1 / 16
