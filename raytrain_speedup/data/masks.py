@@ -82,11 +82,15 @@ class ParquetMasksSettings(MaskSettings, ParquetFilesSettings):
         return MaskedSource(images, masks, num_classes=len(self.class_names), void=self.void)
 
 
+LONG_NAMES = {"train": "training", "val": "validation"}
+"""Of splits' folders."""
+
+
 class MaskFolderSettings(MaskSettings):
     """Two folders of files a split, images and masks of the same names: NYUv2 and Cityscapes-like sets.
 
-    `{split}` in the folder names stands for train, test and, where there is one, val. Where test has no masks, as
-    in a benchmark that keeps them back, val is the test split.
+    `{split}` in the folder names stands for train, test and, where there is one, val (training and validation,
+    in ADE20K). Where test has no masks, as in a benchmark that keeps them back, val is the test split.
     """
 
     source: Literal["maskfolder"] = "maskfolder"
@@ -109,7 +113,12 @@ class MaskFolderSettings(MaskSettings):
         return Dataset(sources["train"], sources["test"], self.class_names, val=sources.get("val"))
 
     def _folder(self, kind: str, split: str) -> Path:
-        return self.root / getattr(self, kind).replace("{split}", split)
+        """Where it is; by the split's short name where it is nowhere."""
+        pattern = getattr(self, kind)
+        named = [
+            self.root / pattern.replace("{split}", name) for name in (split, LONG_NAMES.get(split, split))
+        ]
+        return next((folder for folder in named if is_folder(f"data.{kind}", folder)), named[0])
 
     def _files(self, kind: str, split: str) -> dict[str, str]:
         """The image files of a folder, by their names without suffix."""

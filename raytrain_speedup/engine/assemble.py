@@ -68,6 +68,7 @@ def _with_data(
     train = experiment.train
     num_samples, task = len(splits.train), experiment.task.build()
     model = _student(experiment, splits, latest)
+    task.prepare(model)
     if task.logits is None or is_import_path(experiment.task.kind):
         _check_step(experiment, model, task, splits.input_shape())
     stages = curriculum_stages(experiment, model, splits)

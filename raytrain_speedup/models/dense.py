@@ -14,8 +14,8 @@ def logits_alone(model: nn.Module) -> None:
     """Make a network that returns a dict return its logits (b, num_classes, H, W), and train on a single image.
 
     In place, and without changing the keys of its state dict: weights come from and go to torchvision as they
-    are. The auxiliary head's logits, which only a loss of its own would train, are dropped, and the head is frozen:
-    several workers wait for a gradient of every parameter that asks for one.
+    are. The auxiliary head's logits, which only a loss of its own would train, are dropped, and the head is frozen
+    (until `train_auxiliary_head`): several workers wait for a gradient of every parameter that asks for one.
     """
     if (head := getattr(model, "aux_classifier", None)) is not None:
         head.requires_grad_(False)
@@ -39,5 +39,17 @@ class PooledBatchNorm(nn.BatchNorm2d):
         return super().forward(input)
 
 
-def _take_out(model: nn.Module, inputs: Any, output: Mapping[str, Tensor]) -> Tensor:
+def train_auxiliary_head(model: nn.Module) -> bool:
+    """Let the auxiliary head be trained: in training the network then returns a pair of logits, its answer and the
+    head's. False where it has none."""
+    if (head := getattr(model, "aux_classifier", None)) is None:
+        return False
+    head.requires_grad_(True)
+    return True
+
+
+def _take_out(model: nn.Module, inputs: Any, output: Mapping[str, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+    head = getattr(model, "aux_classifier", None)
+    if model.training and head is not None and next(head.parameters()).requires_grad:
+        return output["out"], output["aux"]
     return output["out"]

@@ -24,12 +24,16 @@ log = logging.getLogger(__name__)
 ENCODER, DECODER = "encoder.", "decoder."
 """How the names of a masked autoencoder's tensors begin (`mae.py`)."""
 
+BACKBONE, FEATURES = "backbone.", "features."
+"""How those of the backbone of torchvision's segmentation networks begin, and those of its MobileNets."""
+
 UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
 """What `torch.load` raises for files that are none of its own."""
 
 
 def load_pretrained(model: nn.Module, path: Path, *, num_classes: int) -> None:
-    """Load the state dict in `path` into `model`; of a masked autoencoder's its encoder, with a fresh classifier.
+    """Load the state dict in `path` into `model`: of a masked autoencoder its encoder, of a classifier the backbone
+    of a network for segmentation, beside heads that start afresh.
 
     Raises:
         UserError: if the file can't be read or holds another network.
@@ -40,7 +44,19 @@ def load_pretrained(model: nn.Module, path: Path, *, num_classes: int) -> None:
         head = {key: own[key] for key in classifier_keys(model, num_classes)}
         encoder = {key.removeprefix(ENCODER): state[key] for key in state if key.startswith(ENCODER)}
         state = head | encoder
+    elif any(key.startswith(BACKBONE) for key in own.keys() - state.keys()):
+        state = _as_backbone(state, own)
     fit_weights(model, state, num_classes=num_classes, where=f"model.pretrained: {path}")
+
+
+def _as_backbone(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights of a classifier where those of `own`'s backbone are, beside heads that start afresh; as they are
+    where they are of no such classifier."""
+    moved = {BACKBONE + key.removeprefix(FEATURES): tensor for key, tensor in state.items()}
+    backbone = {key for key in own if key.startswith(BACKBONE)}
+    if not backbone <= moved.keys():
+        return state
+    return {key: moved[key] if key in backbone else own[key] for key in own}
 
 
 def load_whole(network: nn.Module, path: Path) -> nn.Module:

@@ -7,11 +7,11 @@ run's `model.pt` is a state dict that diffusers' `UNet2DModel` loads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from torch import nn
 
+from raytrain_speedup.optional import optional_library
 from raytrain_speedup.settings import UserError
 
 UNET = "UNet2DModel"
@@ -27,13 +27,10 @@ def diffusers_class(name: str, key: str) -> Any:
     Raises:
         UserError: naming the extra, where diffusers or what it needs is not installed.
     """
-    try:
-        return getattr(import_module("diffusers"), name)
-    except ImportError as error:
-        raise UserError(
-            f"{key}: {error.name or 'diffusers'} is not installed; expected pip install "
-            "'raytrain-speedup[diffusion]'"
-        ) from None
+    optional_library(
+        "transformers", key=key, extra="diffusion"
+    )  # diffusers' classes import it when they are named
+    return getattr(optional_library("diffusers", key=key, extra="diffusion"), name)
 
 
 def build_diffusers(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raytrain_speedup.data.batch import Batch
 from raytrain_speedup.metric import Direction, Metric
@@ -120,6 +120,13 @@ class Task(ABC):
     def metrics(self, totals: Tensor, split: Split) -> dict[str, float]:
         """The metrics of the summed `totals` of a split; `loss` is among them, and so is `metric` (test)."""
 
+    def prepare(self, model: nn.Module) -> None:  # noqa: B027
+        """Get a fresh network ready for the training, in place.
+
+        Raises:
+            UserError: if it lacks what the task was told to train.
+        """
+
     def summary(self, model: Model, batch: Batch) -> Tensor:
         """What `fit` needs to know of training samples: a tensor that can be summed as `totals` can.
 
@@ -182,7 +189,10 @@ class SupervisedTask(Task):
         """Any valid targets for `count` inputs of `shape`."""
 
     def losses(self, model: Model, batch: Batch) -> Losses:
-        output = model(batch["inputs"])
+        return self.losses_of(model(batch["inputs"]), batch)
+
+    def losses_of(self, output: Tensor, batch: Batch) -> Losses:
+        """Of what the model answered, for the batch's targets; where it is mixed, for both."""
         own = self.per_sample(output, batch["target"])
         if "mixed_target" not in batch:
             return Losses(own, own)

@@ -196,6 +196,14 @@ class TestMaskFolders:
         splits = self.read(root)
         assert (len(splits.train), len(splits.val), len(splits.test)) == (5, 2, 1)
 
+    def test_folders_are_called_as_ade20ks(self, root) -> None:
+        """images/training and images/validation, and no test split with masks: the validation split is it."""
+        for kind in ("image", "seg13"):
+            (root / kind / "test").rename(root / kind / "validation")
+            (root / kind / "train").rename(root / kind / "training")
+        splits = self.read(root)
+        assert (len(splits.train), len(splits.val), len(splits.test)) == (4, 1, 2)
+
     def test_an_image_without_a_mask(self, root) -> None:
         (root / "seg13" / "train" / "00003.png").unlink()
         with pytest.raises(

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torchvision import models
 
 from raytrain_speedup.models import ModelSettings, build_model, check_sizes, model_names
 from raytrain_speedup.models.dense import PooledBatchNorm
 from raytrain_speedup.settings import UserError
+from raytrain_speedup.tasks.segmentation import SegmentationSettings
 
 SMALL = ["torchvision/lraspp_mobilenet_v3_large", "torchvision/deeplabv3_mobilenet_v3_large"]
 
@@ -95,3 +97,38 @@ def test_every_parameter_that_asks_for_a_gradient_gets_one(name: str, options: d
     without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not without
     assert any("aux_classifier" in key for key in model.state_dict()) == bool(options)
+
+
+def test_an_auxiliary_head_is_trained_where_the_task_says_so():
+    """The loss is weighted, the score is that of the network's answer; other heads than none are refused."""
+    model, task = build(SMALL[1], options={"aux_loss": True}), SegmentationSettings(auxiliary=0.4).build()
+    task.prepare(model)
+    target = torch.randint(5, (2, 32, 32), generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)  # of dropout
+    found = task.losses(model, {"inputs": images, "target": target})
+    torch.manual_seed(0)
+    answer, auxiliary = copy.deepcopy(model)(images)
+    own, beside = (
+        F.cross_entropy(logits, target, reduction="none").mean((1, 2)) for logits in (answer, auxiliary)
+    )
+    torch.testing.assert_close(found.scores, own)
+    torch.testing.assert_close(found.losses, own + 0.4 * beside)
+    found.losses.sum().backward()
+    assert all(p.grad is not None for p in model.aux_classifier.parameters())
+    assert isinstance(model.eval()(images), torch.Tensor), "an evaluation asks for the answer alone"
+    with pytest.raises(UserError, match=r"task\.auxiliary: 0\.4, and LRASPP has no auxiliary head"):
+        task.prepare(build(SMALL[0]))
+
+
+def test_a_classifiers_weights_are_those_of_the_backbone(tmp_path: Path):
+    """torchvision's own networks, whose tensors are called otherwise in the two."""
+    classifier = models.mobilenet_v3_large(num_classes=4)
+    torch.save(classifier.state_dict(), tmp_path / "model.pt")
+    network = build(SMALL[0], pretrained=tmp_path / "model.pt")
+    assert torch.equal(network.backbone["0"][0].weight, classifier.features[0][0].weight)
+    last = network.backbone["16"][1].running_var, classifier.features[16][1].running_var
+    assert torch.equal(*last) and len(network.backbone) == 17
+    torch.save(models.resnet18(num_classes=4).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"model\.pretrained: .*other\.pt does not fit LRASPP"):
+        build(SMALL[0], pretrained=tmp_path / "other.pt")

@@ -1,0 +1,95 @@
+"""Segmentation of CamVid: what pruning, a curriculum and their controls cost, and what a backbone brings along.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/camvid.py [--seeds 3] [--epochs 24] [--size 96]
+
+The recipe `camvid`, smaller. Every method but `none` is given 30 % less: pruners leave out 30 % of the passes, all
+else ends 30 % earlier. `backbone` has fewer epochs, and begins with the weights of a MobileNetV3 that classified
+CIFAR-10 (5,000 images, 10 epochs; its cost is not counted). mIoU of the test split; cost in reference steps and
+FLOPs, as fractions of those of `none`, seed by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from side_by_side import data_folder, first_rows, middle, provenance, ratios, side_by_side, spread
+
+from raytrain_speedup.config import load_experiment
+from raytrain_speedup.engine.local import LocalReporter
+from raytrain_speedup.engine.run import run
+
+SAVED = 0.3
+ROWS, EPOCHS = 5000, 10
+"""Of the classifier."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=float, default=24.0)
+    parser.add_argument("--size", type=int, default=96)
+    asked = parser.parse_args()
+    seeds, fewer = range(asked.seeds), {"train.epochs": asked.epochs * (1 - SAVED)}
+    stages = [{"fraction": 0.4, "ratio": 0.67}, {"fraction": 0.6, "ratio": 1.0}]
+    infobatch = {"pruning.method": "infobatch", "pruning.saving": SAVED}
+    curriculum = {"curriculum.method": "custom", "curriculum.schedule": stages}
+    base = load_experiment(
+        "camvid",
+        {
+            **{
+                f"data.{split}": str(data_folder() / f"camvid-{split}.parquet")
+                for split in ("train", "val", "test")
+            },
+            **{"data.image_size": asked.size, "data.padding": 12, "train.epochs": asked.epochs},
+            **{"train.eval_every": 0, "train.threads": 1},
+        },
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        weights = classifier(Path(folder))
+        variants = {
+            "none": {},
+            "fewer epochs": fewer,
+            "random": {"pruning.method": "random", "pruning.saving": SAVED},
+            "InfoBatch": infobatch,
+            "InfoBatch, quantiles": {"pruning.method": "infobatch", "pruning.threshold": "quantile"},
+            "curriculum": curriculum | fewer,
+            "InfoBatch and curriculum": infobatch | curriculum,
+            "backbone": fewer | {"model.pretrained": str(weights)},
+        }
+        results = side_by_side(base, variants, seeds)
+    print("\n| method | mIoU | passes saved | cost | FLOPs |\n|---|--:|--:|--:|--:|")
+    for name in variants:
+        miou = spread([metrics["miou"] for metrics in results[name]])
+        saved = sum(metrics["passes_saved"] for metrics in results[name]) / len(seeds)
+        cost = middle(ratios(results, name, "reference_steps", "none"))
+        flops = middle(ratios(results, name, "train_flops", "none"))
+        print(f"| {name} | {miou} | {saved:.0%} | {cost} | {flops} |")
+    print(f"\n{asked.epochs:g} epochs at {asked.size} pixels. {provenance(seeds)}")
+
+
+def classifier(folder: Path) -> Path:
+    """The weights of a MobileNetV3 after a few epochs of CIFAR-10."""
+    files = {
+        "data.train": str(first_rows(data_folder() / "cifar10-train.parquet", ROWS, folder / "train")),
+        "data.test": str(data_folder() / "cifar10-test.parquet"),
+    }
+    keys = {
+        **{
+            "model.name": "torchvision/mobilenet_v3_large",
+            "model.bn_momentum": 0.1,
+            "pruning.method": "none",
+        },
+        **{"train.epochs": EPOCHS, "train.eval_every": 0, "train.threads": 1},
+    }
+    reporter = LocalReporter(folder / "run")
+    metrics = run(load_experiment("cifar10-resnet8-cpu", files | keys), reporter).to_dict()
+    print(f"  classifier: {metrics['accuracy']:.1f} % in {metrics['train_seconds']:.0f} s", flush=True)
+    latest = reporter.latest()
+    assert latest is not None
+    return latest / "model.pt"
+
+
+if __name__ == "__main__":
+    main()
