@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,3 +76,44 @@ def check_cluster(
             f"{faulty} of {len(checks)} nodes are not fit to train; see the last column", highlight=False
         )
         raise typer.Exit(1)
+
+
+ClusterFile = Annotated[Path, typer.Argument(help="of Ray's launcher")]
+
+
+@commands.command("kuberay")
+def as_kuberay(
+    file: ClusterFile = Path("cluster.yaml"),
+    image: Annotated[
+        str, typer.Option(help="container with this package and its versions of Ray and torch")
+    ] = "raytrain-speedup:latest",
+    memory_per_cpu: Annotated[int, typer.Option(min=1, help="GiB that a pod asks for each CPU")] = 4,
+) -> None:
+    """Print the cluster of a cluster.yaml as a RayCluster of Kubernetes.
+
+    Its pods mount two volume claims that you make: speedup-shared (of many nodes) at
+    /mnt/shared, for checkpoints, and speedup-head at /mnt/head, for MLflow's database.
+
+    speedup cluster kuberay --image registry/speedup:1 | kubectl apply -f -
+    """
+    from raytrain_speedup.scaling.manifests import as_yaml, kuberay, read_cluster
+
+    sys.stdout.write(as_yaml(kuberay(read_cluster(file), image=image, memory_per_cpu=memory_per_cpu)))
+
+
+@commands.command("skypilot")
+def as_skypilot(
+    command: Annotated[str, typer.Argument(help="what runs on the first node")],
+    file: Annotated[Path, typer.Option("--cluster", help="of Ray's launcher")] = Path("cluster.yaml"),
+    accelerators: Annotated[str, typer.Option(help="of a node, as SkyPilot calls them")] = "L4:1",
+    nodes: Annotated[int, typer.Option(min=1, help="how many")] = 1,
+) -> None:
+    """Print a command on a cluster as a task of SkyPilot, on whichever cloud is cheapest.
+
+    speedup cluster skypilot --nodes 4 "speedup sweep search_spaces/combined.yaml" > sky.yaml
+    sky launch sky.yaml
+    """
+    from raytrain_speedup.scaling.manifests import as_yaml, read_cluster, skypilot
+
+    task = skypilot(read_cluster(file), accelerators=accelerators, nodes=nodes, command=command)
+    sys.stdout.write(as_yaml(task))

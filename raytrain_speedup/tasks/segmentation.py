@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from raytrain_speedup.data.base import IGNORE_INDEX
 from raytrain_speedup.data.batch import Batch
-from raytrain_speedup.models.dense import train_auxiliary_head
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks.base import Direction, Losses, Model, Split, SupervisedTask, Task, TaskSettings
 from raytrain_speedup.tasks.images import mask_grid
@@ -62,7 +61,11 @@ class Segmentation(SupervisedTask):
         self.label_smoothing, self.auxiliary = label_smoothing, auxiliary
 
     def prepare(self, model: nn.Module) -> None:
-        if self.auxiliary and not train_auxiliary_head(model):
+        if not self.auxiliary:
+            return
+        from raytrain_speedup.models.dense import train_auxiliary_head  # imports torchvision
+
+        if not train_auxiliary_head(model):
             raise UserError(
                 f"task.auxiliary: {self.auxiliary:g}, and {type(model).__name__} has no auxiliary head; "
                 "expected 0, or model.options: {aux_loss: true} and a network of torchvision that has one"

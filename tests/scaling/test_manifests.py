@@ -1,0 +1,106 @@
+"""Manifests of KubeRay and SkyPilot against `cluster.yaml` and the references of both; no cluster."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from raytrain_speedup.cli import app
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster.yaml"
+
+
+def printed(*arguments: str) -> Any:
+    result = CliRunner().invoke(app, ["cluster", *arguments])
+    assert result.exit_code == 0, result.output
+    return yaml.safe_load(result.output)
+
+
+@pytest.fixture(scope="module")
+def described() -> Any:
+    return yaml.safe_load(CLUSTER.read_text())
+
+
+def test_kuberay_has_the_nodes_of_the_file(described: Any) -> None:
+    found = printed("kuberay", str(CLUSTER), "--image", "registry/speedup:1", "--memory-per-cpu", "8")
+    assert (found["apiVersion"], found["kind"]) == ("ray.io/v1", "RayCluster")
+    spec, types = found["spec"], described["available_node_types"]
+    assert set(spec) == {
+        *("rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions"),
+        *("headGroupSpec", "workerGroupSpecs"),
+    }  # names of the API reference
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["autoscalerOptions"]["idleTimeoutSeconds"] == 60 * described["idle_timeout_minutes"]
+    head = spec["headGroupSpec"]["rayStartParams"]
+    assert head["num-cpus"] == "0", "trials never land on the head"
+    assert json.loads(shlex.split(head["resources"])[0]) == {"tune_driver": 64}, "quoted for a shell"
+    (workers,) = spec["workerGroupSpecs"]
+    assert workers["maxReplicas"] == types["gpu"]["max_workers"] and workers["minReplicas"] == 0
+    (container,) = workers["template"]["spec"]["containers"]
+    assert container["image"] == "registry/speedup:1"
+    wanted = {"cpu": 8, "memory": "64Gi", "nvidia.com/gpu": 1}
+    assert container["resources"] == {"requests": wanted, "limits": wanted}
+    assert (
+        "nvidia.com/gpu"
+        not in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    )
+
+
+def test_every_mount_has_its_volume_and_the_head_alone_the_database() -> None:
+    spec = printed("kuberay", str(CLUSTER))["spec"]
+    pods = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    mounted = []
+    for pod in (group["template"]["spec"] for group in pods):
+        mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounts == {volume["name"] for volume in pod["volumes"]} and {"shared", "shm"} <= mounts
+        mounted.append("head" in mounts)
+    assert mounted == [True, False]
+    (uri,) = (entry["value"] for entry in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"])
+    assert uri == "sqlite:////mnt/head/mlflow.db"
+
+
+def test_skypilot_runs_the_command_on_the_first_node(described: Any) -> None:
+    command = "speedup sweep search_spaces/combined.yaml --trials 4"
+    found = printed(
+        "skypilot", command, "--cluster", str(CLUSTER), "--accelerators", "H100:8", "--nodes", "4"
+    )
+    assert found["num_nodes"] == 4 and found["resources"] == {
+        **{"accelerators": "H100:8", "use_spot": True, "disk_size": 200},
+    }
+    installed = " ".join(described["setup_commands"])
+    for package in ("'ray[default,train,tune]==", "torch==", "torchvision=="):
+        version = installed.partition(package)[2].split()[0]
+        assert package + version in found["setup"], "the versions of the cluster file"
+    lines = found["run"].splitlines()
+    inside = lines[lines.index('if [ "$SKYPILOT_NODE_RANK" = 0 ]; then') + 1 : lines.index("fi")]
+    assert [line.strip() for line in inside] == [f"RAY_ADDRESS=127.0.0.1:6379 {command}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: digits\n", "no cluster of Ray's launcher; expected head_node_type"),
+        ("a: [", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_another_file_is_refused_in_a_line(text: str | None, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "other.yaml"
+    if text is not None:
+        file.write_text(text)
+    result = CliRunner().invoke(app, ["cluster", "kuberay", str(file)])
+    assert result.exit_code != 0 and says in str(result.exception or result.output)
+
+
+def test_a_cluster_without_versions_is_refused(tmp_path: Path, described: Any) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(described | {"setup_commands": ["pip install ray"]}))
+    result = CliRunner().invoke(app, ["cluster", "kuberay", str(file)])
+    assert "setup_commands: no version of ray; expected ray==..." in str(result.exception or result.output)
