@@ -5,7 +5,6 @@
 Each of these is imported when it is first asked for; `import raytrain_speedup` alone takes no time.
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from raytrain_speedup.schedule import load_schedule
 
 __version__ = "0.1.0"
-__all__ = ["Run", "leaderboard", "load_schedule", "set_environment", "sweep", "train"]
+__all__ = ["Run", "leaderboard", "load_schedule", "sweep", "train"]
 
 _HOMES = dict.fromkeys(("leaderboard", "sweep", "train"), "api") | {
     "Run": "engine.script_run",
@@ -27,11 +26,3 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def set_environment() -> None:
-    """What MLflow and Ray read when they are imported; anything the user has set stays."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    if "RAY_ADDRESS" not in os.environ:  # a cluster of one's own asks for a token; another says what it does
-        os.environ.setdefault("RAY_AUTH_MODE", "token")

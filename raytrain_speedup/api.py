@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from raytrain_speedup import set_environment
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.data import DataSettings
+from raytrain_speedup.environment import set_environment
 from raytrain_speedup.experiment_file import REGISTRIES, parse_overrides
 from raytrain_speedup.methods.curriculum import CurriculumSettings
 from raytrain_speedup.methods.pruning import PrunerSettings

@@ -19,7 +19,8 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from raytrain_speedup import cli_cluster, cli_data, set_environment
+from raytrain_speedup import cli_cluster, cli_data
+from raytrain_speedup.environment import set_environment
 
 app = typer.Typer(
     name="speedup",
