@@ -71,4 +71,4 @@ ACCURACY = Metric()
 
 def spoken(name: str) -> str:
     """A metric's name for people: `miou` is mIoU, `pixel_accuracy` pixel accuracy."""
-    return name.replace("miou", "mIoU").replace("_", " ")
+    return name.replace("miou", "mIoU").replace("frechet", "Fréchet").replace("_", " ")

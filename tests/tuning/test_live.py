@@ -145,6 +145,6 @@ def test_a_distance_is_not_in_percent() -> None:
     ) as table:
         table("trial-01", "running", {"val_frechet_distance": 0.04123})
         head, line = shown(table).splitlines()[-2:]
-        assert "val frechet distance  " in head and "%" not in head and "0.04123" in line
+        assert "val Fréchet distance  " in head and "%" not in head and "0.04123" in line
         table("trial-01", "finished", {"val_frechet_distance": 0.04123})
         assert "0.04123" in console.file.getvalue() and "0.04123 %" not in console.file.getvalue()
