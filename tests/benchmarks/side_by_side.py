@@ -5,6 +5,7 @@ The machine's speed drifts, so the variants of a seed follow each other and rati
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -61,8 +62,12 @@ def control(base: Experiment, method: str) -> dict[str, object]:
 
 
 def ratios(results: Mapping[str, list[Metrics]], name: str, of: str, baseline: str) -> list[float]:
-    """A metric of a variant over the baseline's, seed by seed."""
-    return [a[of] / b[of] for a, b in zip(results[name], results[baseline], strict=True)]
+    """A metric of a variant over the baseline's, seed by seed; NaN where reference steps are of another size, as
+    those of another budget (`train.epochs`) may be."""
+    pairs = list(zip(results[name], results[baseline], strict=True))
+    if of == "reference_steps" and any(a["reference_batch"] != b["reference_batch"] for a, b in pairs):
+        return [math.nan] * len(pairs)
+    return [a[of] / b[of] for a, b in pairs]
 
 
 def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
@@ -71,7 +76,9 @@ def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
 
 
 def middle(values: Sequence[float], form: str = "{:.3f}") -> str:
-    """Median, with the extremes."""
+    """Median, with the extremes; a dash where there is none."""
+    if any(map(math.isnan, values)):
+        return "-"
     return f"{form.format(median(values))} ({form.format(min(values))}-{form.format(max(values))})"
 
 
