@@ -61,7 +61,7 @@ def program(*arguments: str, folder: Path) -> subprocess.Popen[str]:
         (["recipes", "digit"], "digit: no such recipe; did you mean 'digits'?"),
         (
             ["recipes", "mnist"],
-            "mnist: no such recipe; expected a YAML file or one of: camvid, camvid-dfkd, ",
+            "mnist: no such recipe; expected a YAML file or one of: ade20k-deeplabv3_resnet50, camvid, ",
         ),
     ],
 )
