@@ -4,11 +4,13 @@ function is known by its name."""
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
 from refused_imports import RAY, run_without
 
 PACKAGE = Path(__file__).parents[1] / "raytrain_speedup"
@@ -73,3 +75,15 @@ def test_no_function_is_longer_than_sixty_lines():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60
     ]
     assert not long
+
+
+@pytest.mark.parametrize(("first", "mode"), [("import ray", "None"), ("", "token")])
+def test_ray_that_is_imported_already_keeps_its_way_to_authenticate(first: str, mode: str) -> None:
+    """It has read it by then; a cluster of another mode would refuse the process that starts it."""
+    program = f"import os; {first or 'pass'}\nfrom raytrain_speedup.environment import set_environment\n"
+    program += "set_environment(); print(os.environ.get('RAY_AUTH_MODE'))"
+    own = {key: value for key, value in os.environ.items() if key not in ("RAY_AUTH_MODE", "RAY_ADDRESS")}
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=own
+    )
+    assert found.stdout.split() == [mode]
