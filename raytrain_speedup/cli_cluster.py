@@ -78,12 +78,9 @@ def check_cluster(
         raise typer.Exit(1)
 
 
-ClusterFile = Annotated[Path, typer.Argument(help="of Ray's launcher")]
-
-
 @commands.command("kuberay")
 def as_kuberay(
-    file: ClusterFile = Path("cluster.yaml"),
+    file: Annotated[Path, typer.Argument(help="of Ray's launcher")] = Path("cluster.yaml"),
     image: Annotated[
         str, typer.Option(help="container with this package and its versions of Ray and torch")
     ] = "raytrain-speedup:latest",

@@ -310,10 +310,11 @@ def _counted(
 ) -> float:
     """FLOPs of training on one sample; a process that makes many runs counts a network once.
 
-    Not so a network or task of the user's own: the code under its name may have changed.
+    Not so a network or task of the user's own, nor one from a file or folder, whose configuration may be in it: what
+    is under the name may have changed.
     """
-    shape = splits.input_shape(size)
-    if is_import_path(experiment.model.name) or is_import_path(experiment.task.kind):
+    shape, named = splits.input_shape(size), (experiment.model.name, experiment.task.kind)
+    if any(map(is_import_path, named)) or experiment.model.pretrained is not None:
         return training_flops(model, task, shape)
     settings = experiment.model.model_dump_json(), experiment.task.model_dump_json()
     key = (*settings, splits.image_size, splits.num_classes, shape, tokens)
