@@ -310,8 +310,8 @@ def _counted(
 ) -> float:
     """FLOPs of training on one sample; a process that makes many runs counts a network once.
 
-    Not so a network or task of the user's own, nor one from a file or folder, whose configuration may be in it: what
-    is under the name may have changed.
+    Not so a network or task of the user's own, nor one from a file or folder, which may hold its configuration:
+    what is under the name may have changed.
     """
     shape, named = splits.input_shape(size), (experiment.model.name, experiment.task.kind)
     if any(map(is_import_path, named)) or experiment.model.pretrained is not None:

@@ -44,7 +44,8 @@ class Tally:
         self.compute_spent = 0.0
         self.flops_spent = 0.0
         self._num_samples, self._flops, self._rank, self._world = num_samples, flops, rank, world
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # of losses, weights, FLOPs not taken
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # weighted losses, weights
+        self._spared = 0.0  # FLOPs that this rank did not take; known without asking the device
 
     def count(self, step: Step, weighted_loss: Tensor, weight: Tensor, rows: int) -> None:
         """A step that was taken.
@@ -56,8 +57,8 @@ class Tally:
         """
         self.steps_taken += 1
         flops = self._flops[step.stage.size, step.stage.tokens]
-        spared = weight.new_full((), flops * (len(weight) - rows), dtype=torch.float64)
-        self._sums += torch.stack([weighted_loss.double(), weight.sum().double(), spared])
+        self._spared += flops * (len(weight) - rows)
+        self._sums += torch.stack([weighted_loss, weight.sum()])
         self.samples_shown += step.count
         self.compute_spent += step.count * step.stage.cost / self._num_samples
         self.flops_spent += step.count * flops
@@ -68,6 +69,7 @@ class Tally:
         total, weight, spared = self._all_sums().tolist()
         self.flops_spent -= spared
         self._sums.zero_()
+        self._spared = 0.0
         return total / weight
 
     def costs(self, seconds: Mapping[str, float], in_steps: Mapping[str, float]) -> Costs:
@@ -95,11 +97,11 @@ class Tally:
         for name in COUNTERS:
             setattr(self, name, state[name])
         if self._rank == 0:  # they hold the sums of all ranks
-            sums = state["sums"]  # those of an earlier version know of nothing that was spared
-            self._sums[: len(sums)].copy_(sums)
+            self._sums.copy_(state["sums"][:2])
+            self._spared = float(state["sums"][2:].sum())  # those of an earlier version know of none
 
     def _all_sums(self) -> Tensor:
-        sums = self._sums.clone()
+        sums = torch.cat([self._sums, self._sums.new_tensor([self._spared])])
         if self._world > 1:
             dist.all_reduce(sums)
         return sums
