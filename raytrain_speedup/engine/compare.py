@@ -7,7 +7,7 @@ the seeds says that of `statistics/verdict.py`; here stands which runs may be co
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from statistics import fmean, stdev
@@ -26,6 +26,16 @@ METRIC_ON: dict[SplitName, Value] = {
     "validation": lambda run: run.of("validation"),
 }
 """What ranks a run, on a split."""
+
+
+HAS_TO_BE_EQUAL: dict[str, Callable[[FinalMetrics], str]] = {
+    "metric": lambda run: f"{run.metric.name}, {run.metric.direction}",
+    "task, data and model": lambda run: run.baseline_key,
+    "set-up": lambda run: run.setup,
+    "hardware": lambda run: run.hardware,
+    BUDGET: lambda run: str(run.epochs),
+}
+"""What it is called in which two sides may not differ; `identity.comparison_keys` says what is in a key."""
 
 
 class NotComparable(Exception):
@@ -134,9 +144,11 @@ def compare(
     metric = runs[0].metric
     method, baseline = (side.once(by_seed, METRIC_ON[split]) for side in sides)
     if look is None:
-        merits = _merits(metric, method), _merits(metric, baseline)
-        grain = max(side.once(grain_of, split) for side in sides)
-        look = _as_is(metric, fixed_look(*merits, margin, grain=grain))
+        # One seed has no spread that a grain could be seen in: of thousands of trials it is not looked for.
+        several = min(len(method), len(baseline)) > 1
+        grain = max(side.once(grain_of, split) for side in sides) if several else 0.0
+        ours, theirs = (side.once(_merits_on, split) for side in sides)
+        look = _as_is(metric, fixed_look(ours, theirs, margin, grain=grain))
     return Comparison(
         metric=metric,
         split=split,
@@ -146,7 +158,7 @@ def compare(
         baseline_accuracy=fmean(baseline.values()),
         look=look,
         speedup=Speedup.of(*sides),
-        passes_saved=fmean(run.passes_saved for run in runs),
+        passes_saved=fmean([run.passes_saved for run in runs]),
     )
 
 
@@ -162,11 +174,11 @@ def settle_runs(
         return {}
     metric = baselines[0].metric
     judged = {
-        name: _test_merits(metric, runs)
+        name: _merits_on(runs, "test")
         for name, runs in methods.items()
         if runs and all(run.metric == metric and run.of("test") is not None for run in runs)
     }
-    looks = settle(plan, judged, _test_merits(metric, baselines), grain=grain_of(baselines, "test"))
+    looks = settle(plan, judged, _merits_on(baselines, "test"), grain=grain_of(baselines, "test"))
     return {name: _as_is(metric, look) for name, look in looks.items()}
 
 
@@ -184,13 +196,10 @@ def grain_of(runs: Sequence[FinalMetrics], split: SplitName) -> float:
     return 100 / min((count for count in counts if count), default=math.inf)
 
 
-def _merits(metric: Metric, values: Mapping[int, float]) -> dict[int, float]:
-    """What `statistics` compares, where larger is better."""
-    return {seed: metric.merit(value) for seed, value in values.items()}
-
-
-def _test_merits(metric: Metric, runs: Sequence[FinalMetrics]) -> dict[int, float]:
-    return _merits(metric, by_seed(runs, METRIC_ON["test"]))
+def _merits_on(runs: Sequence[FinalMetrics], split: SplitName) -> dict[int, float]:
+    """What `statistics` compares, where larger is better: the metric of comparable runs, by seed."""
+    metric = runs[0].metric
+    return {seed: metric.merit(value) for seed, value in by_seed(runs, METRIC_ON[split]).items()}
 
 
 def _as_is(metric: Metric, look: Look) -> Look:
@@ -206,10 +215,9 @@ def _check(runs: Runs, baselines: Runs, split: SplitName, *, same_budget: bool) 
         if (fault := side.once(_fault, key)) is not None:
             raise NotComparable(fault)
     ours, theirs = runs.once(_has_to_be_equal), baselines.once(_has_to_be_equal)
-    for meaning, values in ours.items():
-        found = values | theirs[meaning]
-        if len(found) > 1 and (same_budget or meaning != BUDGET):
-            raise NotComparable(f"the runs differ in {meaning}: {' / '.join(sorted(found))}")
+    for meaning, one, other in zip(HAS_TO_BE_EQUAL, ours, theirs, strict=True):
+        if (one != other or len(one) > 1) and (same_budget or meaning != BUDGET):
+            raise NotComparable(f"the runs differ in {meaning}: {' / '.join(sorted(one | other))}")
 
 
 def _fault(runs: Runs, key: str) -> str | None:
@@ -224,12 +232,6 @@ def _fault(runs: Runs, key: str) -> str | None:
     return None
 
 
-def _has_to_be_equal(runs: Runs) -> dict[str, set[str]]:
-    """What both sides have in common, by what it is called; `identity.comparison_keys` says what is in a key."""
-    return {
-        "metric": {f"{run.metric.name}, {run.metric.direction}" for run in runs},
-        "task, data and model": {run.baseline_key for run in runs},
-        "set-up": {run.setup for run in runs},
-        "hardware": {run.hardware for run in runs},
-        BUDGET: {str(run.epochs) for run in runs},
-    }
+def _has_to_be_equal(runs: Runs) -> list[set[str]]:
+    """What both sides have in common, in the order of `HAS_TO_BE_EQUAL`."""
+    return [{said(run) for run in runs} for said in HAS_TO_BE_EQUAL.values()]

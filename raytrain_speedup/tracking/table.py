@@ -136,7 +136,10 @@ def _table(experiment: str, rows: Sequence[Row], ids: Mapping[str, str], *, wide
     )
     for row in rows:
         grey = row.state != "finished" or row.role == "trial"
-        table.add_row(*cells(row, wide=wide), ids[row.run_id], style="dim" if grey else None)
+        read = (*cells(row, wide=wide), ids[row.run_id])
+        # As `Text`, since brackets are no markup here.
+        plain = (Text(cell) if isinstance(cell, str) else cell for cell in read)
+        table.add_row(*plain, style="dim" if grey else None)
     return table
 
 

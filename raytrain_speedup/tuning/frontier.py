@@ -91,8 +91,10 @@ class Beliefs:
         self.x_ND = encode(space, [active(trial) for trial in trials])
         quality_N = np.array([trial.user_attrs.get(QUALITY, bound.failure) for trial in trials])
         doubt_N = np.array([trial.user_attrs.get(DOUBT, 0.0) for trial in trials])
+        # A forecast is of what would be measured, so the noise of a run is in its doubt already.
+        extra_N = np.maximum(doubt_N**2 - bound.noise**2, 0.0)
         self.quality = GaussianProcess(
-            self.x_ND, bound.softened(quality_N), noise=bound.noise, extra_N=doubt_N**2
+            self.x_ND, bound.softened(quality_N), noise=bound.noise, extra_N=extra_N
         )
         cost_N = np.array([trial.user_attrs.get(COST, math.nan) for trial in trials])
         known_N = np.isfinite(cost_N)

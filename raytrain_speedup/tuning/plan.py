@@ -30,7 +30,7 @@ from raytrain_speedup.tuning.forecast import Forecast
 from raytrain_speedup.tuning.library import BaselineLibrary
 from raytrain_speedup.tuning.limits import Limits
 from raytrain_speedup.tuning.monitor import Monitor
-from raytrain_speedup.tuning.planned import BASELINE, TRIAL, WINNER, PlannedRun, baseline_run
+from raytrain_speedup.tuning.planned import BASELINE, TRIAL, WINNER, PlannedRun, baseline_run, trial_name
 from raytrain_speedup.tuning.search import Ending, Search, Suggestion
 from raytrain_speedup.tuning.space import COSTS, SEARCH_SEED, Sweep
 from raytrain_speedup.tuning.winners import Outcome, pick_ladder, pick_winners
@@ -90,6 +90,7 @@ class SweepPlan(Searcher):
         )
         self._limits = Limits(sweep.settings.budget, sweep.gpus_per_run)
         self._search = self._search_after(past, curves or {})
+        self._look_ahead()
         self._suggestions: dict[str, Suggestion] = {}
         self._failed_once: set[str] = set()
         self._ended_early = False
@@ -184,6 +185,14 @@ class SweepPlan(Searcher):
         self._learn_level()
         if self.monitor.level is not None:
             self._search.learn(self.monitor.level)
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Which trials those under way have to be cheaper or better than."""
+        if self.sweep.settings.scheduler.method == "bound":
+            self.monitor.lossless = {
+                trial_name(number): (cost, quality) for number, cost, quality in self._search.lossless()
+            }
 
     def _finish(self, run: PlannedRun, metrics: FinalMetrics) -> None:
         self.finished[run.name] = Outcome(run.name, run.role, group_of(run.experiment), run.params, metrics)
@@ -260,7 +269,7 @@ class SweepPlan(Searcher):
             self._search.tell(suggestion, Ending("failed", {}))
             return None
         self._suggestions[trial_id] = suggestion
-        return PlannedRun(f"trial-{suggestion.number:02d}", TRIAL, experiment, suggestion.params)
+        return PlannedRun(trial_name(suggestion.number), TRIAL, experiment, suggestion.params)
 
     def _best(self) -> list[Outcome]:
         """Those that an earlier run of the sweep began to confirm, which get more seeds; else the best."""
@@ -310,6 +319,7 @@ class SweepPlan(Searcher):
         if run.role == TRIAL:
             forecast = self.monitor.forecast(run.name) if state == "stopped" else None
             self._search.tell(self._suggestions.pop(trial_id), Ending(state, result, forecast))
+            self._look_ahead()
             if self.sweep.settings.budget.patience is not None:
                 trials = [one for one in self.finished.values() if one.role == TRIAL]
                 self._limits.best_is(next((best.name for best in self._picked(trials, 1)), ""))

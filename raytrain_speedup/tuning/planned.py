@@ -42,6 +42,11 @@ class PlannedRun:
         }
 
 
+def trial_name(number: int) -> str:
+    """Of the trial with this number."""
+    return f"{TRIAL}-{number:02d}"
+
+
 def baseline_run(sweep: Sweep, seed: int) -> PlannedRun:
     """The baseline with one seed."""
     keys = sweep.settings.baseline

@@ -31,7 +31,7 @@ def build_scheduler(settings: SchedulerSettings, plan: SweepPlan) -> TrialSchedu
 
 
 class ByTheBound(FIFOScheduler):
-    """Stops a trial that will hardly reach the bound; without a method, none."""
+    """Stops a trial that will hardly reach the bound, or costs more than one that does; without a method, none."""
 
     def __init__(self, plan: SweepPlan, settings: SchedulerSettings) -> None:
         super().__init__()
@@ -46,8 +46,8 @@ class ByTheBound(FIFOScheduler):
         progress = result.get("progress", 1.0)
         if self._settings.method != "bound" or role != TRIAL or not self._settings.grace <= progress < 1:
             return GO_ON
-        hopeless = self._plan.monitor.is_hopeless(name, progress, chance=self._settings.chance)
-        return STOP if hopeless else GO_ON
+        superfluous = self._plan.monitor.is_superfluous(name, result, chance=self._settings.chance)
+        return STOP if superfluous else GO_ON
 
 
 class RankedASHA(ASHAScheduler):

@@ -18,10 +18,10 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from raytrain_speedup.engine.final_metrics import is_final
 from raytrain_speedup.tracking.store import Record
@@ -38,7 +38,7 @@ from raytrain_speedup.tuning.frontier import (
     told,
 )
 from raytrain_speedup.tuning.objective import Level
-from raytrain_speedup.tuning.samplers import build_sampler
+from raytrain_speedup.tuning.samplers import build_sampler, startup
 from raytrain_speedup.tuning.space import Sweep
 
 LOSSY = "quality below the bound"
@@ -72,6 +72,14 @@ class Ending:
     state: str
     metrics: Mapping[str, Any]
     forecast: Forecast | None = None
+
+
+class Believed(NamedTuple):
+    """A trial that spent its budget: its number, what it cost, and the quality that is believed of its settings."""
+
+    number: int
+    cost: float
+    quality: float
 
 
 class Search:
@@ -143,6 +151,23 @@ class Search:
         costs = sum(COST in trial.user_attrs for trial in tried)
         return Beliefs(self._space, tried, self._bound) if self._bound is not None and costs else None
 
+    def lossless(self) -> list[Believed]:
+        """The whole trials that are believed to reach the bound; none while too few have come to an end to believe
+        in any."""
+        beliefs = self.beliefs() if self.told >= startup(self.settings) else None
+        if beliefs is None:
+            return []
+        return [
+            Believed(trial.number + 1, trial.user_attrs[COST], quality)
+            for trial, quality in self._whole(beliefs)
+            if quality >= beliefs.bound.quality and COST in trial.user_attrs
+        ]
+
+    def _whole(self, beliefs: Beliefs) -> list[tuple[FrozenTrial, float]]:
+        """The trials that spent their budget, and what quality is believed of their settings."""
+        whole = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+        return list(zip(whole, beliefs.believed([active(trial) for trial in whole]), strict=True))
+
     def _tell(self, suggestion: Suggestion, ending: Ending) -> None:
         trial, values = suggestion.trial, objective_values(ending.metrics, list(self.objective.directions))
         if ending.state == "finished" and values is not None:
@@ -179,12 +204,10 @@ class Search:
         beliefs = self.beliefs() if self.settings.sampler == "frontier" else None
         if beliefs is None:
             return {}
-        whole = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-        believed = beliefs.believed([active(trial) for trial in whole])
         aim = beliefs.bound.quality + self.objective.margin / 2
         promising = [
             (trial.user_attrs[COST], params)
-            for trial, quality in zip(whole, believed, strict=True)
+            for trial, quality in self._whole(beliefs)
             if quality >= aim and self._tries[_said(params := self._sweep.meant(trial.params)[0])] == 1
         ]
         return min(promising, key=lambda one: one[0])[1] if promising else {}

@@ -49,6 +49,10 @@ MAY_DIFFER_ON_RESUME = (
 """Keys of a search-space file (dotted, where they are in a section) that may be others when a sweep is resumed.
 All the rest is the question; with another question it would be another sweep."""
 
+PATIENCE = 20
+"""Trials without a better one that end a search for one setting, where no budget is given: on known surfaces
+these are a third of the compute, and few better settings (tests/benchmarks/results/cpu-search.md)."""
+
 SEARCH_SEED = 1_000_003
 """The search trains with a seed of its own, so that a winner's luck is no evidence for it, however many seeds are
 asked for later."""
@@ -66,8 +70,9 @@ class SchedulerSettings(Settings):
     method: Literal["bound", "asha", "none"] = Field(
         "none",
         description="bound: those that will hardly reach baseline - margin, judged by the curves of finished runs "
-        "at equal progress; asha: asynchronous successive halving (Li et al. 2020, arXiv 1810.05934), all but the "
-        "cheapest of equal quality; none: every trial spends its budget",
+        "at equal progress, and those where a finished one is cheaper and believed to be as good; asha: "
+        "asynchronous successive halving (Li et al. 2020, arXiv 1810.05934), all but the cheapest of equal "
+        "quality; none: every trial spends its budget",
     )
     grace: float = Field(0.25, gt=0, lt=1, description="progress before which no trial is stopped")
     chance: float = Field(
@@ -138,9 +143,6 @@ class SweepSettings(Settings):
         "x0.1 is a tenth of what the run would have. The winners are confirmed without them",
     )
     trials: int = Field(20, ge=0, description="how many settings to try")
-    budget: BudgetSettings = Field(
-        default_factory=BudgetSettings, description="what ends the search before that"
-    )
     seed: int = Field(0, ge=0, description="of the search itself")
     concurrency: int | None = Field(
         None, ge=1, description="runs at a time; as many as the cluster holds if unset"
@@ -157,6 +159,12 @@ class SweepSettings(Settings):
         description="cheapest-lossless: the smallest cost at a quality of at least baseline - margin; pareto: "
         "every trade between the objectives, be they two or not",
     )
+    budget: BudgetSettings = Field(
+        default_factory=lambda said: BudgetSettings(
+            patience=None if said.get("objective") == "pareto" else PATIENCE
+        ),
+        description=f"what ends the search before that; by default patience {PATIENCE}, for pareto nothing",
+    )
     sampler: Literal["frontier", "tpe", "gp", "nsga2", "random"] = Field(
         default_factory=lambda said: "tpe" if said.get("objective") == "pareto" else "frontier",
         description="frontier: ours, which searches where lossless ends (cheapest-lossless only); the others are "
@@ -166,7 +174,7 @@ class SweepSettings(Settings):
         default_factory=lambda said: SchedulerSettings(
             method="none" if said.get("objective") == "pareto" else "bound"
         ),
-        description="stops hopeless trials early; by default by the bound, for pareto none",
+        description="stops trials early; by default by the bound, for pareto none",
     )
     points_to_evaluate: list[Overrides] = Field(
         default_factory=list, description="settings to try first, the published ones for instance"

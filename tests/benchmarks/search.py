@@ -40,14 +40,17 @@ KEYS = {
     "curriculum.ratio": (0.3, 1.0),
 }
 LOW, HIGH = np.array(list(KEYS.values())).T
+NO_END: dict[str, Any] = {"budget": {}}
+NO_STOP: dict[str, Any] = {"scheduler": {"method": "none"}, **NO_END}
 WAYS: dict[str, dict[str, Any]] = {
     "frontier": {},
-    "frontier, not stopped": {"scheduler": {"method": "none"}},
-    "tpe, constrained": {"sampler": "tpe", "scheduler": {"method": "none"}},
+    "frontier, all trials": NO_END,
+    "frontier, not stopped": NO_STOP,
+    "tpe, constrained": {"sampler": "tpe", **NO_STOP},
     "tpe, constrained, stopped": {"sampler": "tpe"},
-    "gp, constrained": {"sampler": "gp", "scheduler": {"method": "none"}},
-    "tpe, two objectives": {"objective": "pareto"},
-    "random": {"sampler": "random", "scheduler": {"method": "none"}},
+    "gp, constrained": {"sampler": "gp", **NO_STOP},
+    "tpe, two objectives": {"objective": "pareto", **NO_END},
+    "random": {"sampler": "random", **NO_STOP},
 }
 
 Loss = Callable[[np.ndarray], np.ndarray]
@@ -175,7 +178,7 @@ def train(
         metrics = {"progress": progress, "val_accuracy": quality, "train_flops": spent * progress}
         plan.hear(name, role, metrics)
         judged = scheduler.method == "bound" and role == "trial" and scheduler.grace <= progress < 1
-        if judged and plan.monitor.is_hopeless(name, progress, chance=scheduler.chance):
+        if judged and plan.monitor.is_superfluous(name, metrics, chance=scheduler.chance):
             plan.on_trial_complete("only", metrics)
             return progress
     seed = config["experiment"]["train"]["seed"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from scipy import stats
 from sklearn.gaussian_process import GaussianProcessRegressor, kernels
@@ -22,6 +23,7 @@ from raytrain_speedup.tracking import open_tracker
 from raytrain_speedup.tracking.run_log import RunLog
 from raytrain_speedup.tracking.tracker import Tracker
 from raytrain_speedup.tuning.forecast import Curves
+from raytrain_speedup.tuning.frontier import Beliefs, Bound
 from raytrain_speedup.tuning.limits import Limits
 from raytrain_speedup.tuning.monitor import Monitor
 from raytrain_speedup.tuning.objective import Level, Objective
@@ -134,14 +136,79 @@ def watched(*, kind: str = "max") -> Monitor:
 
 def test_a_trial_is_stopped_when_it_cannot_reach_the_bound_any_more() -> None:
     monitor = watched()
-    for name, quality in (("good", 79.5), ("lost", 79.0), ("early", 20.0)):
-        monitor.report(name, {"progress": 0.5 if name != "early" else 0.4, "val_accuracy": quality})
-    assert not monitor.is_hopeless("good", 0.5, chance=0.1)
-    assert monitor.is_hopeless("lost", 0.5, chance=0.1)
-    assert not monitor.is_hopeless("early", 0.4, chance=0.1), "nobody was there before"
+    reports = {
+        name: {"progress": progress, "val_accuracy": quality}
+        for name, progress, quality in (("good", 0.5, 79.5), ("lost", 0.5, 79.0), ("early", 0.4, 20.0))
+    }
+    for name, report in reports.items():
+        monitor.report(name, report)
+    stopped = [name for name, report in reports.items() if monitor.is_superfluous(name, report, chance=0.1)]
+    assert stopped == ["lost"], "where the early one was, nobody was before"
     assert monitor.stopped == {"lost": "at 50%: heads for 89.01 +- 0.095, and 89.5 is needed"}
     monitor.level = None
-    assert not monitor.is_hopeless("lost", 0.5, chance=0.1), "without a baseline there is no bound"
+    assert not monitor.is_superfluous("lost", reports["lost"], chance=0.1), "without a baseline no bound"
+
+
+def test_a_trial_is_stopped_where_one_as_good_is_cheaper() -> None:
+    """From 80 at the half all head for 90, the baseline's 90 being as good as anybody asks for."""
+    monitor = watched()
+    monitor.lossless = {"trial-02": (0.4, 89.6), "trial-03": (0.5, 90.1)}
+    reports = {
+        name: {"progress": progress, "val_accuracy": quality, "train_flops": cost}
+        for name, progress, quality, cost in (
+            ("cheaper", 0.5, 80.0, 0.25),
+            ("dearer", 0.5, 81.0, 0.3),
+            ("better than the cheapest", 0.5, 79.8, 0.24),
+            ("no better than the cheapest", 0.5, 79.5, 0.24),
+            ("early", 0.4, 80.0, 0.3),
+        )
+    }
+    for name, report in reports.items():
+        monitor.report(name, report)
+    for name, report in reports.items():
+        monitor.is_superfluous(name, report, chance=0.1)
+    assert monitor.stopped == {
+        "dearer": "at 50%: trial-03 is cheaper, and believed to be as good",
+        "no better than the cheapest": "at 50%: trial-02 is cheaper, and believed to be as good",
+    }, "of the early one nothing would be learnt"
+
+
+def test_which_trials_are_believed_to_be_lossless(tmp_path: Path) -> None:
+    """Quality falls by 4 points a unit of the ratio: at .22 it is 89.5."""
+    points = [{RATIO: ratio} for ratio in (0.1, 0.9, 0.2, 0.5, 0.7)]
+    sweep = loaded(tmp_path, **LOSSLESS, trials=12, points_to_evaluate=points, margin=0.5)
+    plan, found = SweepPlan(sweep), []
+    while len(found) <= len(points):
+        config = plan.suggest("x")
+        ratio = config["params"].get(RATIO, 0.0)
+        ended = {"val_accuracy": 90.4 - 4 * max(ratio, 0.1), "train_flops": 1 - ratio, "wall_seconds": 1.0}
+        plan.on_trial_complete("x", ended | {"progress": 1.0, "passes_saved": 0.0, "final": True})
+        if config["role"] == "trial":
+            found.append(dict(plan.monitor.lossless))
+    assert found[:3] == [{}] * 3, "too few say nothing"
+    assert {name: cost for name, (cost, _) in found[4].items()} == {"trial-01": 0.9, "trial-03": 0.8}
+    assert all(quality == pytest.approx(90, abs=0.5) for _, quality in found[4].values())
+    plain = SweepPlan(
+        loaded(tmp_path, **LOSSLESS, trials=12, scheduler={"method": "none"}), records(plan, [])
+    )
+    assert plain.monitor.lossless == {}
+
+
+def test_the_doubt_of_a_forecast_holds_the_noise_of_a_run_already(tmp_path: Path) -> None:
+    """One as doubtful as a run is noisy tells as much as that run would have."""
+    bound = Bound(Level(90.0, 4), margin=0.5)
+
+    def deviation(doubt: float) -> float:
+        study = optuna.create_study()
+        space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+        for x in (0.1, 0.4, 0.8):
+            attributes = {"quality": 90 - x, "cost": 1 - x, "doubt": doubt}
+            study.add_trial(
+                optuna.create_trial(params={"x": x}, distributions=space, value=0, user_attrs=attributes)
+            )
+        return float(Beliefs(space, study.trials, bound).quality.predict(np.array([[0.4]]))[1][0])
+
+    assert deviation(0.0) == deviation(bound.noise) < 0.9 * deviation(4 * bound.noise)
 
 
 def test_ranks_go_by_the_cost_at_equal_quality() -> None:
@@ -265,7 +332,7 @@ def drive(
             report = {"epoch": epoch, "progress": epoch / 4, "val_accuracy": quality, "train_flops": cost}
             log.epoch(report)
             plan.hear(name, role, report)
-            if role == "trial" and epoch < 4 and plan.monitor.is_hopeless(name, epoch / 4, chance=0.1):
+            if role == "trial" and epoch < 4 and plan.monitor.is_superfluous(name, report, chance=0.1):
                 break
         if whole := report["progress"] == 1:
             report |= {"accuracy": quality, "wall_seconds": 1.0, "passes_saved": 0.0, "final": True}

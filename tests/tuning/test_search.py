@@ -77,13 +77,14 @@ def points(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_where_nothing_can_be_run_little_is_tried(seed: int, tmp_path: Path) -> None:
     """Half of the space needs too much memory. Told FAIL, TPE tried 18 to 20 of the last 20 there."""
-    tried = points(run(SweepPlan(asked(tmp_path, trials=40, seed=seed)), infeasible=0.5))
+    sweep = asked(tmp_path, trials=40, seed=seed, budget={})
+    tried = points(run(SweepPlan(sweep), infeasible=0.5))
     assert len(tried) == 40
     assert sum(params[RATIO] > 0.5 for params in list(tried.values())[-20:]) <= 7
 
 
 def test_refused_settings_are_learnt_too_and_take_part_in_the_count(tmp_path: Path) -> None:
-    plan = SweepPlan(asked(tmp_path, REFUSED_TOGETHER, trials=40))
+    plan = SweepPlan(asked(tmp_path, REFUSED_TOGETHER, trials=40, budget={}))
     tried = points(run(plan))
     assert len(tried) + len(plan.refused) == 40 and "batch_size: 65 does not split" in plan.refused[0]
     assert int(max(tried).rpartition("-")[2]) > len(tried), "a refused suggestion has its number"

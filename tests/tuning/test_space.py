@@ -207,11 +207,12 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_defaults_follow_the_objective(tmp_path: Path) -> None:
-    def chosen(**changes: object) -> tuple[str, str, str]:
+    def chosen(**changes: object) -> tuple[str, str, str, int | None]:
         settings = load_sweep(written(tmp_path, **changes)).settings
-        return settings.objective, settings.sampler, settings.scheduler.method
+        return settings.objective, settings.sampler, settings.scheduler.method, settings.budget.patience
 
-    assert chosen() == ("cheapest-lossless", "frontier", "bound")
-    assert chosen(objective="pareto") == ("pareto", "tpe", "none")
-    assert chosen(objectives={"val_loss": "min"}) == ("pareto", "tpe", "none"), "one is no trade"
-    assert chosen(sampler="tpe", scheduler={"method": "asha"}) == ("cheapest-lossless", "tpe", "asha")
+    assert chosen() == ("cheapest-lossless", "frontier", "bound", 20)
+    assert chosen(objective="pareto") == ("pareto", "tpe", "none", None)
+    assert chosen(objectives={"val_loss": "min"}) == ("pareto", "tpe", "none", None), "one is no trade"
+    others = {"sampler": "tpe", "scheduler": {"method": "asha"}, "budget": {"hours": 1}}
+    assert chosen(**others) == ("cheapest-lossless", "tpe", "asha", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal, NamedTuple, Self
@@ -58,17 +58,16 @@ class Speedup:
     @classmethod
     def of(cls, runs: Sequence[FinalMetrics], baselines: Sequence[FinalMetrics]) -> Speedup:
         """The speedup of comparable runs, each side at least one."""
-        sides = Runs.of(runs), Runs.of(baselines)
-        wall, wall_interval = _ratio(*sides, _wall)
-        flops = _ratio(*sides, _flops)[0] if all(side.once(_have, _flops) for side in sides) else None
-        worst = Disturbance.worst(side.once(Disturbance.of) for side in sides)
-        units = {unit for side in sides for unit in side.once(_units)}
-        if not all(side.once(_have, _steps) for side in sides) or len(units) > 1:
+        ours, theirs = (Runs.of(side).once(_Side.of) for side in (runs, baselines))
+        wall, wall_interval = _ratio(ours.wall, theirs.wall)
+        flops = _ratio(ours.flops, theirs.flops)[0] if ours.flops and theirs.flops else None
+        worst = Disturbance.worst(ours.disturbed, theirs.disturbed)
+        if not (ours.steps and theirs.steps and len(ours.units | theirs.units) == 1):
             doubt = _doubt(wall, None, flops)
             return cls(wall, wall_interval, "wall seconds", wall, flops, worst.spoken(), doubt)
         if worst.spread > HOPELESS_SPREAD:
             return cls(None, None, "none", wall, flops, worst.spoken())
-        ratio, interval = _ratio(*sides, _steps)
+        ratio, interval = _ratio(ours.steps, theirs.steps)
         doubt = _doubt(ratio, wall, flops)
         return cls(ratio, interval, "reference steps", wall, flops, worst.spoken(), doubt)
 
@@ -100,19 +99,46 @@ class Disturbance(NamedTuple):
         )
 
     @classmethod
-    def worst(cls, several: Iterable[Self]) -> Self:
-        fractions, *most = zip(*several, strict=True)
-        return cls(min(fractions), *map(max, most))
+    def worst(cls, one: Self, other: Self) -> Self:
+        return cls(min(one[0], other[0]), *map(max, one[1:], other[1:]))
 
     def spoken(self) -> str:
         """In words; empty where nothing disturbed."""
-        found = {
-            f"as little as {self.core_fraction:.0%} of a core": self.core_fraction < LEAST_CORE_FRACTION,
-            f"core lost up to {self.switches:.0f} times a second": self.switches > MOST_SWITCHES,
-            f"reference step varied {self.spread:.2f}-fold": self.spread > MOST_SPREAD,
-            f"{self.others:.0f} other processes on the GPU": self.others > 0,
-        }
-        return ", ".join(reason for reason, holds in found.items() if holds)
+        found = []
+        if self.core_fraction < LEAST_CORE_FRACTION:
+            found.append(f"as little as {self.core_fraction:.0%} of a core")
+        if self.switches > MOST_SWITCHES:
+            found.append(f"core lost up to {self.switches:.0f} times a second")
+        if self.spread > MOST_SPREAD:
+            found.append(f"reference step varied {self.spread:.2f}-fold")
+        if self.others > 0:
+            found.append(f"{self.others:.0f} other processes on the GPU")
+        return ", ".join(found)
+
+
+class _Side(NamedTuple):
+    """What the runs of a setting cost, seed by seed, each by one clock; empty where a run lacks it. Found once for
+    a baseline, which is one side of hundreds of speedups.
+
+    Attributes:
+        units: of reference steps.
+    """
+
+    wall: dict[int, float]
+    flops: dict[int, float]
+    steps: dict[int, float]
+    units: set[float | None]
+    disturbed: Disturbance
+
+    @classmethod
+    def of(cls, runs: Sequence[FinalMetrics]) -> Self:
+        return cls(
+            by_seed(runs, _wall),
+            _if_all(runs, _flops),
+            _if_all(runs, _steps),
+            {run.costs.reference_batch for run in runs},
+            Disturbance.of(runs),
+        )
 
 
 def _doubt(ratio: float, wall: float | None, flops: float | None) -> str:
@@ -137,30 +163,26 @@ def _steps(run: FinalMetrics) -> float | None:
     return run.costs.reference_steps
 
 
-def _have(runs: Runs, value: Value) -> bool:
-    return all(map(value, runs))
+def _if_all(runs: Sequence[FinalMetrics], value: Value) -> dict[int, float]:
+    """Empty where a run has none, or nothing was counted."""
+    return by_seed(runs, value) if all(map(value, runs)) else {}
 
 
-def _units(runs: Runs) -> set[float | None]:
-    """Of reference steps."""
-    return {run.costs.reference_batch for run in runs}
-
-
-def _ratio(runs: Runs, baselines: Runs, cost: Value) -> tuple[float, tuple[float, float] | None]:
+def _ratio(
+    ours: Mapping[int, float], theirs: Mapping[int, float]
+) -> tuple[float, tuple[float, float] | None]:
     """Baseline over method, and its bounds: seed by seed where the baseline ran those of the method."""
-    ours, theirs = runs.once(by_seed, cost), baselines.once(by_seed, cost)
     return ratio_interval(ours, theirs, confidence=CONFIDENCE, paired=ours.keys() <= theirs.keys())
 
 
 def by_seed(runs: Sequence[FinalMetrics], value: Value) -> dict[int, float]:
     """One value per seed, the mean where a seed was run again: a repetition is no new evidence. Runs without a
     value are left out."""
+    if len(runs) == 1:
+        alone = value(runs[0])
+        return {} if alone is None else {runs[0].seed: float(alone)}
     values: dict[int, list[float]] = {}
     for run in runs:
         if (found := value(run)) is not None:
             values.setdefault(run.seed, []).append(found)
-    return {seed: _mean(values[seed]) for seed in sorted(values)}
-
-
-def _mean(values: list[float]) -> float:
-    return float(values[0]) if len(values) == 1 else fmean(values)
+    return {seed: fmean(values[seed]) for seed in sorted(values)}
