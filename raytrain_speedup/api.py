@@ -116,7 +116,7 @@ def train(
     """
     given = _Objects(model=model, data=data, task=task, pruning=pruning, curriculum=curriculum)
     loaded = given.experiment(experiment, overrides)
-    if loaded.scaling.workers > 1:
+    if loaded.scaling.most_workers > 1:
         given.refuse_local(f"scaling.workers: {loaded.scaling.workers} workers are processes of their own")
     return run(loaded, run_folder(loaded, resume), tracking_uri=tracking_uri, listener=listener)
 

@@ -101,7 +101,11 @@ class TrainSettings(Settings):
 class ScalingSettings(Settings):
     """How many workers share a run, and what happens when one is lost."""
 
-    workers: int = Field(1, ge=1, description="Ray Train workers; the batch is split among them")
+    workers: int | tuple[int, int] = Field(
+        1,
+        description="Ray Train workers; the batch is split among them. Two numbers, [2, 8]: as many as the cluster "
+        "has room for, and another number from the last checkpoint on where nodes come or go",
+    )
     cpus_per_worker: float = Field(1, gt=0, description="CPUs reserved for a worker")
     gpus_per_worker: float = Field(0, ge=0, description="whole GPUs reserved for a worker; 0 trains on CPUs")
     max_failures: int = Field(
@@ -113,6 +117,36 @@ class ScalingSettings(Settings):
         "where nothing is given",
     )
     start_timeout: float = Field(120, gt=0, description="seconds to wait for the workers' resources")
+    resize_seconds: float = Field(
+        60,
+        gt=0,
+        description="how often a group of [fewest, most] workers looks whether there is room for more",
+    )
+
+    @property
+    def least_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change within a run."""
+        return self.least_workers < self.most_workers
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _is_a_number_or_two(cls, workers: Any) -> Any:
+        several = list(workers) if isinstance(workers, list | tuple) else [workers]
+        if not all(isinstance(one, int) and not isinstance(one, bool) for one in several):
+            raise ValueError(f"{workers!r} is not allowed; expected a whole number, or two: [fewest, most]")
+        if min(several, default=0) < 1:
+            raise ValueError(f"{workers!r} is not allowed; expected greater than or equal to 1")
+        if len(several) > 2 or several != sorted(several):
+            raise ValueError(f"{workers!r} is not allowed; expected two numbers, [fewest, most]")
+        return several[0] if several[0] == several[-1] else tuple(several)
 
     @field_validator("gpus_per_worker")
     @classmethod
@@ -248,10 +282,20 @@ class Experiment(Settings):
     def _batches_split_evenly(self) -> Experiment:
         taught = self.teacher.train if self.teacher is not None else None
         for section, train in (("train", self.train), ("teacher.train", taught)):
-            parts = self.scaling.workers * (train.accumulate if train is not None else 1)
-            if train is not None and train.batch_size % parts:
+            workers = self.scaling.most_workers
+            parts = workers * (train.accumulate if train is not None else 1)
+            if train is None:
+                continue
+            if self.scaling.elastic and train.batch_size >= 2 * parts:  # nearly evenly, among any number
+                continue
+            if self.scaling.elastic:
                 raise ValueError(
-                    f"{section}.batch_size: {train.batch_size} does not split into {self.scaling.workers} "
+                    f"{section}.batch_size: {train.batch_size} is too small for {workers} workers x "
+                    f"{train.accumulate} accumulated parts; expected {2 * parts} at least"
+                )
+            if train.batch_size % parts:
+                raise ValueError(
+                    f"{section}.batch_size: {train.batch_size} does not split into {workers} "
                     f"workers x {train.accumulate} accumulated parts; expected a multiple of {parts}"
                 )
         return self

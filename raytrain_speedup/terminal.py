@@ -180,7 +180,7 @@ def preflight_table(preflight: Preflight, experiment: Experiment) -> Group:
         for check in preflight.checks
         if check.decode_bound
     ]
-    workers = experiment.scaling.workers
+    workers = experiment.scaling.most_workers
     lines = [
         f"about {duration(preflight.seconds)} on {workers} worker{'s' if workers > 1 else ''} like this one, "
         f"{preflight.speedup:.2f}x faster than as many samples at full size",

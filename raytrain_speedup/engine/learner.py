@@ -162,7 +162,9 @@ class Learner:
         self.enter(step.stage)
         set_learning_rate(self.optimizer, lr)
         batch, mix = mix_batch(batch, self.train, key=(self.train.seed, epoch, step.number))
-        whole = self.train.batch_size * step.stage.batch_factor // self.world
+        whole = -(
+            -self.train.batch_size * step.stage.batch_factor // self.world
+        )  # uneven with elastic workers
         pieces = _pieces(len(batch["inputs"]), whole, self.train.accumulate)
         losses = self._backward(batch, mix, pieces, count=step.count)
         self._step_optimizer()

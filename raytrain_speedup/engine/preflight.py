@@ -123,7 +123,7 @@ def preflight(
             "distillation: a preflight tries the stages of a curriculum, which needs data; expected an "
             "experiment without this section"
         )
-    world = experiment.scaling.workers
+    world = experiment.scaling.most_workers
     batch_size = max(1, experiment.train.batch_size // world)
     own = experiment.with_overrides({"scaling.workers": 1, "train.batch_size": batch_size})
     device = pick_device(experiment.train.device)

@@ -120,7 +120,7 @@ def all_reduce(scaling: ScalingSettings) -> float:
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         return float(slowest)
 
-    workers = scaling.workers
+    workers = scaling.most_workers
     if workers < 2:
         raise UserError(f"cluster check: --workers {workers}: nothing to reduce among; expected 2 at least")
     group = trainer_of(reduce_here, scaling, name="all-reduce", placement="SPREAD")

@@ -78,9 +78,9 @@ def require(scaling: ScalingSettings, have: dict[str, float]) -> None:
         UserError: naming the setting, what it asks for and what there is.
     """
     for name, each in (("CPU", scaling.cpus_per_worker), ("GPU", scaling.gpus_per_worker)):
-        if scaling.workers * each > have.get(name, 0):
+        if scaling.least_workers * each > have.get(name, 0):
             raise UserError(
-                f"scaling.workers: {scaling.workers} x {each:g} {name} is more than this machine's "
+                f"scaling.workers: {scaling.least_workers} x {each:g} {name} is more than this machine's "
                 f"{have.get(name, 0):g}; expected fewer, or a cluster (RAY_ADDRESS)"
             )
 

@@ -73,6 +73,7 @@ def trainer_of(
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.workers,
+            elastic_resize_monitor_interval_s=scaling.resize_seconds,
             use_gpu=scaling.gpus_per_worker > 0,
             resources_per_worker=resources,
             placement_strategy=placement,

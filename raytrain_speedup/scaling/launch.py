@@ -51,7 +51,7 @@ def launch(experiment: AnyExperiment, folder: PathOrUri, listener: Listener) -> 
         UserError: for what a user can mend.
         Stopped: after a Ctrl-C; the message says how to go on.
     """
-    alone = experiment.scaling.workers == 1 and not on_cluster() and not is_uri(folder)
+    alone = experiment.scaling.most_workers == 1 and not on_cluster() and not is_uri(folder)
     try:
         if alone:
             return _launch_here(experiment, Path(folder), listener)

@@ -135,7 +135,7 @@ def _tuned_on(experiment: AnyExperiment, record: Record) -> TunedOn:
         data=content["data"],
         model=content["model"],
         train=content["train"] | script,
-        workers=experiment.scaling.workers,
+        workers=experiment.scaling.most_workers,
         hardware=record.final.hardware or "unknown",
         package_version=package_version(),
     )

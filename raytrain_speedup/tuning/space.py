@@ -49,9 +49,9 @@ MAY_DIFFER_ON_RESUME = (
 """Keys of a search-space file (dotted, where they are in a section) that may be others when a sweep is resumed.
 All the rest is the question; with another question it would be another sweep."""
 
-PATIENCE = 20
+PATIENCE = 16
 """Trials without a better one that end a search for one setting, where no budget is given: on known surfaces
-these are a third of the compute, and few better settings (tests/benchmarks/results/cpu-search.md)."""
+these are two fifths of the compute, and few better settings (tests/benchmarks/results/cpu-search.md)."""
 
 SEARCH_SEED = 1_000_003
 """The search trains with a seed of its own, so that a winner's luck is no evidence for it, however many seeds are
@@ -334,7 +334,7 @@ class Sweep:
 
     @property
     def gpus_per_run(self) -> float:
-        return self.base.scaling.workers * self.base.scaling.gpus_per_worker
+        return self.base.scaling.most_workers * self.base.scaling.gpus_per_worker
 
     @property
     def tracked_as(self) -> str:
@@ -378,6 +378,11 @@ def load_sweep(file: str | Path, overrides: Iterable[str] | Mapping[str, Any] = 
         read = read.model_copy(update={"objectives": default_objectives(base)})
     _check_objectives(path, read.objectives, base)
     sweep = Sweep(read, base)
+    if base.scaling.elastic:
+        raise UserError(
+            f"{path}: scaling.workers: [{base.scaling.least_workers}, {base.scaling.most_workers}] is not allowed "
+            "in a sweep; expected one number: a run whose workers come and go is compared with no other"
+        )
     if read.budget.gpu_hours is not None and not sweep.gpus_per_run:
         raise UserError(
             f"{path}: budget.gpu_hours: {read.budget.gpu_hours:g} is never spent; expected "

@@ -90,7 +90,7 @@ def _trial_folder(trial: Trial) -> str:
 
 def _in_the_trial(scaling: ScalingSettings) -> bool:
     """Whether a trial trains in its own process; a group can do more, and starts more slowly."""
-    return scaling.workers == 1 and not is_uri(scaling.storage or "")
+    return scaling.most_workers == 1 and not is_uri(scaling.storage or "")
 
 
 def trainable_for(scaling: ScalingSettings) -> Trainable:

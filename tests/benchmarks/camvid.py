@@ -34,7 +34,7 @@ def main() -> None:
         "--backbone", action="store_true", help="also from a classifier's weights, minutes more"
     )
     asked = parser.parse_args()
-    seeds, fewer = range(asked.seeds), {"train.epochs": asked.epochs * (1 - SAVED)}
+    seeds, fewer = range(asked.seeds), {"pruning.method": "epochs", "pruning.saving": SAVED}
     stages = [{"fraction": 0.4, "ratio": 0.67}, {"fraction": 0.6, "ratio": 1.0}]
     infobatch = {"pruning.method": "infobatch", "pruning.saving": SAVED}
     curriculum = {"curriculum.method": "custom", "curriculum.schedule": stages}
