@@ -99,29 +99,48 @@ def preflight(
     experiment: Annotated[str, typer.Argument(help="a recipe (see `speedup recipes`) or a YAML file")],
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=1, help="timed steps of every stage")] = 4,
+    workers: Annotated[
+        list[int] | None, typer.Option(min=1, help="what so many workers would take; may be given again")
+    ] = None,
+    link: Annotated[
+        float, typer.Option(min=1e-3, help="GB/s between workers, as `speedup cluster check` measures it")
+    ] = 10.0,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="of an hour of a worker, in any currency")
+    ] = None,
 ) -> None:
     """Try a few steps of every stage of a curriculum before paying for any.
 
     Shows what each stage needs and which of them wait for images, and estimates
     time and speedup. What would stop the run in its last stage stops the preflight.
+    With --workers it says what others would take: each number's part of the batch is
+    timed here, the exchange of gradients computed.
 
     speedup preflight digits curriculum.method=efficienttrain++
+    speedup preflight imagenet1k-resnet50 --workers 1 --workers 8 --workers 32 --price 3.2
     """
     from raytrain_speedup.config import load_experiment
+    from raytrain_speedup.engine.outlook import outlooks
+    from raytrain_speedup.engine.preflight import StageCheck
     from raytrain_speedup.engine.preflight import preflight as check
-    from raytrain_speedup.terminal import preflight_table
+    from raytrain_speedup.terminal import outlook_table, preflight_table
 
     loaded = load_experiment(experiment, overrides or ())
     with console.status("[bold]preparing") as status:
-        checked = check(
-            loaded,
-            steps=steps,
-            on_check=lambda done: status.update(
+
+        def tell(done: StageCheck) -> None:
+            status.update(
                 f"[bold]checked until {done.stage.ends_at:.0%}[/]: {done.size} pixels, "
                 f"{done.device_rate:,.0f} samples/s"
-            ),
-        )
-    console.print(preflight_table(checked, loaded))
+            )
+
+        if not workers:
+            shown = preflight_table(check(loaded, steps=steps, on_check=tell), loaded)
+        else:
+            counts = sorted(set(workers))
+            found = list(outlooks(loaded, counts, link=link * 1e9, steps=steps, on_check=tell))
+            shown = outlook_table(found, loaded, price=price)
+    console.print(shown)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich import box
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.final_metrics import FinalMetrics, is_final, metric_of
+from raytrain_speedup.engine.outlook import Outlook
 from raytrain_speedup.engine.preflight import Preflight
 from raytrain_speedup.engine.reporter import Metrics
 from raytrain_speedup.metric import spoken
@@ -189,6 +191,44 @@ def preflight_table(preflight: Preflight, experiment: Experiment) -> Group:
         lines.append(f"what {experiment.pruning.method} saves comes on top of that")
     note = "[dim]samples/s of the device and of the loader; m: RandAugment magnitude[/dim]"
     return Group(table, note, *waiting, *lines)
+
+
+def outlook_table(outlooks: Sequence[Outlook], experiment: Experiment, *, price: float | None) -> Group:
+    """What a run would take on other numbers of workers, and what holds it up.
+
+    Args:
+        price: of an hour of a worker.
+    """
+    first = outlooks[0]
+    table = Table(
+        title=f"{experiment.name}, {first.preflight.gradient_bytes / 1e6:,.1f} MB of gradients",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    heads = ("workers", "batch", "time", "exchange", "efficiency", "read", "limit")
+    for name in (*heads, *(["cost"] if price is not None else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in outlooks:
+        hours = one.workers * one.seconds / 3600
+        reads = "" if one.input_rate is None else f"{one.input_rate / 1e6:,.1f} MB/s"
+        table.add_row(
+            f"{one.workers:,}",
+            str(one.preflight.checks[-1].batch),
+            duration(one.seconds),
+            f"{one.exchange_seconds / one.seconds:.0%}",
+            f"{first.seconds * first.workers / (one.seconds * one.workers):.0%}",
+            reads,
+            one.limit,
+            *([f"{hours * price:,.2f}"] if price is not None else []),
+        )
+    note = (
+        f"[dim]batch: of each worker, whose step was timed here; exchange: of gradients, computed for "
+        f"{first.link / 1e9:g} GB/s (--link); limit: what holds the run up; efficiency against "
+        f"{first.workers} worker{'s' if first.workers > 1 else ''}[/dim]"
+    )
+    return Group(table, note)
 
 
 def _span(magnitudes: tuple[float | None, float | None]) -> str:

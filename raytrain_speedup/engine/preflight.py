@@ -20,6 +20,7 @@ from statistics import median
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import WorkerLoader, open_data
 from raytrain_speedup.data.batch import Batch, Step
+from raytrain_speedup.data.splits import Splits
 from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.cost.measure import Stopwatch, peak_memory, synchronize, within_memory
 from raytrain_speedup.engine.loop import Loop
@@ -27,6 +28,9 @@ from raytrain_speedup.engine.reporter import Metrics, Reporter
 from raytrain_speedup.engine.run import pick_device
 from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.settings import UserError
+
+WEIGHED = 64
+"""Samples whose bytes are counted, for their mean."""
 
 DECODE_BOUND = 0.9
 """Fraction of the device's rate below which a loader holds it up, by more than the noise of a few steps."""
@@ -84,9 +88,16 @@ class StageCheck:
 
 @dataclass(frozen=True)
 class Preflight:
-    """The checks of all stages, in the order of the run."""
+    """The checks of all stages, in the order of the run.
+
+    Attributes:
+        gradient_bytes: that workers exchange in a step.
+        sample_bytes: mean of what is read of a sample; None where nothing is read during the run.
+    """
 
     checks: Sequence[StageCheck]
+    gradient_bytes: int = 0
+    sample_bytes: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -136,7 +147,17 @@ def preflight(
             checks.append(check)
             if on_check is not None:
                 on_check(check)
-    return Preflight(checks)
+        trained = (parameter for parameter in loop.model.parameters() if parameter.requires_grad)
+        gradient_bytes = sum(parameter.nbytes for parameter in trained)
+        return Preflight(checks, gradient_bytes, None if _workers(loop) is None else _sample_bytes(splits))
+
+
+def _sample_bytes(splits: Splits) -> float | None:
+    """Mean of what is read of a sample, over some of them; None where a source does not say."""
+    some = range(0, len(splits.train), max(1, len(splits.train) // WEIGHED))
+    read = [splits.train.encoded(index) for index in some]
+    known = [len(encoded) for encoded in read if encoded is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _alike(stages: Sequence[Stage], samples: Sequence[float]) -> Iterator[tuple[list[Stage], float]]:
