@@ -40,14 +40,18 @@ class Layout(StrEnum):
 @commands.command("index")
 def index_data(
     source: Annotated[
-        Path, typer.Argument(help="a tar file, a folder of tar files, or a folder with one folder a class")
+        str,
+        typer.Argument(
+            help="a tar file, a folder of tar files, or a folder with one folder a class; or its URI (s3://...)"
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the index to write")],
     labels: Annotated[
         Path | None, typer.Option(help="text file of lines NAME CLASS, where neither folder nor .cls says it")
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="tar files read at a time; default: one for each core")
+        int | None,
+        typer.Option(min=1, help="tar files read at a time; default: one for each core, and 16 for a URI"),
     ] = None,
 ) -> None:
     """Index the samples in tar files or folders, so that each is read by its own bytes.
@@ -58,6 +62,7 @@ def index_data(
 
     speedup data index ILSVRC2012_img_train.tar -o train.index
     speedup data index ILSVRC2012_img_val.tar --labels val.txt -o val.index
+    speedup data index s3://mine/shards -o train.index
     speedup train mine.yaml data.source=index data.train=train.index data.test=val.index
     """
     from raytrain_speedup.data.indexing import make_index

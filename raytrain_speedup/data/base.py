@@ -7,7 +7,7 @@ batching are the same for all sources and live in their own files.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -78,6 +78,16 @@ class Source(ABC):
         """
         return None
 
+    def encoded_many(self, indices: Sequence[int]) -> list[Buffer | CorruptSample | None]:
+        """`encoded` of several samples, or what it raises; a source far away asks for all of them at once."""
+        found: list[Buffer | CorruptSample | None] = []
+        for index in indices:
+            try:
+                found.append(self.encoded(index))
+            except CorruptSample as error:
+                found.append(error)
+        return found
+
     def mask(self, index: int) -> np.ndarray:
         """The class of every pixel of a dense source, (H, W) uint8, `IGNORE_INDEX` where there is none.
 
@@ -131,6 +141,13 @@ class Subset(Source):
 
     def encoded(self, index: int) -> Buffer | None:
         return self._renumbered(self.source.encoded, index)
+
+    def encoded_many(self, indices: Sequence[int]) -> list[Buffer | CorruptSample | None]:
+        found = self.source.encoded_many([int(self.positions[index]) for index in indices])
+        return [
+            CorruptSample(index, item.where, item.why) if isinstance(item, CorruptSample) else item
+            for index, item in zip(indices, found, strict=True)
+        ]
 
     def mask(self, index: int) -> np.ndarray:
         return self._renumbered(self.source.mask, index)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from raytrain_speedup.data.base import Augment, CorruptSample, Dataset, DataSettings, Source, Subset
+from raytrain_speedup.data.base import Augment, Buffer, CorruptSample, Dataset, DataSettings, Source, Subset
 from raytrain_speedup.data.decode import decode
-from raytrain_speedup.data.shards import Index, ShardError, ShardReader, open_index
+from raytrain_speedup.data.reading import ShardError, ShardReader
+from raytrain_speedup.data.shards import Index, open_index
 from raytrain_speedup.settings import UserError
 
 log = logging.getLogger("raytrain_speedup.data")
@@ -76,11 +78,18 @@ class IndexedSource(Source):
         self.index, self.reader = index, ShardReader(index)
         self.targets = targets
 
-    def encoded(self, index: int) -> bytes:
-        try:
-            return self.reader.read(index)
-        except ShardError as error:
-            raise CorruptSample(index, self.locate(index), str(error)) from None
+    def encoded(self, index: int) -> Buffer:
+        (found,) = self.encoded_many([index])
+        if isinstance(found, CorruptSample):
+            raise found
+        assert found is not None
+        return found
+
+    def encoded_many(self, indices: Sequence[int]) -> list[Buffer | CorruptSample | None]:
+        return [
+            CorruptSample(index, self.locate(index), str(found)) if isinstance(found, ShardError) else found
+            for index, found in zip(indices, self.reader.read_many(indices), strict=True)
+        ]
 
     def decode(self, index: int) -> np.ndarray:
         return decode(self.encoded(index), self, index)
