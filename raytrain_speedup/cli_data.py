@@ -172,6 +172,46 @@ def synth_data(
     )
 
 
+@commands.command("pack")
+def pack_data(
+    source: Annotated[
+        str, typer.Argument(help="Parquet files; or an index, or anything that `speedup data index` takes")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the tar files to write")],
+    labels: Annotated[Path | None, typer.Option(help="as of `speedup data index`")] = None,
+    image_column: Annotated[str, typer.Option(help="Parquet's column of image files")] = "image",
+    label_column: Annotated[str, typer.Option(help="Parquet's column of classes")] = "label",
+    per_shard: Annotated[int, typer.Option(min=1, help="images of a tar file")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="of the order; Parquet files keep theirs")] = 0,
+    processes: Annotated[int | None, typer.Option(min=1, help="default: one for each core")] = None,
+) -> None:
+    """Pack images into tar files that can be indexed: Parquet, loose files, or tar files sorted by class.
+
+    In Parquet files a sample has no bytes of its own: pages are compressed, or hold
+    dictionaries. Files are copied as they are; what an index has in quarantine, and
+    what is no image, is left out.
+
+    speedup data pack hf/train -o shards && speedup data index shards -o train.index
+    """
+    from raytrain_speedup.data.packing import pack_images
+
+    began = time.perf_counter()
+    with _progress() as progress:
+        count = pack_images(
+            source,
+            out,
+            labels=labels,
+            image_column=image_column,
+            label_column=label_column,
+            per_shard=per_shard,
+            seed=seed,
+            processes=processes,
+            progress=progress,
+        )
+    rate = count / max(time.perf_counter() - began, 1e-9)
+    console.print(f"{out}: {count:,} images, {rate:,.0f} a second", highlight=False, soft_wrap=True)
+
+
 def _progress() -> Progress:
     """On a terminal; nothing in a log."""
     from rich.progress import Progress

@@ -85,7 +85,13 @@ def _tars_among(names: Sequence[str], where: Path | str) -> list[str]:
             f"{KEY}: {some(packed)} in {shown(where)} are compressed, and nothing in them can be read by its "
             "position; expected plain .tar files (gunzip them: JPEGs do not become larger)"
         )
-    return [name for name in names if name.endswith(".tar")]
+    tars = [name for name in names if name.endswith(".tar")]
+    if not tars and any(name.endswith(".parquet") for name in names):
+        raise UserError(
+            f"{KEY}: {shown(where)} is Parquet, in whose pages a sample has no bytes of its own; expected tar "
+            f"files, as `speedup data pack {shown(where)} -o FOLDER` makes of it, or data.source=parquet instead"
+        )
+    return tars
 
 
 # --- on disks ------------------------------------------------------------------------------------------------

@@ -157,6 +157,10 @@ def test_a_shard_that_was_written_anew_is_told_once(tmp_path: Path, caplog: pyte
         (lambda folder: folder / "none", "there is no .*none; expected tar files or class folders"),
         (lambda folder: folder, "neither tar files with images nor class folders"),
         (lambda folder: _written(folder / "x.tar.gz", b""), r"x\.tar\.gz in .* are compressed"),
+        (
+            lambda folder: _written(folder / "x.parquet", b"").parent,
+            r"in is Parquet, .*`speedup data pack .*in -o",
+        ),
         (lambda folder: _written(folder / "x.zip", b""), r"x\.zip is no \.tar file"),
         (lambda folder: _written(folder / "x.tar", b"y" * 2000), r"x\.tar is no whole tar file"),
         (lambda folder: _cut(nested(folder / "x.tar")), r"x\.tar is no whole tar file"),
