@@ -44,6 +44,19 @@ class CorruptSample(Exception):
         return f"{self.where}: {self.why}"
 
 
+@dataclass(frozen=True)
+class Window:
+    """What an epoch's order goes by where reads are to be close to each other.
+
+    Attributes:
+        stretch: (N,) int64 from 0, in which stretch of the storage each sample lies.
+        samples: that are shuffled among each other.
+    """
+
+    stretch: np.ndarray
+    samples: int
+
+
 class Source(ABC):
     """The samples of one split, read one at a time by position. Can be sent to another process.
 
@@ -103,6 +116,10 @@ class Source(ABC):
     def subset(self, positions: np.ndarray) -> Source:
         """Some of the samples, (n,) int64, renumbered from 0."""
         return Subset(self, positions)
+
+    def window(self) -> Window | None:
+        """In which order an epoch goes through it; None where any sample may follow any other."""
+        return None
 
     def content(self) -> bytes:
         """All there is in it beside the targets, where it is little and in memory; else nothing, and a few samples
@@ -166,6 +183,10 @@ class Subset(Source):
 
     def prepare(self, memory_limit: float) -> None:
         self.source.prepare(memory_limit)
+
+    def window(self) -> Window | None:
+        whole = self.source.window()
+        return whole and Window(whole.stretch[self.positions], whole.samples)
 
 
 class DataSettings(Settings):

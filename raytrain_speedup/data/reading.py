@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from raytrain_speedup.data.object_store import Refused, Span, Stat, is_remote, read_spans
+from raytrain_speedup.data.range_cache import RangeCache
 from raytrain_speedup.data.shards import Index
 
 log = logging.getLogger("raytrain_speedup.data")
@@ -36,12 +37,15 @@ class ShardError(Exception):
 class ShardReader:
     """Reads samples by their rows; a file is opened when the first sample of its is asked for.
 
+    Args:
+        cache: where samples are looked for first, and kept.
+
     Attributes:
-        bytes_read: so far, what was read between samples included.
+        bytes_read: so far, what was read between samples included, and what came from the cache not.
     """
 
-    def __init__(self, index: Index) -> None:
-        self.index = index
+    def __init__(self, index: Index, cache: RangeCache | None = None) -> None:
+        self.index, self.cache = index, cache
         self.bytes_read = 0
         self._begin()
 
@@ -69,6 +73,20 @@ class ShardReader:
         Raises:
             UserError: if a store does not answer.
         """
+        if self.cache is None:
+            return self._fetched(rows)
+        found: dict[int, bytes | ShardError] = {}
+        for row in rows:
+            if (data := self.cache.get(row)) is not None:
+                found[row] = data
+        missing = [row for row in dict.fromkeys(rows) if row not in found]
+        for row, fetched in zip(missing, self._fetched(missing), strict=True):
+            found[row] = fetched
+            if isinstance(fetched, bytes):
+                self.cache.put(row, fetched)
+        return [found[row] for row in rows]
+
+    def _fetched(self, rows: Sequence[int]) -> list[bytes | ShardError]:
         if is_remote(self.index.root):
             return self._from_store(rows)
         return [self._from_file(row) for row in rows]
@@ -144,10 +162,10 @@ class ShardReader:
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"index": self.index}
+        return {"index": self.index, "cache": self.cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["index"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
 
 class _File:

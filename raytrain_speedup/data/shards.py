@@ -184,8 +184,10 @@ def write_index(folder: Path, root: str, parts: Sequence[ShardRows]) -> Index:
         np.save(aside / "rows.npy", rows)
         np.save(aside / "targets.npy", targets)
         np.save(aside / "shards.npy", shards)
-        digest = hashlib.blake2b(rows.tobytes() + shards.tobytes(), digest_size=16).hexdigest()
-        head = {"version": VERSION, "root": root, "digest": digest, "class_names": class_names}
+        digest = hashlib.blake2b((aside / "names.bin").read_bytes(), digest_size=16)
+        for table in (rows, shards):
+            digest.update(table.view(np.uint8))
+        head = {"version": VERSION, "root": root, "digest": digest.hexdigest(), "class_names": class_names}
         (aside / "index.json").write_text(json.dumps(head), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)

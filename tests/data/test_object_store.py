@@ -154,6 +154,7 @@ def test_a_single_tar_file_may_be_on_a_web_server(s3: LoopbackS3, tmp_path: Path
     assert ShardReader(index).read_many([0, 17]) == [list(FILES.values())[row] for row in (0, 17)]
 
 
+@pytest.mark.timeout(60)
 def test_loaders_are_forked_after_their_parent_has_read(s3: LoopbackS3, tmp_path: Path) -> None:
     """obstore's threads outlive no fork: a loader's first read would hang."""
     webdataset_index(s3, tmp_path)
