@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,7 @@ class LoopbackS3:
     Attributes:
         uri: of the bucket.
         requests: (method, path, bytes sent) of what was asked for since the last `clear`.
+        spans: (path, first byte, behind the last one) of the ranges among them.
         refuses: told of a request's environment, gives the status to answer with instead, or None.
     """
 
@@ -35,6 +37,7 @@ class LoopbackS3:
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, int]] = []
+        self.spans: list[tuple[str, int, int]] = []
         self.refuses: Callable[[dict[str, Any]], str | None] = lambda environ: None
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(
@@ -51,6 +54,8 @@ class LoopbackS3:
             return []
         body = b"".join(self._moto(environ, start_response))
         self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], len(body)))
+        if found := re.fullmatch(r"bytes=(\d+)-(\d+)", environ.get("HTTP_RANGE", "")):
+            self.spans.append((environ["PATH_INFO"], int(found[1]), int(found[2]) + 1))
         return [body]
 
     @property
@@ -60,6 +65,7 @@ class LoopbackS3:
 
     def clear(self) -> None:
         self.requests.clear()
+        self.spans.clear()
 
     def put(self, name: str, content: bytes) -> None:
         kind = {"Content-Type": "application/octet-stream", "x-amz-acl": "public-read-write"}
