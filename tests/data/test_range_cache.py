@@ -43,6 +43,7 @@ def test_what_was_read_once_comes_from_the_cache(index: Index, tmp_path: Path) -
     assert read_all(index, cache) == 0
     other = make_index(nested(tmp_path / "all.tar"), tmp_path / "other")
     assert read_all(other, RangeCache(tmp_path / "cache", other, 10**9)) > 0, "another index, other samples"
+    assert read_all(index, cache) == 0
 
 
 def test_it_takes_no_more_than_it_may(tmp_path: Path) -> None:

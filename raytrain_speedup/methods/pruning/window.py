@@ -28,10 +28,20 @@ def in_windows(plan: EpochPlan, stretch_N: np.ndarray, window: int, *, seed: int
     """
     random = generator(seed, epoch, WINDOW)
     turn = random.permutation(int(stretch_N.max(initial=-1)) + 1)
-    order = np.argsort(turn[stretch_N[plan.indices.numpy()]], kind="stable")  # shuffled within, as it comes
-    place = np.arange(plan.kept) + window * random.random(plan.kept)
-    order_M = torch.from_numpy(order[np.argsort(place)])
+    order = _sorted_by(turn[stretch_N[plan.indices.numpy()]])  # shuffled within, as it comes
+    place = np.arange(plan.kept) + random.integers(0, window + 1, plan.kept)
+    order_M = torch.from_numpy(order[_sorted_by(place)])
     return replace(plan, indices=plan.indices[order_M], weights=plan.weights[order_M])
+
+
+def _sorted_by(key_M: np.ndarray) -> np.ndarray:
+    """The stable order of keys below 2^32, (M,) int64: a sort of words that carry the place in their low bits takes
+    a quarter of the time of an argsort."""
+    words = key_M.astype(np.uint64) << 32
+    words |= np.arange(len(key_M), dtype=np.uint64)
+    words.sort()
+    words &= 2**32 - 1
+    return words.view(np.int64)
 
 
 class WindowedPruner(WrappedPruner):
