@@ -163,6 +163,7 @@ def test_loaders_are_forked_after_their_parent_has_read(s3: LoopbackS3, tmp_path
     settings = load_experiment("digits", keys | places | {"data.loader": "workers"}).data
     splits = open_data(settings, seed=0)
     assert splits.train.encoded(3) == list(FILES.values())[3]
+    assert not object_store._clients, "a helper has read it: otherwise the loaders hang"
     loader = build_loader(splits, settings, device="cpu", seed=0)
     batches = list(loader.eval_batches("test", batch_size=5))
     assert [t for batch in batches for t in batch["target"].tolist()] == [
