@@ -40,14 +40,18 @@ class Layout(StrEnum):
 @commands.command("index")
 def index_data(
     source: Annotated[
-        Path, typer.Argument(help="a tar file, a folder of tar files, or a folder with one folder a class")
+        str,
+        typer.Argument(
+            help="a tar file, a folder of tar files, or a folder with one folder a class; or its URI (s3://...)"
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the index to write")],
     labels: Annotated[
         Path | None, typer.Option(help="text file of lines NAME CLASS, where neither folder nor .cls says it")
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="tar files read at a time; default: one for each core")
+        int | None,
+        typer.Option(min=1, help="tar files read at a time; default: one for each core, and 16 for a URI"),
     ] = None,
 ) -> None:
     """Index the samples in tar files or folders, so that each is read by its own bytes.
@@ -58,6 +62,7 @@ def index_data(
 
     speedup data index ILSVRC2012_img_train.tar -o train.index
     speedup data index ILSVRC2012_img_val.tar --labels val.txt -o val.index
+    speedup data index s3://mine/shards -o train.index
     speedup train mine.yaml data.source=index data.train=train.index data.test=val.index
     """
     from raytrain_speedup.data.indexing import make_index
@@ -165,6 +170,46 @@ def synth_data(
         highlight=False,
         soft_wrap=True,
     )
+
+
+@commands.command("pack")
+def pack_data(
+    source: Annotated[
+        str, typer.Argument(help="Parquet files; or an index, or anything that `speedup data index` takes")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the tar files to write")],
+    labels: Annotated[Path | None, typer.Option(help="as of `speedup data index`")] = None,
+    image_column: Annotated[str, typer.Option(help="Parquet's column of image files")] = "image",
+    label_column: Annotated[str, typer.Option(help="Parquet's column of classes")] = "label",
+    per_shard: Annotated[int, typer.Option(min=1, help="images of a tar file")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="of the order; Parquet files keep theirs")] = 0,
+    processes: Annotated[int | None, typer.Option(min=1, help="default: one for each core")] = None,
+) -> None:
+    """Pack images into tar files that can be indexed: Parquet, loose files, or tar files sorted by class.
+
+    In Parquet files a sample has no bytes of its own: pages are compressed, or hold
+    dictionaries. Files are copied as they are; what an index has in quarantine, and
+    what is no image, is left out.
+
+    speedup data pack hf/train -o shards && speedup data index shards -o train.index
+    """
+    from raytrain_speedup.data.packing import pack_images
+
+    began = time.perf_counter()
+    with _progress() as progress:
+        count = pack_images(
+            source,
+            out,
+            labels=labels,
+            image_column=image_column,
+            label_column=label_column,
+            per_shard=per_shard,
+            seed=seed,
+            processes=processes,
+            progress=progress,
+        )
+    rate = count / max(time.perf_counter() - began, 1e-9)
+    console.print(f"{out}: {count:,} images, {rate:,.0f} a second", highlight=False, soft_wrap=True)
 
 
 def _progress() -> Progress:

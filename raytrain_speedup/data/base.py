@@ -7,7 +7,7 @@ batching are the same for all sources and live in their own files.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -44,6 +44,19 @@ class CorruptSample(Exception):
         return f"{self.where}: {self.why}"
 
 
+@dataclass(frozen=True)
+class Window:
+    """What an epoch's order goes by where reads are to be close to each other.
+
+    Attributes:
+        stretch: (N,) int64 from 0, in which stretch of the storage each sample lies.
+        samples: that are shuffled among each other.
+    """
+
+    stretch: np.ndarray
+    samples: int
+
+
 class Source(ABC):
     """The samples of one split, read one at a time by position. Can be sent to another process.
 
@@ -78,6 +91,16 @@ class Source(ABC):
         """
         return None
 
+    def encoded_many(self, indices: Sequence[int]) -> list[Buffer | CorruptSample | None]:
+        """`encoded` of several samples, or what it raises; a source far away asks for all of them at once."""
+        found: list[Buffer | CorruptSample | None] = []
+        for index in indices:
+            try:
+                found.append(self.encoded(index))
+            except CorruptSample as error:
+                found.append(error)
+        return found
+
     def mask(self, index: int) -> np.ndarray:
         """The class of every pixel of a dense source, (H, W) uint8, `IGNORE_INDEX` where there is none.
 
@@ -93,6 +116,10 @@ class Source(ABC):
     def subset(self, positions: np.ndarray) -> Source:
         """Some of the samples, (n,) int64, renumbered from 0."""
         return Subset(self, positions)
+
+    def window(self) -> Window | None:
+        """In which order an epoch goes through it; None where any sample may follow any other."""
+        return None
 
     def content(self) -> bytes:
         """All there is in it beside the targets, where it is little and in memory; else nothing, and a few samples
@@ -132,6 +159,13 @@ class Subset(Source):
     def encoded(self, index: int) -> Buffer | None:
         return self._renumbered(self.source.encoded, index)
 
+    def encoded_many(self, indices: Sequence[int]) -> list[Buffer | CorruptSample | None]:
+        found = self.source.encoded_many([int(self.positions[index]) for index in indices])
+        return [
+            CorruptSample(index, item.where, item.why) if isinstance(item, CorruptSample) else item
+            for index, item in zip(indices, found, strict=True)
+        ]
+
     def mask(self, index: int) -> np.ndarray:
         return self._renumbered(self.source.mask, index)
 
@@ -149,6 +183,10 @@ class Subset(Source):
 
     def prepare(self, memory_limit: float) -> None:
         self.source.prepare(memory_limit)
+
+    def window(self) -> Window | None:
+        whole = self.source.window()
+        return whole and Window(whole.stretch[self.positions], whole.samples)
 
 
 class DataSettings(Settings):

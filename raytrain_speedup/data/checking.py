@@ -27,13 +27,14 @@ from rich.progress import Progress
 from raytrain_speedup.data.base import Buffer, CorruptSample
 from raytrain_speedup.data.decode import decode
 from raytrain_speedup.data.indexed import IndexedSource
+from raytrain_speedup.data.object_store import read_here
 from raytrain_speedup.data.shards import QUARANTINE, Index, open_index
 
 Kind = Literal["unreadable", "misplaced", "leaked", "duplicate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _DIGEST = 16
-_CHUNK = 512  # rows that a process checks at a time
+_CHUNK = 256  # rows that a process reads together and checks
 _SMALLEST = 8  # a JPEG is decoded at an eighth: its entropy coding, where damage shows, is read whole
 
 
@@ -69,7 +70,7 @@ def check_samples(
     Returns:
         One fault a sample at most, the first that applies of unreadable, leaked, misplaced and duplicate; by row.
     """
-    with ProcessPoolExecutor(processes or os.cpu_count() or 1) as pool:
+    with ProcessPoolExecutor(processes or os.cpu_count() or 1, initializer=read_here) as pool:
         digest_N, unreadable = _digests(index, pool, progress)
         others = [_digests(other, pool, progress, decoded=False)[0] for other in evaluated]
     source = IndexedSource(index, index.targets)
@@ -128,10 +129,13 @@ def _digests(
 def _check(folder: Path, rows: np.ndarray, *, decoded: bool) -> tuple[bytes, dict[int, str]]:
     """Digests of rows, one behind the other, and why some cannot be read."""
     source, digests, failed = _source_of(folder), [], {}
-    for row in rows.tolist():
+    wanted = rows.tolist()
+    for row, found in zip(wanted, source.encoded_many(wanted), strict=True):
         content: Buffer = b""
         try:
-            content = source.encoded(row)
+            if isinstance(found, CorruptSample):
+                raise found
+            content = found or b""
             if decoded:
                 decode(content, source, row, _SMALLEST)
         except CorruptSample as error:

@@ -35,7 +35,7 @@ Resampling = Literal["bicubic", "lanczos"]
 
 _SCALES = (8, 4, 2)
 _PLAIN_JPEG = ("YCbCr", "RGB", "Gray")
-_CHUNK = 256  # samples that a thread decodes at a time
+_CHUNK = 64  # samples that a thread reads together and decodes
 
 
 class Box(NamedTuple):
@@ -225,9 +225,12 @@ def decode_all(
 
     def decode(start: int) -> list[CorruptSample]:
         failed = []
-        for index in range(start, min(start + _CHUNK, len(source))):
+        chunk = range(start, min(start + _CHUNK, len(source)))
+        for index, content in zip(chunk, source.encoded_many(chunk), strict=True):
             try:
-                stored = read(source, index)
+                if isinstance(content, CorruptSample):
+                    raise content
+                stored = read(source, index, content)
                 box = shown_box(stored.height, stored.width, size, settings)
                 images[index] = stored.square(box, size)
                 if masks is not None:
@@ -237,7 +240,7 @@ def decode_all(
         return failed
 
     starts = range(0, len(source), _CHUNK)
-    silent = quiet or not sys.stderr.isatty() or len(starts) < 8
+    silent = quiet or not sys.stderr.isatty() or len(starts) < 32
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         Progress(console=Console(stderr=True), transient=True, disable=silent) as progress,

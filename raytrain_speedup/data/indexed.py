@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from raytrain_speedup.data.base import Augment, CorruptSample, Dataset, DataSettings, Source, Subset
+from raytrain_speedup.data.base import (
+    Augment,
+    Buffer,
+    CorruptSample,
+    Dataset,
+    DataSettings,
+    Source,
+    Subset,
+    Window,
+)
 from raytrain_speedup.data.decode import decode
-from raytrain_speedup.data.shards import Index, ShardError, ShardReader, open_index
+from raytrain_speedup.data.range_cache import RangeCache
+from raytrain_speedup.data.reading import ShardError, ShardReader
+from raytrain_speedup.data.shards import Index, open_index
 from raytrain_speedup.settings import UserError
 
 log = logging.getLogger("raytrain_speedup.data")
+
+_LOOKED_AT = 64  # stretches, for their classes
 
 
 class IndexedSettings(DataSettings):
@@ -31,15 +45,31 @@ class IndexedSettings(DataSettings):
         "random-resized-crop", description="crop: shift by up to `padding`; crop-flip: and horizontal flip"
     )
 
+    window: int = Field(
+        0,
+        ge=0,
+        description="samples that are shuffled among each other, so that reads are close to each other: an epoch "
+        "then goes through the shards in random order; 0: any sample may follow any other",
+    )
+    cache: Path | None = Field(
+        None, description="folder on a disk of the node where samples are kept that were read once"
+    )
+    cache_gb: float = Field(100.0, gt=0, description="most that `cache` may take, in GB (1e9 bytes)")
+
     def read(self) -> Dataset:
         folders = {"train": self.train, "test": self.test} | ({"val": self.val} if self.val else {})
         indexes = {split: open_index(folder, f"data.{split}") for split, folder in folders.items()}
         names = indexes["train"].class_names
         sources = {
-            split: _without_quarantined(IndexedSource(index, _targets(index, names, split)), split)
+            split: _without_quarantined(self._source(index, _targets(index, names, split)), split)
             for split, index in indexes.items()
         }
+        _warn_of_few_classes(sources["train"])
         return Dataset(sources["train"], sources["test"], names, val=sources.get("val"))
+
+    def _source(self, index: Index, targets: np.ndarray) -> IndexedSource:
+        cache = RangeCache(self.cache.absolute(), index, int(self.cache_gb * 1e9)) if self.cache else None
+        return IndexedSource(index, targets, cache=cache, window=self.window)
 
 
 def _without_quarantined(source: IndexedSource, split: str) -> Source:
@@ -49,6 +79,28 @@ def _without_quarantined(source: IndexedSource, split: str) -> Source:
         return source
     log.info("data.%s: %d samples in quarantine are left out (%s)", split, len(left_out), source.index.folder)
     return Subset(source, np.setdiff1d(np.arange(len(source)), left_out, assume_unique=True))
+
+
+def _warn_of_few_classes(source: Source) -> None:
+    """Say so where the stretches of a window are sorted by class: every batch would be of a few."""
+    window = source.window()
+    if window is None:
+        return
+    stretches = int(window.stretch.max(initial=-1)) + 1
+    chosen = np.unique(np.linspace(0, stretches - 1, min(stretches, _LOOKED_AT)).astype(np.int64))
+    here = np.isin(window.stretch, chosen)
+    pairs = np.unique(np.stack([window.stretch[here], source.targets[here]]), axis=1)
+    found, size = pairs.shape[1] / len(chosen), np.count_nonzero(here) / len(chosen)
+    classes = int(source.targets.max(initial=0)) + 1
+    expected = classes * (1 - (1 - 1 / classes) ** size)  # of so many samples drawn at random
+    if found - 1 < (expected - 1) / 2:
+        log.warning(
+            "data.window: %.0f neighbours are of %.1f classes, where shuffled ones would be of %.1f, and so are "
+            "batches: expected shuffled tar files, as `speedup data pack` makes of them",
+            size,
+            found,
+            expected,
+        )
 
 
 def _targets(index: Index, names: tuple[str, ...], split: str) -> np.ndarray:
@@ -70,17 +122,28 @@ class IndexedSource(Source):
 
     Args:
         targets: (N,) int64, by the classes of the training data.
+        cache: where samples are kept that were read once.
+        window: samples that an epoch shuffles among each other; 0: all of them.
     """
 
-    def __init__(self, index: Index, targets: np.ndarray) -> None:
-        self.index, self.reader = index, ShardReader(index)
-        self.targets = targets
+    def __init__(
+        self, index: Index, targets: np.ndarray, *, cache: RangeCache | None = None, window: int = 0
+    ) -> None:
+        self.index, self.reader = index, ShardReader(index, cache)
+        self.targets, self._window = targets, window
 
-    def encoded(self, index: int) -> bytes:
-        try:
-            return self.reader.read(index)
-        except ShardError as error:
-            raise CorruptSample(index, self.locate(index), str(error)) from None
+    def encoded(self, index: int) -> Buffer:
+        (found,) = self.encoded_many([index])
+        if isinstance(found, CorruptSample):
+            raise found
+        assert found is not None
+        return found
+
+    def encoded_many(self, indices: Sequence[int]) -> list[Buffer | CorruptSample | None]:
+        return [
+            CorruptSample(index, self.locate(index), str(found)) if isinstance(found, ShardError) else found
+            for index, found in zip(indices, self.reader.read_many(indices), strict=True)
+        ]
 
     def decode(self, index: int) -> np.ndarray:
         return decode(self.encoded(index), self, index)
@@ -91,11 +154,25 @@ class IndexedSource(Source):
         whole = offset == 0 and length == int(self.index.shards[shard]["size"])
         return name if whole else f"{name} bytes {offset} to {offset + length}"
 
-    def __getstate__(self) -> dict[str, object]:
-        same = self.targets is self.index.targets  # mapped, and opened again at the other end
-        return {"index": self.index, "targets": None if same else self.targets}
+    def window(self) -> Window | None:
+        """Stretches are shards, or an eighth of a window where shards are longer: a batch is to see several."""
+        if not self._window:
+            return None
+        rows, most = self.index.rows, max(1, self._window // 8)
+        order = np.lexsort((rows["offset"], rows["shard"]))
+        shard = rows["shard"][order]
+        first = np.flatnonzero(np.r_[True, shard[1:] != shard[:-1]])
+        begins = np.repeat(first, np.diff(np.r_[first, len(order)]))
+        stretch = np.empty(len(order), dtype=np.int64)
+        stretch[order] = np.cumsum((np.arange(len(order)) - begins) % most == 0) - 1
+        return Window(stretch, self._window)
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        index, targets = state["index"], state["targets"]
-        assert isinstance(index, Index)
-        self.__init__(index, index.targets if targets is None else targets)  # type: ignore[misc]
+    def __getstate__(self) -> dict[str, Any]:
+        same = self.targets is self.index.targets  # mapped, and opened again at the other end
+        targets = None if same else self.targets
+        return {"index": self.index, "targets": targets, "cache": self.reader.cache, "window": self._window}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["targets"] is None:
+            state["targets"] = state["index"].targets
+        self.__init__(**state)  # type: ignore[misc]

@@ -54,6 +54,25 @@ class ParquetSettings(ParquetFilesSettings):
         return Dataset(sources["train"], sources["test"], names, val=sources.get("val"))
 
 
+def open_parquet(
+    key: str, path: Path, image_column: str, label_column: str
+) -> tuple[ParquetSource, tuple[str, ...]]:
+    """The images of a Parquet file or a folder of them, and the names of their classes.
+
+    Args:
+        key: for messages.
+
+    Raises:
+        UserError: as `ParquetSettings.read`.
+    """
+    settings = ParquetSettings(train=path, test=path, image_column=image_column, label_column=label_column)
+    files = PartFiles(key, path)
+    files.require_images("--image-column", image_column)
+    table = _Table(files, settings)
+    names = table.class_names()
+    return table.source(names), names
+
+
 class _Table:
     """Images and labels of one split, checked."""
 

@@ -113,16 +113,23 @@ class BatchDataset(Dataset):
     ) -> tuple[dict[int, Stored], dict[int, bytes]]:
         """Samples by their position in the request, and files by index; none is read twice."""
         stored: dict[int, Stored] = {}
-        files = dict(request.files)
+        wanted = [index for index in dict.fromkeys(request.index.tolist()) if index not in request.files]
+        read_now = zip(wanted, self.source.encoded_many(wanted), strict=True)
+        contents = {**request.files, **dict(read_now)}
         for position, index in enumerate(request.index.tolist()):
+            content = contents[index]
             try:
-                stored[position] = sample = read(self.source, index, files.get(index))
+                if isinstance(content, CorruptSample):
+                    raise content
+                stored[position] = read(self.source, index, content)
             except CorruptSample as error:
                 skipped.append(error)
-                continue
-            if request.wanted and not isinstance(sample.content, np.ndarray):
-                files[index] = bytes(sample.content)
-        return stored, files
+        known = stored.values() if request.wanted else ()
+        return stored, {
+            sample.index: bytes(sample.content)
+            for sample in known
+            if not isinstance(sample.content, np.ndarray)
+        }
 
     def _boxes(self, request: Request, stored: dict[int, Stored]) -> list[Box]:
         """The part that each sample shows."""

@@ -69,7 +69,11 @@ def open_data(settings: DataSettings, *, seed: int) -> Splits:
     data = settings.read()
     _check(settings, data)
     train, val = data.train, data.val
-    if val is None:
+    if val is None and not settings.val_fraction:
+        val = train.subset(
+            np.empty(0, dtype=np.int64)
+        )  # and `train` stays as it is: an index's tables are mapped
+    elif val is None:
         split_seed = seed if settings.split_seed is None else settings.split_seed
         stay, aside = balanced_split(train.targets, settings.val_fraction, split_seed)
         train, val = data.train.subset(stay), data.train.subset(aside)
@@ -156,7 +160,7 @@ def fingerprint(name: str, parts: Sequence[Source], image_size: int) -> str:
     digest = hashlib.sha256(f"{name} {image_size}".encode())
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
-        digest.update(np.ascontiguousarray(part.targets).tobytes())
+        digest.update(np.ascontiguousarray(part.targets))
         digest.update(part.content())
         for index in sorted({0, len(part) // 2, len(part) - 1} if len(part) else set()):
             try:

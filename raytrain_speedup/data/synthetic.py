@@ -8,10 +8,8 @@ that are easy (little noise) and hard, and an accuracy that stays at 1 / sqrt(cl
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -20,6 +18,7 @@ import numpy as np
 import simplejpeg
 from rich.progress import Progress
 
+from raytrain_speedup.data.webdataset import write_shard
 from raytrain_speedup.randomness import numpy_generator
 from raytrain_speedup.settings import UserError
 
@@ -112,13 +111,11 @@ _Job = tuple[Path, int, int, int, int, int]
 
 def _write_tar(job: _Job) -> None:
     folder, start, end, classes, size, seed = job
-    aside = folder / f".{start:09d}.tar.new"
-    with tarfile.open(aside, "w") as tar:
-        for number in range(start, end):
-            label = number % classes
-            _add(tar, f"{number:09d}.jpg", _jpeg(number, label, classes, size, seed))
-            _add(tar, f"{number:09d}.cls", _name(label).encode())
-    aside.rename(folder / f"{start:09d}.tar")
+    samples = (
+        (f"{number:09d}.jpg", _jpeg(number, number % classes, classes, size, seed), _name(number % classes))
+        for number in range(start, end)
+    )
+    write_shard(folder / f"{start:09d}.tar", samples)
 
 
 def _write_folder(job: _Job) -> None:
@@ -137,9 +134,3 @@ def _jpeg(number: int, label: int, classes: int, size: int, seed: int) -> bytes:
 
 def _name(label: int) -> str:
     return f"class-{label:05d}"
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))

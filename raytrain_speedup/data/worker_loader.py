@@ -14,7 +14,6 @@ any more) is read again, so what a batch shows does not depend on it.
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,14 +27,10 @@ from torch.utils.data import DataLoader
 from raytrain_speedup.data.base import CorruptSample, DataSettings, Source
 from raytrain_speedup.data.batch import WARM_UP, AnySplit, Batch, Step
 from raytrain_speedup.data.loader import Loader
+from raytrain_speedup.data.processes import START_METHOD
 from raytrain_speedup.data.requests import BatchDataset, Decoded, Drawn, Request
 from raytrain_speedup.data.splits import Splits
 from raytrain_speedup.settings import UserError
-
-START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-"""How workers start, whatever this Python's default is. Forked ones share the files that `Source.prepare` has
-read, and the modules (forkserver, the default from 3.14 on, has each read and import its own: 400 MB). The
-other systems' own libraries do not survive a fork."""
 
 _LOOKED_AT = 16  # files, for their usual size
 
@@ -182,6 +177,8 @@ class _Group:
         self._requests.pending = requests
         try:
             yield from self._loader
+        except UserError as error:
+            raise _without_traceback(error) from None
         except (RuntimeError, OSError, EOFError) as error:  # the last two if it died while sending
             if not self._lost_a_worker():
                 raise
@@ -204,6 +201,12 @@ class _Group:
         if iterator is not None:
             iterator._shutdown_workers()  # type: ignore[attr-defined]
             self._loader._iterator = None
+
+
+def _without_traceback(error: UserError) -> UserError:
+    """What a worker process raised; torch puts its traceback before it."""
+    text = str(error)
+    return UserError(text.strip().splitlines()[-1].partition(": ")[2]) if "Traceback" in text else error
 
 
 class KeptFiles:

@@ -24,6 +24,7 @@ from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.distillation import Synthesizer
 from raytrain_speedup.methods.distillation.base import RealImages
 from raytrain_speedup.methods.pruning import FullData
+from raytrain_speedup.methods.pruning.window import WindowedPruner
 from raytrain_speedup.models import build_model, check_sizes, stride_of, without_weights
 from raytrain_speedup.models.tokens import can_drop_tokens, keep_tokens
 from raytrain_speedup.settings import UserError
@@ -81,6 +82,8 @@ def _with_data(
         seed=train.seed,
         device=watch.device,
     )
+    if window := splits.train.window():
+        pruner = WindowedPruner(pruner, window.stretch, window.samples)
     flops = _flops_of(experiment, stages, model, task, splits)
     loader = _loader(experiment, splits, reporter, watch.device)
     if latest is None and experiment.model.pretrained is None and isinstance(loader, Loader):

@@ -2,91 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import json
 import multiprocessing
 import os
 import pickle
-import tarfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from tiny_shards import CLASSES, FILES, LAYOUTS, loose, nested, pack, webdataset
 
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.data import SOURCES, build_loader, open_data
 from raytrain_speedup.data.base import CorruptSample, Source
 from raytrain_speedup.data.indexing import make_index
-from raytrain_speedup.data.shards import ShardReader, open_index
+from raytrain_speedup.data.reading import ShardReader
+from raytrain_speedup.data.shards import open_index
 from raytrain_speedup.settings import UserError
-
-CLASSES = ("n01", "n02", "n10")
-
-
-def png(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
-
-
-FILES = {
-    f"{name}/{number}.png": png(10 * k + number) for k, name in enumerate(CLASSES) for number in range(6)
-}
-"""Images by class folder and name, in the order of an image folder."""
-
-
-def pack(path: Path, files: dict[str, bytes], **options: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", **options) as tar:  # type: ignore[call-overload]
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return path
-
-
-def loose(folder: Path) -> Path:
-    for name, content in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    (folder / "n01" / "notes.txt").write_text("no image")
-    return folder
-
-
-def nested(path: Path) -> Path:
-    """As ImageNet is downloaded: a tar file of tar files, one for each class."""
-    inner = {}
-    for name in CLASSES:
-        own = {Path(file).name: content for file, content in FILES.items() if file.startswith(name)}
-        inner[f"{name}.tar"] = pack(path.parent / "inner" / f"{name}.tar", own).read_bytes()
-    return pack(path, inner)
-
-
-def webdataset(folder: Path) -> Path:
-    """Two shards; the class behind the image in one, before it in the other."""
-    names = list(FILES)
-    for shard, part in enumerate((names[:9], names[9:])):
-        files = {}
-        for name in part:
-            key, label = name.replace("/", "-").removesuffix(".png"), str(CLASSES.index(name[:3])).encode()
-            pair = {f"{key}.png": FILES[name], f"{key}.cls": label}
-            files |= pair if shard else dict(reversed(pair.items()))
-        pack(folder / f"shard-{shard}.tar", files)
-    return folder
-
-
-LAYOUTS = {
-    "loose": lambda folder: loose(folder / "loose"),
-    "nested": lambda folder: nested(folder / "all.tar"),
-    "webdataset": lambda folder: webdataset(folder / "shards"),
-    "folders in a tar": lambda folder: pack(folder / "all.tar", FILES),
-    "long names": lambda folder: pack(
-        folder / "all.tar", {f"{'deep/' * 40}{name}": data for name, data in FILES.items()}
-    ),
-}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -194,15 +126,6 @@ def test_a_fork_opens_files_of_its_own(tmp_path: Path) -> None:
     process.join()
 
 
-def test_files_are_read_by_ranges_wherever_pyarrow_finds_them(tmp_path: Path) -> None:
-    shards = webdataset(tmp_path / "shards")
-    make_index(shards, tmp_path / "index")
-    head = json.loads((tmp_path / "index" / "index.json").read_text())
-    (tmp_path / "index" / "index.json").write_text(json.dumps(head | {"root": shards.as_uri()}))
-    reader = ShardReader(open_index(tmp_path / "index"))
-    assert [reader.read(row) for row in range(len(FILES))] == list(FILES.values())
-
-
 def test_a_shard_that_has_changed_is_no_sample(tmp_path: Path) -> None:
     tar = pack(tmp_path / "all.tar", FILES)
     make_index(tar, tmp_path / "index")
@@ -234,6 +157,10 @@ def test_a_shard_that_was_written_anew_is_told_once(tmp_path: Path, caplog: pyte
         (lambda folder: folder / "none", "there is no .*none; expected tar files or class folders"),
         (lambda folder: folder, "neither tar files with images nor class folders"),
         (lambda folder: _written(folder / "x.tar.gz", b""), r"x\.tar\.gz in .* are compressed"),
+        (
+            lambda folder: _written(folder / "x.parquet", b"").parent,
+            r"in is Parquet, .*`speedup data pack .*in -o",
+        ),
         (lambda folder: _written(folder / "x.zip", b""), r"x\.zip is no \.tar file"),
         (lambda folder: _written(folder / "x.tar", b"y" * 2000), r"x\.tar is no whole tar file"),
         (lambda folder: _cut(nested(folder / "x.tar")), r"x\.tar is no whole tar file"),
@@ -284,5 +211,5 @@ def test_what_is_no_index_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.train: the index .* is damaged"):
         settings(tmp_path)
     (tmp_path / "index" / "index.json").write_text('{"version": 99}')
-    with pytest.raises(UserError, match="of version 99; expected 1"):
+    with pytest.raises(UserError, match="of version 99; expected 2"):
         settings(tmp_path)

@@ -190,11 +190,10 @@ class TestFiles:
         loader, steps = self.loader(jpegs), self.stages(steps_of)
         len(loader.buffer)  # its capacity is estimated from a few files
         asked: list[int] = []
-        original = type(loader.splits.train).encoded
+        source = type(loader.splits.train)
+        original = source.encoded_many
         monkeypatch.setattr(
-            type(loader.splits.train),
-            "encoded",
-            lambda self, index: asked.append(index) or original(self, index),
+            source, "encoded_many", lambda self, indices: asked.extend(indices) or original(self, indices)
         )
         shown = [i for b in loader.train_batches(steps, epoch=0) for i in b["index"].tolist()]
         assert asked == [index for step in steps for index in step.index.tolist()]

@@ -24,8 +24,9 @@ from torch import Tensor
 from raytrain_speedup.methods.pruning.base import EpochPlan
 from raytrain_speedup.randomness import philox
 
-ORDER, SURVIVORS, TIES = range(3)
-"""Streams: the order of the epoch, who survives the pruning, who is eligible among equal scores."""
+ORDER, SURVIVORS, TIES, WINDOW = range(4)
+"""Streams: the order of the epoch, who survives the pruning, who is eligible among equal scores, the order of an
+epoch in windows."""
 
 DROPPED, FULL = 0, 1
 """Codes of a sample in an epoch: not shown; shown at weight 1. Higher codes are bands of other weights."""
