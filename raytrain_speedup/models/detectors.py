@@ -33,9 +33,6 @@ from raytrain_speedup.models.dense import PooledBatchNorm
 Target = dict[str, Tensor]
 """torchvision's: `boxes` (n, 4) and `labels` (n,) of one image."""
 
-DETECTION_FIELDS = 6
-"""Of what was found: a box's sides, its label and its score."""
-
 
 def one_loss_an_image(network: nn.Module) -> bool:
     """Make a detector of torchvision what a task of detection asks, in place; the keys of its state dict stay.
@@ -49,7 +46,7 @@ def one_loss_an_image(network: nn.Module) -> bool:
         return False
     detector: Any = network
     detector.__class__ = kind
-    detector.draw_from_keys()
+    detector.made_ready()
     for layer in network.modules():  # SSD's last map is a single cell, and a batch may be a single image
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = PooledBatchNorm
@@ -63,14 +60,16 @@ class Detector:
     training: bool
 
     def forward(self, images: Tensor, boxes: Tensor, draws: Tensor) -> Any:
-        features = self.backbone(images)
-        features = {"0": features} if isinstance(features, Tensor) else features
+        maps = self.backbone(images)
+        maps = {"0": maps} if isinstance(maps, Tensor) else maps
+        # Anchors take the type of the maps, and bfloat16 tells not all pixels apart beyond 256.
+        features = {name: grid.to(images.dtype) for name, grid in maps.items()}
         if images.is_meta:
             return self._shapes(features)
         return self._answers(images, features, torchvision_targets(boxes), draws)
 
-    def draw_from_keys(self) -> None:
-        """Draw whatever is drawn for an image from its key; most detectors draw nothing."""
+    def made_ready(self) -> None:
+        """Called once, when a network of torchvision becomes one of these."""
 
     def _shapes(self, features: Mapping[str, Tensor]) -> Tensor:
         """Any losses (b,) that cost what the real ones do, for tensors without numbers."""
@@ -155,7 +154,11 @@ class _SSD(OneStage, SSD):
 class _FasterRCNN(Detector, FasterRCNN):
     """Proposals, and for each a class and a box. Which anchors and proposals are learnt from is drawn."""
 
-    def draw_from_keys(self) -> None:
+    def made_ready(self) -> None:
+        """What is drawn for an image comes from its key, and boxes are float32: torchvision makes them in the
+        arithmetic of the heads, be it of half precision."""
+        for head in (self.rpn.head, self.roi_heads.box_predictor):
+            head.register_forward_hook(_promoted)
         for stream, part in enumerate((self.rpn, self.roi_heads)):
             sampler = part.fg_bg_sampler
             part.fg_bg_sampler = KeyedSampler(sampler.batch_size_per_image, sampler.positive_fraction, stream)
@@ -233,6 +236,13 @@ PER_IMAGE: dict[type[nn.Module], Any] = {
     RetinaNet: _RetinaNet,
     FasterRCNN: _FasterRCNN,
 }
+
+
+def _promoted(head: nn.Module, inputs: Any, outputs: Any) -> Any:
+    """A head's outputs, tensors or lists of them, in float32 where they are of half precision."""
+    if isinstance(outputs, Tensor):
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    return tuple([_promoted(head, inputs, output) for output in outputs])
 
 
 def _added(losses: Mapping[str, Tensor]) -> Tensor:

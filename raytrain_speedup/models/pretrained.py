@@ -33,6 +33,9 @@ TRUNKS = (f"{BACKBONE}body.", f"{BACKBONE}{FEATURES}")
 CLASSIFIERS = ("classifier.", "fc.")
 """And those of a classifier that a backbone lacks."""
 
+STEPS = "num_batches_tracked"
+"""How the step counts of batch normalisation are called, which frozen layers (torchvision's detectors) have not."""
+
 CLASSES_OF_BOXES = ("classification_head", "box_predictor")
 """In the names of a detector's layers whose shapes depend on the number of classes."""
 
@@ -53,7 +56,7 @@ def load_pretrained(model: nn.Module, path: Path, *, num_classes: int) -> None:
         head = {key: own[key] for key in classifier_keys(model, num_classes)}
         encoder = {key.removeprefix(ENCODER): state[key] for key in state if key.startswith(ENCODER)}
         state = head | encoder
-    elif any(key.startswith(BACKBONE) for key in own.keys() - state.keys()):
+    elif any(key.startswith(BACKBONE) for key in _countless(own.keys() - state.keys())):
         state = _as_backbone(state, own, path)
     fit_weights(model, state, num_classes=num_classes, where=f"model.pretrained: {path}")
 
@@ -98,8 +101,7 @@ def _first_layers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dic
 
 
 def _countless(names: Iterable[str]) -> list[str]:
-    """Without the step counts of batch normalisation, which frozen layers have not."""
-    return [name for name in names if not name.endswith("num_batches_tracked")]
+    return [name for name in names if not name.endswith(STEPS)]
 
 
 def load_whole(network: nn.Module, path: Path) -> nn.Module:
@@ -169,13 +171,14 @@ def fit_weights(
 ) -> None:
     """Load `state` into `model`, its position tables resized to those of the model.
 
-    A classifier for another number of classes keeps its fresh weights.
+    A classifier for another number of classes keeps its fresh weights. Step counts that are missing begin anew.
 
     Raises:
         UserError: for anything else that does not fit, naming the first such tensors after `where`.
     """
     own = model.state_dict()
     fitted = dict(state)
+    fitted |= {key: own[key] for key in own.keys() - fitted.keys() if key.endswith(STEPS)}
     for key in classifier_keys(model, num_classes):
         if key in fitted and fitted[key].shape != own[key].shape:
             log.info("%s is for %d classes: it starts afresh", key, len(fitted[key]))

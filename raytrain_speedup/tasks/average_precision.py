@@ -13,11 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_speedup.optional import optional_library
-
-KEY = "task.kind: detection"
-EXTRA = "detection"
-
 ALL_SIZES = [0, 1e10]
 """Square pixels of an object."""
 
@@ -30,20 +25,18 @@ def average_precision(objects: np.ndarray, found: np.ndarray, *, most: int) -> t
             where what is found is neither right nor wrong.
         found: (m, 7), likewise, and the score.
         most: of an image and class that are judged, the surest first.
-
-    Raises:
-        UserError: if pycocotools is not installed.
     """
-    coco = optional_library("pycocotools.coco", key=KEY, extra=EXTRA)
-    judge = optional_library("pycocotools.cocoeval", key=KEY, extra=EXTRA)
+    from pycocotools.coco import COCO  # of an extra
+    from pycocotools.cocoeval import COCOeval
+
     if not len(objects) or not len(found):
         return 0.0, 0.0
     with contextlib.redirect_stdout(io.StringIO()):  # it tells of its progress
-        truth = coco.COCO()
+        truth = COCO()
         truth.dataset = _dataset(objects, np.unique(np.concatenate([objects[:, 0], found[:, 0]])))
         truth.createIndex()
         results = truth.loadRes(np.column_stack([found[:, :1], _as_coco(found), found[:, 6], found[:, 1]]))
-        judged = judge.COCOeval(truth, results, "bbox")
+        judged = COCOeval(truth, results, "bbox")
         judged.params.areaRng, judged.params.areaRngLbl = [ALL_SIZES], ["all"]
         judged.params.maxDets = [most]
         judged.evaluate()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from raytrain_speedup.data.batch import Batch
 from raytrain_speedup.data.boxes import FIELDS
+from raytrain_speedup.optional import optional_library
 from raytrain_speedup.tasks.average_precision import average_precision
 from raytrain_speedup.tasks.base import Direction, Losses, Model, Split, Task, TaskSettings
 from raytrain_speedup.tasks.images import box_grid
@@ -58,6 +59,7 @@ class Detection(Task):
         self.max_detections = max_detections
 
     def prepare(self, model: nn.Module) -> None:
+        optional_library("pycocotools", key="task.kind: detection", extra="detection")  # before a training
         from raytrain_speedup.models.detectors import one_loss_an_image  # imports torchvision
 
         one_loss_an_image(model)

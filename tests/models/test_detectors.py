@@ -17,7 +17,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
-from tiny_boxes import SIDE, images_and_boxes
+from tiny_boxes import SIDE, faster_rcnn, images_and_boxes
 
 from raytrain_speedup.engine.cost.measure import FlopCounter, training_flops
 from raytrain_speedup.models import ModelSettings, build_model
@@ -40,6 +40,8 @@ def both(name: str) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     theirs = build(name).double()
     theirs.score_thresh = 0.0  # that fresh networks find something
+    if "rcnn" in name:
+        theirs.rpn._post_nms_top_n = {"training": 50, "testing": 60}  # of which the second stage takes long
     ours = copy.deepcopy(theirs)
     assert one_loss_an_image(ours) and not one_loss_an_image(ours)
     theirs.transform = GeneralizedRCNNTransform(SIDE, SIDE, [0.0] * 3, [1.0] * 3)
@@ -53,8 +55,8 @@ def both(name: str) -> tuple[nn.Module, nn.Module]:
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_and_detections_are_torchvisions_of_each_image_alone(name: str) -> None:
     ours, theirs = both(name)
-    images, boxes = (tensor.double() for tensor in images_and_boxes())
-    draws = torch.tensor([5, 9, 5])
+    images, boxes = (tensor.double() for tensor in images_and_boxes(3 if "mobilenet" in name else 2))
+    draws = torch.tensor([5, 9, 5])[: len(images)]
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     losses = ours(images, boxes, draws)
     for image, target, key, loss in zip(images, torchvision_targets(boxes), draws, losses, strict=True):
@@ -108,6 +110,19 @@ def test_a_crowd_and_padding_are_not_learnt() -> None:
     assert torch.equal(ours(images, more, torch.arange(3)), plain)
 
 
+def test_anchors_are_of_whole_precision_in_a_run_of_half() -> None:
+    images, boxes = images_and_boxes()
+    for network in (build(SSDLITE), faster_rcnn(2)):
+        Detection().prepare(network)
+        anchors = []
+        generator = network.rpn.anchor_generator if hasattr(network, "rpn") else network.anchor_generator
+        generator.register_forward_hook(lambda _, inputs, found, anchors=anchors: anchors.extend(found))
+        with torch.autocast("cpu", torch.bfloat16):
+            network(images, boxes, torch.arange(3))
+            _, found = network.eval()(images, boxes, torch.arange(3))
+        assert {grid.dtype for grid in (*anchors, found)} == {torch.float32}
+
+
 def test_a_batch_of_one_image_and_of_one_without_objects_trains() -> None:
     """SSDlite's last map is a single cell, of which batch normalisation has no statistics."""
     network = build(SSDLITE)
@@ -139,16 +154,14 @@ def test_anchors_are_drawn_as_torchvision_draws_them_but_from_a_key() -> None:
 
 
 def test_the_flops_of_a_step_are_those_of_a_real_one() -> None:
-    """Counted on shapes alone; of Faster R-CNN with as many proposals as it may learn from, which it has of images
-    of its usual size."""
+    """Counted on shapes alone; of Faster R-CNN with as many proposals as it may learn from, which it has here."""
     task = Detection()
-    for name, size, most in ((SSDLITE, SIDE, 1.0), (FASTER, 3 * SIDE, 1.1)):
-        network = build(name)
+    for network in (build(SSDLITE), faster_rcnn(2)):
         task.prepare(network)
-        counted = training_flops(network, task, (3, size, size))
+        counted = training_flops(network, task, (3, SIDE, SIDE))
         with FlopCounter() as counter:
-            task.losses(network, task.example((3, size, size), 2)).losses.sum().backward()
-        assert 1.0 <= counted / (counter.total / 2) <= most, name
+            task.losses(network, task.example((3, SIDE, SIDE), 2)).losses.sum().backward()
+        assert counted == counter.total / 2 > 0
 
 
 @pytest.mark.parametrize(
@@ -199,7 +212,8 @@ def test_other_weights_are_refused_and_a_detector_of_other_classes_is_taken(tmp_
         build("fcos_resnet50_fpn", pretrained=tmp_path / "other.pt")
     for name in (SSDLITE, FASTER):
         before = build(name, classes=5).state_dict()
-        torch.save(before, tmp_path / "five.pt")
+        frozen = {key: tensor for key, tensor in before.items() if "num_batches_tracked" not in key}
+        torch.save(frozen, tmp_path / "five.pt")  # as published detectors are, with layers that were frozen
         after = build(name, classes=2, pretrained=tmp_path / "five.pt").state_dict()
         fresh = [
             key for key in before if not torch.equal(before[key].flatten()[:1], after[key].flatten()[:1])
