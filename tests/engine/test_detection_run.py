@@ -22,8 +22,16 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_boxes(tmp_path_factory.mktemp("boxes"))
 
 
-def test_the_metrics_of_a_run(scenes: Path, tmp_path: Path) -> None:
-    metrics, _, diary = trained(boxed(scenes, {"train.epochs": 2, "train.eval_every": 2}), tmp_path)
+OWN = {
+    "model": {"name": "tiny_boxes:faster_rcnn"},
+    **{"train.optimizer": "sgd", "train.lr": 0.02, "train.warmup": 0},
+}
+"""A detector of torchvision that is built elsewhere; AdamW makes whole steps of the rounding of a zero gradient."""
+
+
+@pytest.mark.parametrize("model", [OWN, pytest.param({}, marks=pytest.mark.slow)], ids=["own", "ssdlite"])
+def test_the_metrics_of_a_run(scenes: Path, tmp_path: Path, model: dict[str, Any]) -> None:
+    metrics, _, diary = trained(boxed(scenes, model | {"train.epochs": 2, "train.eval_every": 2}), tmp_path)
     assert 0 <= metrics["map"] <= metrics["ap50"] <= 100 and metrics["test_samples"] == 6
     assert {"val_map", "val_ap50", "val_loss", "test_loss"} <= metrics.keys()
     assert diary.epochs[-1]["train_loss"] < diary.epochs[0]["train_loss"]
@@ -52,13 +60,6 @@ def test_low_bandwidth_first(scenes: Path, tmp_path: Path, loader: str) -> None:
     keys = {"curriculum.method": "efficienttrain", "data.loader": loader, "data.num_workers": 0}
     metrics, _, _ = trained(boxed(scenes, OWN | keys), tmp_path)
     assert metrics["compute_spent"] == pytest.approx(3, rel=0.1) and metrics["samples_shown"] > 3 * 18
-
-
-OWN = {
-    "model": {"name": "tiny_boxes:faster_rcnn"},
-    **{"train.optimizer": "sgd", "train.lr": 0.02, "train.warmup": 0},
-}
-"""A detector of torchvision that is built elsewhere; AdamW makes whole steps of the rounding of a zero gradient."""
 
 
 def worker(rank: int, scenes: Path, folder: Path) -> dict[str, Any]:
