@@ -39,22 +39,24 @@ class BoxedSource(Source):
     def __init__(self, images: Source, boxes: Sequence[np.ndarray], broken: Mapping[int, str]) -> None:
         self.images, self.broken = images, dict(broken)
         self.rows = np.concatenate([*boxes, np.zeros((0, FIELDS))]).astype(np.float32)  # (T, 5)
-        self.ends = np.cumsum([len(found) for found in boxes], dtype=np.int64)  # (N,)
+        counts = [len(found) for found in boxes]
+        self.bounds = np.cumsum([0, *counts])  # (N + 1,): an image's rows are between two of them
         self.targets = images.targets
-        self.max_boxes = max(1, *(len(found) for found in boxes)) if boxes else 1
+        self.max_boxes = max([1, *counts])
 
     def boxes(self, index: int) -> np.ndarray:
         if why := self.broken.get(index):
             raise CorruptSample(index, self.locate(index), f"its boxes: {why}")
-        return self.rows[self.ends[index - 1] if index else 0 : self.ends[index]]
+        return self.rows[self.bounds[index] : self.bounds[index + 1]]
 
     def content(self) -> bytes:
-        return self.rows.tobytes() + self.ends.tobytes() + repr(sorted(self.broken.items())).encode()
+        return self.rows.tobytes() + self.bounds.tobytes() + repr(sorted(self.broken.items())).encode()
 
     def subset(self, positions: np.ndarray) -> Source:
-        kept = [self.rows[self.ends[i - 1] if i else 0 : self.ends[i]] for i in positions.tolist()]
-        broken = {new: self.broken[old] for new, old in enumerate(positions.tolist()) if old in self.broken}
-        return BoxedSource(self.images.subset(positions), kept, broken)
+        kept = positions.tolist()
+        rows = [self.rows[self.bounds[i] : self.bounds[i + 1]] for i in kept]
+        broken = {new: self.broken[old] for new, old in enumerate(kept) if old in self.broken}
+        return BoxedSource(self.images.subset(positions), rows, broken)
 
     def decode(self, index: int) -> np.ndarray:
         return self.images.decode(index)

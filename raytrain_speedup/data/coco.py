@@ -77,6 +77,10 @@ class CocoSettings(BoxSettings):
                 "split"
             )
         by_image: dict[Any, list[Mapping[str, Any]]] = {image["id"]: [] for image in file["images"]}
+        if len(by_image) < len(file["images"]):
+            raise UserError(
+                f"{_KEY}: {self._path(self.annotations, split)} has several images of one id; expected an id each"
+            )
         for annotation in file["annotations"]:
             if annotation["image_id"] not in by_image:
                 raise UserError(

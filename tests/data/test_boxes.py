@@ -223,6 +223,11 @@ class TestCoco:
                 '{"images": [], "categories": [{"id": 1, "name": "a"}], "annotations": [{"image_id": 5}]}',
                 "an annotation of image 5, which is not among its images",
             ),
+            (
+                '{"images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}], '
+                '"categories": [{"id": 1, "name": "a"}], "annotations": []}',
+                "several images of one id",
+            ),
         ],
     )
     def test_a_file_of_another_form_is_one_line(self, tmp_path: Path, content: str, message: str) -> None:
