@@ -10,12 +10,14 @@ from typing import Any
 from raytrain_speedup.data.base import IGNORE_INDEX, DataSettings, Source
 from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.data.cifar import Cifar10Settings, Cifar100Settings
+from raytrain_speedup.data.coco import CocoSettings
 from raytrain_speedup.data.device_loader import DeviceLoader
 from raytrain_speedup.data.digits import DigitsSettings
 from raytrain_speedup.data.folders import ImageFolderSettings
 from raytrain_speedup.data.indexed import IndexedSettings
 from raytrain_speedup.data.instructions import AlpacaSettings
 from raytrain_speedup.data.loader import Loader
+from raytrain_speedup.data.mask_boxes import ParquetMaskBoxesSettings
 from raytrain_speedup.data.masks import MaskFolderSettings, ParquetMasksSettings
 from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.data.python import PythonSettings
@@ -53,6 +55,8 @@ SOURCES = Registry(
         "imagefolder": ImageFolderSettings,
         "parquet-masks": ParquetMasksSettings,
         "maskfolder": MaskFolderSettings,
+        "coco": CocoSettings,
+        "parquet-mask-boxes": ParquetMaskBoxesSettings,
         "index": IndexedSettings,
         "python": PythonSettings,
         "alpaca": AlpacaSettings,

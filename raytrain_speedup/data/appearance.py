@@ -1,9 +1,9 @@
 """What a stage of the curriculum shows of stored samples: the one place that says so, for every loader.
 
 A stored image is cropped or shifted, flipped, normalised, brought to the size of the stage, cut out and erased,
-in this order, and its mask moves with it. Worker processes can do a part of that before (`decoding`), because
-decoding at a smaller scale is cheaper and RandAugment wants single images: then `show` is told that the images come
-cropped, and does the rest. Each of the three ways through it lowers the bandwidth once.
+in this order, and its mask or boxes move with it. Worker processes can do a part of that before (`decoding`),
+because decoding at a smaller scale is cheaper and RandAugment wants single images: then `show` is told that the
+images come cropped, and does the rest. Each of the three ways through it lowers the bandwidth once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raytrain_speedup.data import augment
 from raytrain_speedup.data.base import Augment, DataSettings
+from raytrain_speedup.data.boxes import flip_boxes, move_boxes, reduce_boxes
 from raytrain_speedup.data.splits import Splits
 from raytrain_speedup.methods.curriculum.base import Kernel, Stage
 from raytrain_speedup.methods.curriculum.crop import crop_batch, low_frequency_crop
@@ -55,6 +56,7 @@ class Appearance:
     ) -> None:
         self.settings, self.seed, self.kernel, self.memory_format = settings, seed, kernel, memory_format
         self.size, self.dense = splits.image_size, splits.dense
+        self.boxed, self.placed = splits.targets == "boxes", splits.train.placed
         self.padding = self.size // 8 if settings.padding is None else settings.padding
         self.crops = settings.augment == "random-resized-crop"
 
@@ -66,11 +68,12 @@ class Appearance:
         """What processes decode for a stage.
 
         Its own size where a resize is all that leads to it: the Fourier kernels are exact only on the full-size
-        crop. Masks are always full-size, and so are their images; RandAugment would turn images and leave masks.
+        crop. Masks and boxes are always those at full size, and so are their images; RandAugment would turn images
+        and leave those.
         """
-        straight = self.crops and self.kernel == "resize" and not self.dense
+        straight = self.crops and self.kernel == "resize" and not self.placed
         size = stage.size if straight and stage.size else self.size
-        return Decoding(size, 0.0 if self.dense else self.magnitude(stage))
+        return Decoding(size, 0.0 if self.placed else self.magnitude(stage))
 
     def show(
         self,
@@ -83,10 +86,11 @@ class Appearance:
         *,
         cropped: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Inputs (b, C, h, w) float32 at the size of the stage, and their targets, int64.
+        """Inputs (b, C, h, w) float32 at the size of the stage, and their targets: int64, or boxes in the inputs'
+        pixels.
 
         Args:
-            images: (N, H, W, C) uint8; `targets` likewise, (N,) or masks (N, H, W).
+            images: (N, H, W, C) uint8; `targets` likewise, (N,), masks (N, H, W), or boxes (N, M, 5) float32.
             position: (b,) int64, which of them to show.
             view: (b,) int64, keys the randomness beside the epoch; see `Loader.views`.
             cropped: whether random-resized-crop was done by whoever decoded, straight to the size asked for.
@@ -97,12 +101,14 @@ class Appearance:
         elif cropped:
             flip = augment.coins(view, seed=self.seed, epoch=epoch)
             x = self._normalised(images[position], stage.size, flip)
-            targets = augment.flip(targets[position], flip) if self.dense else targets[position]
+            targets = self._flipped(targets[position], flip)
         else:
             x, targets = self._cropped(images[position], targets[position], view, epoch)
             if stage.size is not None:
                 x = low_frequency_crop(x, stage.size, self.kernel)
-        return self._blanked(x, view, epoch).contiguous(memory_format=self.memory_format), targets.long()
+        if self.boxed:
+            targets = reduce_boxes(targets, self.size, x.shape[-1], self.kernel)
+        return self._blanked(x, view, epoch).contiguous(memory_format=self.memory_format), as_target(targets)
 
     def plain(self, images: Tensor) -> Tensor:
         """(b, H, W, C) uint8 on the device to what the network sees of it in evaluation."""
@@ -119,7 +125,7 @@ class Appearance:
     def _shifted(
         self, images: Tensor, targets: Tensor, position: Tensor, view: Tensor, epoch: int
     ) -> tuple[Tensor, Tensor]:
-        """(b, H, W, C) uint8 as the crops that only shift vary them, and the targets; masks move alike."""
+        """(b, H, W, C) uint8 as the crops that only shift vary them, and the targets; masks and boxes move too."""
         kind = self.settings.augment
         if kind == "none":
             return images[position], targets[position]
@@ -135,7 +141,25 @@ class Appearance:
                 flip=FLIPS.get(kind),
             )
 
-        return move(images), move(targets[..., None])[..., 0] if self.dense else targets[position]
+        if self.dense:
+            return move(images), move(targets[..., None])[..., 0]
+        return move(images), self._shifted_boxes(targets[position], view, epoch)
+
+    def _shifted_boxes(self, targets: Tensor, view: Tensor, epoch: int) -> Tensor:
+        """Targets (b, ...) of images that were shifted and flipped; boxes move, classes stay."""
+        if not self.boxed:
+            return targets
+        key: dict[str, Any] = {"seed": self.seed, "epoch": epoch}
+        shift = augment.shifts(view, **key, padding=self.padding).flip(0).T.to(targets.dtype)  # (b, 2): x, y
+        moved = move_boxes(targets, torch.ones_like(shift), -shift, self.size)
+        kind = FLIPS.get(self.settings.augment)
+        return moved if kind is None else self._flipped(moved, augment.coins(view, **key, kind=kind))
+
+    def _flipped(self, targets: Tensor, flip: Tensor) -> Tensor:
+        """Targets (b, ...) at full size of images that `flip` (b,) names were flipped among."""
+        if self.dense:
+            return augment.flip(targets, flip)
+        return flip_boxes(targets, flip, self.size) if self.boxed else targets
 
     def _cropped(self, images: Tensor, targets: Tensor, view: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """(b, C, H, W) normalised, cropped at random and at full size, and their targets."""
@@ -145,9 +169,11 @@ class Appearance:
         x = augment.crop_and_resize(self._normalised(images), boxes)
         flip = augment.coins(view, **key)
         if self.dense:
-            masks = augment.crop_and_resize(targets[:, None].float(), boxes, mode="nearest")  # (b, 1, H, W)
-            targets = augment.flip(masks, flip)[:, 0]
-        return augment.flip(x, flip), targets
+            targets = augment.crop_and_resize(targets[:, None].float(), boxes, mode="nearest")[:, 0]
+        elif self.boxed:
+            corner, sides = boxes.T.to(targets.dtype).split(2, 1)  # (b, 2) each
+            targets = move_boxes(targets, self.size / sides, -corner * self.size / sides, self.size)
+        return augment.flip(x, flip), self._flipped(targets, flip)
 
     def _blanked(self, x: Tensor, view: Tensor, epoch: int) -> Tensor:
         """Cutout and random erasing of normalised (b, C, h, w)."""
@@ -166,3 +192,8 @@ class Appearance:
         size = size or planes.shape[-1]
         mean, std = self.settings.mean, self.settings.std
         return crop_batch(planes, size, mean=mean, std=std, flip=flip, kernel=self.kernel)
+
+
+def as_target(targets: Tensor) -> Tensor:
+    """Targets as a task sees them: classes int64, boxes float32."""
+    return targets if targets.is_floating_point() else targets.long()

@@ -53,8 +53,7 @@ def shift_and_flip(
         (b, H, W, C) uint8.
     """
     height, width = images.shape[1:3]
-    random = randomness.bits(index, seed=seed, epoch=epoch, streams=(SHIFT_Y, SHIFT_X))
-    shift = randomness.below(random, 2 * padding + 1) - padding
+    shift = shifts(index, seed=seed, epoch=epoch, padding=padding)
     rows = _reflect(torch.arange(height, device=index.device) + shift[0, :, None], height)
     columns = torch.arange(width, device=index.device).expand(len(index), width)
     if flip is not None:
@@ -62,6 +61,12 @@ def shift_and_flip(
         columns = torch.where(flipped[:, None], width - 1 - columns, columns)
     columns = _reflect(columns + shift[1, :, None], width)
     return take_pixels(images, position, rows, columns)
+
+
+def shifts(index: Tensor, *, seed: int, epoch: int, padding: int) -> Tensor:
+    """By how many pixels the window on each image is shifted down and to the right, (2, b) int64."""
+    random = randomness.bits(index, seed=seed, epoch=epoch, streams=(SHIFT_Y, SHIFT_X))
+    return randomness.below(random, 2 * padding + 1) - padding
 
 
 def take_pixels(images: Tensor, position: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -61,12 +61,15 @@ class Source(ABC):
     """The samples of one split, read one at a time by position. Can be sent to another process.
 
     Attributes:
-        targets: (N,) int64, the class of every sample; zeros where every pixel has its own.
+        targets: (N,) int64, the class of every sample; zeros where its pixels or parts have their own.
         dense: whether every pixel has a class of its own: then `mask` says which.
+        max_boxes: the most objects that an image has, where objects are to be found: then `boxes` says where they
+            are. 0 otherwise.
     """
 
     targets: np.ndarray
     dense: bool = False
+    max_boxes: int = 0
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -108,6 +111,20 @@ class Source(ABC):
             CorruptSample: if it cannot be read, or holds anything that is no class.
         """
         raise NotImplementedError
+
+    def boxes(self, index: int) -> np.ndarray:
+        """The objects of an image, (n, 5) float32 with n up to `max_boxes`: left, top, right and bottom in pixels
+        of the image, and the label, as `boxes.py` says.
+
+        Raises:
+            CorruptSample: if what is written of them makes no sense.
+        """
+        raise NotImplementedError
+
+    @property
+    def placed(self) -> bool:
+        """Whether its targets have a place in the image, and move with it: masks and boxes."""
+        return self.dense or self.max_boxes > 0
 
     def fixed_size(self) -> tuple[int, int] | None:
         """(H, W) if every image is known to have that size, else None."""
@@ -152,6 +169,7 @@ class Subset(Source):
     def __init__(self, source: Source, positions: np.ndarray) -> None:
         self.source, self.positions = source, positions
         self.targets, self.dense = source.targets[positions], source.dense
+        self.max_boxes = source.max_boxes
 
     def decode(self, index: int) -> np.ndarray:
         return self._renumbered(self.source.decode, index)
@@ -168,6 +186,9 @@ class Subset(Source):
 
     def mask(self, index: int) -> np.ndarray:
         return self._renumbered(self.source.mask, index)
+
+    def boxes(self, index: int) -> np.ndarray:
+        return self._renumbered(self.source.boxes, index)
 
     def _renumbered(self, read: Callable[[int], T], index: int) -> T:
         try:

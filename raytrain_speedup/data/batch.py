@@ -25,8 +25,8 @@ Batch = dict[str, Tensor]
 
 What a loader yields:
 - `inputs`: (b, C, H, W) float, normalised, on the training device; or (b, L) int64 tokens
-- `target`: (b,) int64 classes, or (b, H, W) at full size with `IGNORE_INDEX` where a pixel has none; or (b, L)
-  int64 tokens with `NO_LABEL` where none is learnt
+- `target`: (b,) int64 classes, or (b, H, W) at full size with `IGNORE_INDEX` where a pixel has none; or (b, M, 5)
+  float32 boxes (`boxes.py`); or (b, L) int64 tokens with `NO_LABEL` where none is learnt
 - `length`: of tokens alone, (b,) int64 on the CPU: how many of a row are the sample, the rest being padding
 - `index`: (b,) int64, position in the training set
 - `weight`: (b,) float32, the pruning weight

@@ -30,6 +30,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from raytrain_speedup.data.base import IGNORE_INDEX, Buffer, CorruptSample, DataSettings, Source
+from raytrain_speedup.data.boxes import FIELDS, move_boxes
 
 Resampling = Literal["bicubic", "lanczos"]
 
@@ -76,6 +77,33 @@ class Stored:
         scale_y, scale_x = image.shape[0] / self.height, image.shape[1] / self.width
         box = Box(box.left * scale_x, box.top * scale_y, box.width * scale_x, box.height * scale_y)
         return resample(image, box, size, resampling)
+
+    def square_target(self, box: Box, size: int) -> np.ndarray:
+        """What is to be found inside `box`, a row of `target_rows`, at the size of `square`.
+
+        Raises:
+            CorruptSample: if there is no such mask, or a box that is not in the image.
+        """
+        return self.square_mask(box, size) if self.source.dense else self.square_boxes(box, size)
+
+    def square_boxes(self, box: Box, size: int) -> np.ndarray:
+        """The objects inside `box`, (M, 5) float32 as `boxes.py` says, M the most that an image has."""
+        found = self.source.boxes(self.index)
+        corners = found[:, :4]
+        outside = (corners < -1) | (corners > np.array([self.width, self.height] * 2) + 1)  # 1: for rounding
+        if outside.any():
+            left, top, right, bottom = corners[outside.any(1)][0].tolist()
+            raise CorruptSample(
+                self.index,
+                self.source.locate(self.index),
+                f"its boxes: one from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) is not in the image of "
+                f"{self.width} x {self.height} pixels",
+            )
+        rows = torch.zeros(1, self.source.max_boxes, FIELDS)
+        rows[0, : len(found)] = torch.from_numpy(found)
+        left, top, right, bottom = _whole_pixels(box)
+        scale = torch.tensor([[size / (right - left), size / (bottom - top)]])
+        return move_boxes(rows, scale, -scale * torch.tensor([[left, top]]), size)[0].numpy()
 
     def square_mask(self, box: Box, size: int) -> np.ndarray:
         """The classes of the pixels inside `box`, (size, size) uint8: each is that of the nearest one.
@@ -210,17 +238,25 @@ def reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def target_rows(source: Source, count: int, size: int) -> np.ndarray | None:
+    """Room for the targets of `count` samples that have a place in the image: masks (count, size, size) uint8, or
+    boxes (count, M, 5) float32. None where each is a class."""
+    if source.dense:
+        return np.full((count, size, size), IGNORE_INDEX, dtype=np.uint8)
+    return np.zeros((count, source.max_boxes, FIELDS), dtype=np.float32) if source.placed else None
+
+
 def decode_all(
     source: Source, settings: DataSettings, size: int, channels: int, *, quiet: bool, title: str
 ) -> tuple[Tensor, Tensor | None, list[CorruptSample]]:
     """Every sample of a source at (size, size), by a few threads: the decoders release the GIL.
 
     Returns:
-        (N, size, size, channels) uint8, of a dense source the masks (N, size, size) uint8, and what could not
-        be read, in order.
+        (N, size, size, channels) uint8, the `target_rows` where targets have a place, and what could not be read,
+        in order.
     """
     images = np.zeros((len(source), size, size, channels), dtype=np.uint8)
-    masks = np.full((len(source), size, size), IGNORE_INDEX, dtype=np.uint8) if source.dense else None
+    targets = target_rows(source, len(source), size)
     errors: list[CorruptSample] = []
 
     def decode(start: int) -> list[CorruptSample]:
@@ -233,8 +269,8 @@ def decode_all(
                 stored = read(source, index, content)
                 box = shown_box(stored.height, stored.width, size, settings)
                 images[index] = stored.square(box, size)
-                if masks is not None:
-                    masks[index] = stored.square_mask(box, size)
+                if targets is not None:
+                    targets[index] = stored.square_target(box, size)
             except CorruptSample as error:
                 failed.append(error)
         return failed
@@ -247,4 +283,4 @@ def decode_all(
     ):
         for failed in progress.track(pool.map(decode, starts), total=len(starts), description=title):
             errors += failed
-    return torch.from_numpy(images), None if masks is None else torch.from_numpy(masks), errors
+    return torch.from_numpy(images), None if targets is None else torch.from_numpy(targets), errors

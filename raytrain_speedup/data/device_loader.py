@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raytrain_speedup.data.appearance import as_target
 from raytrain_speedup.data.base import DataSettings
 from raytrain_speedup.data.batch import AnySplit, Batch, Step
 from raytrain_speedup.data.decode import decode_all
@@ -53,7 +54,7 @@ class DeviceLoader(Loader):
             index = positions[data.readable[positions]].to(self.device)
             yield {
                 "inputs": self.appearance.plain(data.images[index]),
-                "target": data.targets[index].long(),
+                "target": as_target(data.targets[index]),
                 "index": index,
                 "weight": torch.ones(len(index), device=self.device),
             }
@@ -78,7 +79,7 @@ class DeviceLoader(Loader):
     def _load(self, split: str) -> Resident:
         if split not in self._resident:
             source = self.source(split)
-            images, masks, errors = decode_all(
+            images, placed, errors = decode_all(
                 source,
                 self.settings,
                 self.size,
@@ -87,7 +88,7 @@ class DeviceLoader(Loader):
                 title=f"decoding {split}",
             )
             # A copy, for those of an index are mapped and may not be written.
-            targets = torch.tensor(source.targets) if masks is None else masks
+            targets = torch.tensor(source.targets) if placed is None else placed
             skipped = self._skipped[split]
             skipped.saw(len(source))
             readable = torch.ones(len(source), dtype=torch.bool)
@@ -103,7 +104,7 @@ class Resident:
 
     Attributes:
         images: (N, H, W, C) uint8; zeros where a sample cannot be read.
-        targets: (N,) int64, or masks (N, H, W) uint8.
+        targets: (N,) int64, masks (N, H, W) uint8, or boxes (N, M, 5) float32.
         readable: (N,) bool, on the CPU.
     """
 

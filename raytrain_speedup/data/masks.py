@@ -65,21 +65,27 @@ class MaskSettings(DataSettings):
         return self.classes
 
 
-class ParquetMasksSettings(MaskSettings, ParquetFilesSettings):
-    """Images and masks as two columns of Parquet files."""
+class ParquetMaskFilesSettings(MaskSettings, ParquetFilesSettings):
+    """Images and masks as two columns of Parquet files, whatever is to be found of them."""
 
-    source: Literal["parquet-masks"] = "parquet-masks"
     mask_column: str = Field("mask", description="column of masks, likewise: PNG files of class numbers")
 
-    def read(self) -> Dataset:
-        sources = {split: self._source(files) for split, files in self.open_splits().items()}
-        return Dataset(sources["train"], sources["test"], self.class_names, val=sources.get("val"))
-
-    def _source(self, files: PartFiles) -> MaskedSource:
+    def masked(self, files: PartFiles) -> MaskedSource:
+        """The samples of a split."""
         files.require_images("data.mask_column", self.mask_column)
         targets = np.zeros(files.rows, dtype=np.int64)
         images, masks = (files.images(column, targets) for column in (self.image_column, self.mask_column))
         return MaskedSource(images, masks, num_classes=len(self.class_names), void=self.void)
+
+
+class ParquetMasksSettings(ParquetMaskFilesSettings):
+    """The class of every pixel is to be found."""
+
+    source: Literal["parquet-masks"] = "parquet-masks"
+
+    def read(self) -> Dataset:
+        sources = {split: self.masked(files) for split, files in self.open_splits().items()}
+        return Dataset(sources["train"], sources["test"], self.class_names, val=sources.get("val"))
 
 
 LONG_NAMES = {"train": "training", "val": "validation"}

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from raytrain_speedup.data import augment
 from raytrain_speedup.data.base import CorruptSample, DataSettings, Source
-from raytrain_speedup.data.decode import Box, Resampling, Stored, read, shown_box
+from raytrain_speedup.data.decode import Box, Resampling, Stored, read, shown_box, target_rows
 from raytrain_speedup.data.randaugment import randaugment
 
 
@@ -60,22 +60,22 @@ class Decoded:
 
     Attributes:
         images: (k, size, size, C) uint8.
-        masks: (k, size, size) uint8, of a dense source.
+        targets: (k, ...) as `target_rows`, where they have a place in the image.
         kept: (k,) int64, positions in the request of the samples that could be read, in order.
         skipped: the others.
         files: those that were wanted, by index.
     """
 
     images: Tensor
-    masks: Tensor | None
+    targets: Tensor | None
     kept: np.ndarray
     skipped: list[CorruptSample]
     files: dict[int, bytes]
 
     def pin_memory(self) -> Decoded:
         """Called by the `DataLoader`."""
-        masks = None if self.masks is None else self.masks.pin_memory()
-        return replace(self, images=self.images.pin_memory(), masks=masks)
+        targets = None if self.targets is None else self.targets.pin_memory()
+        return replace(self, images=self.images.pin_memory(), targets=targets)
 
 
 class BatchDataset(Dataset):
@@ -88,13 +88,13 @@ class BatchDataset(Dataset):
         skipped: list[CorruptSample] = []
         stored, files = self._read(request, skipped)
         images = np.empty((len(stored), request.size, request.size, self.channels), dtype=np.uint8)
-        masks = np.empty(images.shape[:3], dtype=np.uint8) if self.source.dense else None
+        targets = target_rows(self.source, len(stored), request.size)
         kept: list[int] = []
         for (position, sample), box in zip(stored.items(), self._boxes(request, stored), strict=True):
             try:
                 images[len(kept)] = self._image(sample, box, request, position)
-                if masks is not None:
-                    masks[len(kept)] = sample.square_mask(box, request.size)
+                if targets is not None:
+                    targets[len(kept)] = sample.square_target(box, request.size)
             except CorruptSample as error:
                 skipped.append(error)
                 continue
@@ -102,7 +102,7 @@ class BatchDataset(Dataset):
         count = len(kept)
         return Decoded(
             torch.from_numpy(images[:count]),
-            None if masks is None else torch.from_numpy(masks[:count]),
+            None if targets is None else torch.from_numpy(targets[:count]),
             np.array(kept, dtype=np.int64),
             skipped,
             {index: files[index] for index in request.index[: request.wanted].tolist() if index in files},

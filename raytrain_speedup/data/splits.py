@@ -46,9 +46,11 @@ class Splits:
 
     @property
     def targets(self) -> str:
-        """What every image has, "classes" or "masks"; a sequence has an "answer" in it."""
+        """What every image has, "classes", "masks" or "boxes"; a sequence has an "answer" in it."""
         if self.inputs == "sequences":
             return "answers"
+        if self.train.max_boxes:
+            return "boxes"
         return "masks" if self.dense else "classes"
 
     def input_shape(self, size: int | None = None) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from raytrain_speedup.data.appearance import as_target
 from raytrain_speedup.data.base import CorruptSample, DataSettings, Source
 from raytrain_speedup.data.batch import WARM_UP, AnySplit, Batch, Step
 from raytrain_speedup.data.loader import Loader
@@ -55,8 +56,8 @@ class WorkerLoader(Loader):
         self.files = KeptFiles()
 
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
-        if self.splits.dense:
-            self.warn_of_magnitude(steps, "on images whose pixels have classes")
+        if self.splits.train.placed:
+            self.warn_of_magnitude(steps, "on images with masks or boxes")
         asked: deque[Batch] = deque()
         requests = self._requests(steps, epoch, asked)
         for step, decoded in zip(steps, self._decoded("train", requests), strict=True):
@@ -104,7 +105,8 @@ class WorkerLoader(Loader):
         requests = (Request(index.numpy(), self.size) for index in batches_of_rank)
         for index, decoded in zip(batches_of_rank, self._decoded(split, requests), strict=True):
             batch = self._batch(split, {"index": index, "weight": torch.ones(len(index))}, decoded)
-            yield batch | {"inputs": self.appearance.plain(batch["inputs"]), "target": batch["target"].long()}
+            inputs, target = self.appearance.plain(batch["inputs"]), as_target(batch["target"])
+            yield batch | {"inputs": inputs, "target": target}
 
     def train_images(self, positions: Tensor) -> Tensor:
         (decoded,) = self._decoded("train", iter([Request(positions.numpy(), self.size)]))
@@ -113,10 +115,10 @@ class WorkerLoader(Loader):
     def _batch(self, split: str, asked: Batch, decoded: Decoded) -> Batch:
         """What could be read of what was asked for, on the device; `inputs` are still uint8 (k, H, W, C), and
         masks uint8 too."""
-        kept, masks = torch.from_numpy(decoded.kept), decoded.masks
+        kept, placed = torch.from_numpy(decoded.kept), decoded.targets
         cpu = {name: tensor[kept] for name, tensor in asked.items()} | {"inputs": decoded.images}
         targets = self.source(split).targets  # NumPy's: those of an index are mapped, and torch warns of that
-        cpu["target"] = torch.from_numpy(targets[cpu["index"].numpy()]) if masks is None else masks
+        cpu["target"] = torch.from_numpy(targets[cpu["index"].numpy()]) if placed is None else placed
         return {key: value.to(self.device, non_blocking=True) for key, value in cpu.items()}
 
     def close(self) -> None:
@@ -152,8 +154,8 @@ def _whole(decoded: Decoded, step: Step) -> Decoded:
     rows = np.r_[
         :read, np.resize(again if len(again) else np.arange(read), read * (times - 1))
     ]  # (read times,)
-    masks = None if decoded.masks is None else decoded.masks[rows]
-    return replace(decoded, images=decoded.images[rows], masks=masks, kept=decoded.kept[rows])
+    targets = None if decoded.targets is None else decoded.targets[rows]
+    return replace(decoded, images=decoded.images[rows], targets=targets, kept=decoded.kept[rows])
 
 
 class _Group:

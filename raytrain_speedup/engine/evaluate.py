@@ -73,9 +73,10 @@ def evaluate(
     with answering(model, autocast) as answers:
         if task.fitted_on:
             batches = loader.eval_batches("train", batch_size=batch_size, most=task.fitted_on)
-            task.fit(_summed(partial(task.summary, answers), batches, "train"))
+            task.fit(_together(partial(task.summary, answers), batches, "train"))
         batches = loader.eval_batches(split, batch_size=batch_size)
-        return task.metrics(_summed(partial(task.totals, answers), batches, split), split)
+        totals = _together(partial(task.totals, answers), batches, split, collected=task.collected)
+        return task.metrics(totals, split)
 
 
 @torch.inference_mode()
@@ -95,18 +96,39 @@ def sample_features(model: nn.Module, task: Task, loader: BatchSource, batch_siz
     return found
 
 
-def _summed(of_batch: Callable[[Batch], Tensor], batches: Iterable[Batch], split: str) -> Tensor:
-    """The sum over the batches of all ranks."""
-    total = None
+def _together(
+    of_batch: Callable[[Batch], Tensor], batches: Iterable[Batch], split: str, *, collected: bool = False
+) -> Tensor:
+    """The sum over the batches of all ranks, or, `collected`, all of their rows."""
+    parts: list[Tensor] = []
     for batch in batches:
         if len(batch["inputs"]):  # one at least of its samples could be read
             part = of_batch(as_judged(batch))
-            total = part if total is None else total + part
-    if total is None:
+            if collected or not parts:
+                parts.append(part)
+            else:
+                parts[0] = parts[0] + part
+    if not parts:
         raise UserError(f"data.{split}: not one of the samples can be read")
+    total = torch.cat(parts)
     if dist.is_initialized() and dist.get_world_size() > 1:
+        if collected:
+            return _of_all_ranks(total)
         dist.all_reduce(total)
     return total
+
+
+def _of_all_ranks(rows: Tensor) -> Tensor:
+    """Rows (n, c) of every rank, one rank's after another's; how many each has differs."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    counts = rows.new_zeros(world)
+    counts[rank] = len(rows)
+    dist.all_reduce(counts)
+    places = rows.new_zeros(int(counts.sum()), rows.shape[1])
+    first = int(counts[:rank].sum())
+    places[first : first + len(rows)] = rows
+    dist.all_reduce(places)  # every row is another rank's zero
+    return places
 
 
 class Evaluator:

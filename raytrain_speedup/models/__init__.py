@@ -1,6 +1,6 @@
 """Networks by name: small ones for CIFAR-sized images, torchvision's and timm's classifiers, and torchvision's
-networks for segmentation, masked autoencoders around timm's vision transformers, diffusers' U-Net, and the causal
-language models of transformers.
+networks for segmentation and detection, masked autoencoders around timm's vision transformers, diffusers' U-Net,
+and the causal language models of transformers.
 
 settings = ModelSettings(name="resnet18")
 model = build_model(settings, num_classes=10, image_size=32)
@@ -42,7 +42,7 @@ class ModelSettings(Settings):
     name: str = Field(
         description="resnet8, resnet18, resnet34, resnet50, wrn16_1, wrn16_2, wrn40_1, wrn40_2, vgg11, airbench "
         "or airbench_s (small images), cswin_t, cswin_s, cswin_b or cswin_l, torchvision/<model>, those for "
-        "segmentation included, timm/<model>, mae/<vision transformer of timm>, diffusers/UNet2DModel, "
+        "segmentation and detection too, timm/<model>, mae/<vision transformer of timm>, diffusers/UNet2DModel, "
         "transformers/<type of causal language model>, or the import path of what builds yours, such as "
         "my_package.nets:build"
     )

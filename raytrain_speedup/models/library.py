@@ -15,10 +15,18 @@ from raytrain_speedup.settings import UserError
 
 
 def torchvision_names() -> list[str]:
-    """The classifiers of torchvision, and its networks for segmentation."""
+    """The classifiers of torchvision, its networks for segmentation and its detectors."""
     from torchvision import models
 
-    return [*models.list_models(module=models), *_dense_names()]
+    return [*models.list_models(module=models), *_dense_names(), *_detector_names()]
+
+
+def _detector_names() -> list[str]:
+    """Without those that also give masks or keypoints."""
+    from torchvision import models
+
+    beyond = ("maskrcnn", "keypointrcnn")
+    return [name for name in models.list_models(module=models.detection) if not name.startswith(beyond)]
 
 
 def _dense_names() -> list[str]:
@@ -46,14 +54,16 @@ def build_torchvision(
 ) -> nn.Module:
     """A torchvision network with fresh weights, and a first layer for the images' channels.
 
-    One for segmentation gives the logits alone (b, num_classes, H, W), and `options` may name its
-    `weights_backbone`.
+    One for segmentation gives the logits alone (b, num_classes, H, W), and a detector knows the
+    background as one more class; `options` may name their `weights_backbone`.
     """
     from torchvision import models
 
     arguments: dict[str, Any] = {"num_classes": num_classes}
     dense = name in _dense_names()
-    if dense:
+    if name in _detector_names():
+        arguments["num_classes"] += 1
+    if dense or name in _detector_names():
         arguments["weights_backbone"] = None  # torchvision's default is to download them
     if name.startswith("vit_"):
         arguments["image_size"] = image_size

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,25 @@ ENCODER, DECODER = "encoder.", "decoder."
 BACKBONE, FEATURES = "backbone.", "features."
 """How those of the backbone of torchvision's segmentation networks begin, and those of its MobileNets."""
 
+TRUNKS = (f"{BACKBONE}body.", f"{BACKBONE}{FEATURES}")
+"""How those of a detector's backbone begin that a classifier has too."""
+
+CLASSIFIERS = ("classifier.", "fc.")
+"""And those of a classifier that a backbone lacks."""
+
+STEPS = "num_batches_tracked"
+"""How the step counts of batch normalisation are called, which frozen layers (torchvision's detectors) have not."""
+
+CLASSES_OF_BOXES = ("classification_head", "box_predictor")
+"""In the names of a detector's layers whose shapes depend on the number of classes."""
+
 UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
 """What `torch.load` raises for files that are none of its own."""
 
 
 def load_pretrained(model: nn.Module, path: Path, *, num_classes: int) -> None:
     """Load the state dict in `path` into `model`: of a masked autoencoder its encoder, of a classifier the backbone
-    of a network for segmentation, beside heads that start afresh.
+    of a network for segmentation or of a detector, beside heads that start afresh.
 
     Raises:
         UserError: if the file can't be read or holds another network.
@@ -44,19 +56,52 @@ def load_pretrained(model: nn.Module, path: Path, *, num_classes: int) -> None:
         head = {key: own[key] for key in classifier_keys(model, num_classes)}
         encoder = {key.removeprefix(ENCODER): state[key] for key in state if key.startswith(ENCODER)}
         state = head | encoder
-    elif any(key.startswith(BACKBONE) for key in own.keys() - state.keys()):
-        state = _as_backbone(state, own)
+    elif any(key.startswith(BACKBONE) for key in _countless(own.keys() - state.keys())):
+        state = _as_backbone(state, own, path)
     fit_weights(model, state, num_classes=num_classes, where=f"model.pretrained: {path}")
 
 
-def _as_backbone(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The weights of a classifier where those of `own`'s backbone are, beside heads that start afresh; as they are
-    where they are of no such classifier."""
-    moved = {BACKBONE + key.removeprefix(FEATURES): tensor for key, tensor in state.items()}
+def _as_backbone(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """The weights of a classifier where those of `own`'s backbone are, beside all else, which starts afresh; as
+    they are where they are of no such classifier."""
     backbone = {key for key in own if key.startswith(BACKBONE)}
-    if not backbone <= moved.keys():
+    if any(key.startswith(TRUNKS) for key in backbone):
+        backbone = {key for key in _countless(backbone) if key.startswith(TRUNKS)}
+        moved = _first_layers(state, own)
+        enough = 2 * len(moved) >= len(backbone)
+    else:
+        moved = {BACKBONE + key.removeprefix(FEATURES): tensor for key, tensor in state.items()}
+        enough = backbone <= moved.keys()
+    if not enough:
         return state
-    return {key: moved[key] if key in backbone else own[key] for key in own}
+    taken = backbone & moved.keys()
+    log.warning(  # no fault, but what a run begins from is to be seen
+        "model.pretrained: %d of the %d tensors of the backbone are those of %s; all else starts afresh",
+        len(taken),
+        len(backbone),
+        path,
+    )
+    return {key: moved[key] if key in taken else own[key] for key in own}
+
+
+def _first_layers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A classifier's tensors by the names of a detector's backbone, as far as the two are alike: torchvision keeps
+    the order of the layers and renames them. (Without weights of its own, SSDlite's backbone has narrower last
+    layers than a usual MobileNetV3; `model.options: {reduced_tail: true}` gives a classifier the same.)
+    """
+    trunk = [key for key in _countless(own) if key.startswith(TRUNKS)]
+    given = [key for key in _countless(state) if not key.startswith(CLASSIFIERS)]
+    found = {}
+    for key, other in zip(trunk, given, strict=False):
+        kinds = {name.rpartition(".")[2] for name in (key, other)}
+        if len(kinds) > 1 or own[key].shape != state[other].shape:
+            break
+        found[key] = state[other]
+    return found
+
+
+def _countless(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.endswith(STEPS)]
 
 
 def load_whole(network: nn.Module, path: Path) -> nn.Module:
@@ -126,13 +171,14 @@ def fit_weights(
 ) -> None:
     """Load `state` into `model`, its position tables resized to those of the model.
 
-    A classifier for another number of classes keeps its fresh weights.
+    A classifier for another number of classes keeps its fresh weights. Step counts that are missing begin anew.
 
     Raises:
         UserError: for anything else that does not fit, naming the first such tensors after `where`.
     """
     own = model.state_dict()
     fitted = dict(state)
+    fitted |= {key: own[key] for key in own.keys() - fitted.keys() if key.endswith(STEPS)}
     for key in classifier_keys(model, num_classes):
         if key in fitted and fitted[key].shape != own[key].shape:
             log.info("%s is for %d classes: it starts afresh", key, len(fitted[key]))
@@ -162,12 +208,13 @@ def _fit_table(table: Tensor, shape: torch.Size, *, prefix: int) -> Tensor:
 
 def classifier_keys(model: nn.Module, num_classes: int) -> list[str]:
     """Names of the classifier's parameters: of linear layers, and of a segmentation network's convolutions, that
-    end in the classes."""
+    end in the classes; of a detector those of its layers that tell classes."""
     return [
         f"{name}.{parameter}"
         for name, module in model.named_modules()
         if (isinstance(module, nn.Linear) and module.out_features == num_classes)
         or (isinstance(module, nn.Conv2d) and module.out_channels == num_classes and "classifier" in name)
+        or any(part in name for part in CLASSES_OF_BOXES)
         for parameter, _ in module.named_parameters(recurse=False)
     ]
 

@@ -4,6 +4,7 @@ from raytrain_speedup.registry import Registry
 from raytrain_speedup.tasks.base import Direction, Losses, Model, Split, SupervisedTask, Task, TaskSettings
 from raytrain_speedup.tasks.causal_lm import CausalLMSettings
 from raytrain_speedup.tasks.classification import ClassificationSettings
+from raytrain_speedup.tasks.detection import DetectionSettings
 from raytrain_speedup.tasks.diffusion import DiffusionSettings
 from raytrain_speedup.tasks.mae import MAESettings
 from raytrain_speedup.tasks.own import OwnTaskSettings
@@ -16,6 +17,7 @@ TASKS = Registry(
     entries={
         "classification": ClassificationSettings,
         "segmentation": SegmentationSettings,
+        "detection": DetectionSettings,
         "mae": MAESettings,
         "diffusion": DiffusionSettings,
         "causal-lm": CausalLMSettings,

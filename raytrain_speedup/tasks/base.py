@@ -65,8 +65,8 @@ class Task(ABC):
     inputs: str = "images"
     """What the rows of `inputs` are: "images", or "sequences" of tokens."""
     targets: str | None = None
-    """What the data must say of each of them ("classes", "masks" or "answers"); None where the task has no use for
-    it."""
+    """What the data must say of each of them ("classes", "masks", "boxes" or "answers"); None where the task has no
+    use for it."""
     mixes: frozenset[str] = frozenset()
     """Which of `mixup` and `cutmix` it can train with: they mix inputs, and name another target to mix in."""
     logits: Literal["image", "pixel"] | None = None
@@ -81,6 +81,10 @@ class Task(ABC):
     fitted_on: int = 0
     """How many training samples at most `fit` is told of before a split is judged: what is learned without a target
     shows in how well something simple, such as a linear classifier, then finds one."""
+
+    collected: bool = False
+    """Whether `totals` are rows to be put together instead of summed: what ranks the decisions of a whole split,
+    such as an average precision, is no sum over samples. Those of several workers come one's after another's."""
 
     described: bool = False
     """Whether it has `features` of samples, for a method that chooses among them before the training."""
@@ -109,7 +113,8 @@ class Task(ABC):
 
     @abstractmethod
     def totals(self, model: Model, batch: Batch) -> Tensor:
-        """A vector that can be summed over batches and workers, float64 on the model's device.
+        """A vector that can be summed over batches and workers, or, `collected`, rows (n, c); float64 on the
+        model's device.
 
         Args:
             model: in evaluation mode.
@@ -118,7 +123,8 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, totals: Tensor, split: Split) -> dict[str, float]:
-        """The metrics of the summed `totals` of a split; `loss` is among them, and so is `metric` (test)."""
+        """The metrics of the summed or collected `totals` of a split; `loss` is among them, and so is `metric`
+        (test)."""
 
     def prepare(self, model: nn.Module) -> None:  # noqa: B027
         """Get a fresh network ready for the training, in place.
