@@ -187,7 +187,7 @@ def write_index(folder: Path, root: str, parts: Sequence[ShardRows]) -> Index:
         np.save(aside / "shards.npy", shards)
         digest = hashlib.blake2b((aside / "names.bin").read_bytes(), digest_size=16)
         for table in (rows, shards):
-            digest.update(table.view(np.uint8))
+            digest.update(table.view(np.uint8).data)
         head = {"version": VERSION, "root": root, "digest": digest.hexdigest(), "class_names": class_names}
         (aside / "index.json").write_text(json.dumps(head), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)

@@ -162,7 +162,7 @@ def fingerprint(name: str, parts: Sequence[Source], image_size: int) -> str:
     digest = hashlib.sha256(f"{name} {image_size}".encode())
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
-        digest.update(np.ascontiguousarray(part.targets))
+        digest.update(np.ascontiguousarray(part.targets).data)
         digest.update(part.content())
         for index in sorted({0, len(part) // 2, len(part) - 1} if len(part) else set()):
             try:
