@@ -158,5 +158,6 @@ def test_it_goes_on_with_two_workers_in_the_middle_of_an_epoch(
     assert all(len(set(shown)) == len(shown) for shown in by_epoch(whole))
     shown_first = [i // 2 for epoch, samples in whole if epoch == 0 for i in samples]
     places = {stretch: [p for p, s in enumerate(shown_first) if s == stretch] for stretch in set(shown_first)}
-    assert max(max(p) - min(p) for p in places.values()) <= 16 + 1, "neighbours are shown within a window"
+    # Each of two neighbours is moved by up to a window, and so is whatever comes between them.
+    assert max(max(p) - min(p) for p in places.values()) <= 2 * 16 + 1, "neighbours are shown near each other"
     assert open_index(index.folder).digest == index.digest
