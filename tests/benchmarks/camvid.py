@@ -14,15 +14,12 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from side_by_side import data_folder, first_rows, middle, provenance, ratios, side_by_side, spread
+from backbone import camvid, classifier
+from side_by_side import middle, provenance, ratios, side_by_side, spread
 
 from raytrain_speedup.config import load_experiment
-from raytrain_speedup.engine.local import LocalReporter
-from raytrain_speedup.engine.run import run
 
 SAVED = 0.3
-ROWS, EPOCHS = 5000, 8
-"""Of the classifier."""
 
 
 def main() -> None:
@@ -41,10 +38,7 @@ def main() -> None:
     base = load_experiment(
         "camvid",
         {
-            **{
-                f"data.{split}": str(data_folder() / f"camvid-{split}.parquet")
-                for split in ("train", "val", "test")
-            },
+            **camvid(),
             **{"data.image_size": asked.size, "data.padding": 8, "train.epochs": asked.epochs},
             **{"train.eval_every": 0, "train.threads": 1},
         },
@@ -70,29 +64,6 @@ def main() -> None:
         flops = middle(ratios(results, name, "train_flops", "none"))
         print(f"| {name} | {miou} | {saved:.0%} | {cost} | {flops} |")
     print(f"\n{asked.epochs:g} epochs at {asked.size} pixels. {provenance(seeds)}")
-
-
-def classifier(folder: Path) -> Path:
-    """The weights of a MobileNetV3 after a few epochs of CIFAR-10."""
-    files = {
-        "data.train": str(first_rows(data_folder() / "cifar10-train.parquet", ROWS, folder / "train")),
-        "data.test": str(data_folder() / "cifar10-test.parquet"),
-    }
-    keys = {
-        **{
-            "model.name": "torchvision/mobilenet_v3_large",
-            "model.bn_momentum": 0.1,
-            "pruning.method": "none",
-        },
-        **{"train.epochs": EPOCHS, "train.eval_every": 0, "train.threads": 1, "train.batch_size": 64},
-        **{"train.optimizer": "adamw", "train.lr": 0.002, "train.weight_decay": 0.01},
-    }
-    reporter = LocalReporter(folder / "run")
-    metrics = run(load_experiment("cifar10-resnet8-cpu", files | keys), reporter).to_dict()
-    print(f"  classifier: {metrics['accuracy']:.1f} % in {metrics['train_seconds']:.0f} s", flush=True)
-    latest = reporter.latest()
-    assert latest is not None
-    return latest / "model.pt"
 
 
 if __name__ == "__main__":
