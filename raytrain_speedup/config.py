@@ -282,18 +282,17 @@ class Experiment(Settings):
     def _batches_split_evenly(self) -> Experiment:
         taught = self.teacher.train if self.teacher is not None else None
         for section, train in (("train", self.train), ("teacher.train", taught)):
-            workers = self.scaling.most_workers
-            parts = workers * (train.accumulate if train is not None else 1)
             if train is None:
                 continue
-            if self.scaling.elastic and train.batch_size >= 2 * parts:  # nearly evenly, among any number
-                continue
-            if self.scaling.elastic:
-                raise ValueError(
-                    f"{section}.batch_size: {train.batch_size} is too small for {workers} workers x "
-                    f"{train.accumulate} accumulated parts; expected {2 * parts} at least"
-                )
-            if train.batch_size % parts:
+            workers = self.scaling.most_workers
+            parts = workers * train.accumulate
+            if self.scaling.elastic:  # nearly evenly, among any number
+                if train.batch_size < 2 * parts:
+                    raise ValueError(
+                        f"{section}.batch_size: {train.batch_size} is too small for {workers} workers x "
+                        f"{train.accumulate} accumulated parts; expected {2 * parts} at least"
+                    )
+            elif train.batch_size % parts:
                 raise ValueError(
                     f"{section}.batch_size: {train.batch_size} does not split into {workers} "
                     f"workers x {train.accumulate} accumulated parts; expected a multiple of {parts}"

@@ -163,6 +163,31 @@ class ArraySource(Source):
         return self.images.shape[1], self.images.shape[2]
 
 
+class SourceOfImages(Source):
+    """The images of another source, of which more is known: a mask for each, or boxes."""
+
+    def __init__(self, images: Source) -> None:
+        self.images, self.targets = images, images.targets
+
+    def decode(self, index: int) -> np.ndarray:
+        return self.images.decode(index)
+
+    def encoded(self, index: int) -> Buffer | None:
+        return self.images.encoded(index)
+
+    def encoded_many(self, indices: Sequence[int]) -> list[Buffer | CorruptSample | None]:
+        return self.images.encoded_many(indices)
+
+    def locate(self, index: int) -> str:
+        return self.images.locate(index)
+
+    def fixed_size(self) -> tuple[int, int] | None:
+        return self.images.fixed_size()
+
+    def prepare(self, memory_limit: float) -> None:
+        self.images.prepare(memory_limit)
+
+
 class Subset(Source):
     """Some samples of another source, renumbered from 0."""
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from raytrain_speedup.data.base import Buffer, CorruptSample, DataSettings, Source
+from raytrain_speedup.data.base import CorruptSample, DataSettings, Source, SourceOfImages
 from raytrain_speedup.data.boxes import FIELDS
 
 
@@ -27,7 +27,7 @@ class BoxSettings(DataSettings):
     )
 
 
-class BoxedSource(Source):
+class BoxedSource(SourceOfImages):
     """Images, and the objects in each.
 
     Args:
@@ -37,11 +37,11 @@ class BoxedSource(Source):
     """
 
     def __init__(self, images: Source, boxes: Sequence[np.ndarray], broken: Mapping[int, str]) -> None:
-        self.images, self.broken = images, dict(broken)
+        super().__init__(images)
+        self.broken = dict(broken)
         self.rows = np.concatenate([*boxes, np.zeros((0, FIELDS))]).astype(np.float32)  # (T, 5)
         counts = [len(found) for found in boxes]
         self.bounds = np.cumsum([0, *counts])  # (N + 1,): an image's rows are between two of them
-        self.targets = images.targets
         self.max_boxes = max([1, *counts])
 
     def boxes(self, index: int) -> np.ndarray:
@@ -57,18 +57,3 @@ class BoxedSource(Source):
         rows = [self.rows[self.bounds[i] : self.bounds[i + 1]] for i in kept]
         broken = {new: self.broken[old] for new, old in enumerate(kept) if old in self.broken}
         return BoxedSource(self.images.subset(positions), rows, broken)
-
-    def decode(self, index: int) -> np.ndarray:
-        return self.images.decode(index)
-
-    def encoded(self, index: int) -> Buffer | None:
-        return self.images.encoded(index)
-
-    def locate(self, index: int) -> str:
-        return self.images.locate(index)
-
-    def fixed_size(self) -> tuple[int, int] | None:
-        return self.images.fixed_size()
-
-    def prepare(self, memory_limit: float) -> None:
-        self.images.prepare(memory_limit)

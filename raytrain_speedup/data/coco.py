@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from raytrain_speedup.data.base import Dataset
 from raytrain_speedup.data.boxed import BoxedSource, BoxSettings
 from raytrain_speedup.data.boxes import FIELDS
-from raytrain_speedup.data.folders import FolderSource, is_folder, shown, split_folders
+from raytrain_speedup.data.folders import FolderSource, is_folder, naming_the_split, shown, split_folders
 from raytrain_speedup.settings import UserError
 
 _KEY = "data.annotations"
@@ -46,12 +46,7 @@ class CocoSettings(BoxSettings):
     )
     image_size: int = Field(320, ge=4, le=2048, description="image size the network sees, in pixels")
 
-    @field_validator("annotations", "images")
-    @classmethod
-    def _names_the_split(cls, pattern: str) -> str:
-        if "{split}" not in pattern:
-            raise ValueError("expected '{split}' in it, such as {split}2017")
-        return pattern
+    _names_the_split = field_validator("annotations", "images")(naming_the_split("{split}2017"))
 
     def read(self) -> Dataset:
         names = split_folders(lambda name: self._path(self.annotations, name).is_file())

@@ -178,6 +178,21 @@ def split_folders(has: Callable[[str], bool]) -> dict[str, str]:
     return {name: name for name in ("train", "test", "val")}
 
 
+def naming_the_split(example: str) -> Callable[[str], str]:
+    """Checks a pattern of names in which `{split}` stands for the split's.
+
+    Args:
+        example: of such a pattern, for the message.
+    """
+
+    def check(pattern: str) -> str:
+        if "{split}" not in pattern:
+            raise ValueError(f"expected '{{split}}' in it, such as {example}")
+        return pattern
+
+    return check
+
+
 def listed(key: str, folder: str | Path) -> list[os.DirEntry[str]]:
     """What a folder holds, sorted by name.
 

@@ -16,13 +16,21 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, field_validator
 
-from raytrain_speedup.data.base import IGNORE_INDEX, Buffer, CorruptSample, Dataset, DataSettings, Source
+from raytrain_speedup.data.base import (
+    IGNORE_INDEX,
+    CorruptSample,
+    Dataset,
+    DataSettings,
+    Source,
+    SourceOfImages,
+)
 from raytrain_speedup.data.decode import reason
 from raytrain_speedup.data.folders import (
     FolderSource,
     is_folder,
     is_image,
     listed,
+    naming_the_split,
     shown,
     split_folders,
     tell_left_out,
@@ -106,12 +114,7 @@ class MaskFolderSettings(MaskSettings):
         "{split}/masks", description="folder of its masks, named as the images but for the suffix"
     )
 
-    @field_validator("images", "masks")
-    @classmethod
-    def _names_the_split(cls, pattern: str) -> str:
-        if "{split}" not in pattern:
-            raise ValueError("expected '{split}' in it, such as image/{split}")
-        return pattern
+    _names_the_split = field_validator("images", "masks")(naming_the_split("image/{split}"))
 
     def read(self) -> Dataset:
         names = split_folders(lambda name: is_folder("data.masks", self._folder("masks", name)))
@@ -164,7 +167,7 @@ class MaskFolderSettings(MaskSettings):
         return MaskedSource(pictures, classes, num_classes=len(self.class_names), void=self.void)
 
 
-class MaskedSource(Source):
+class MaskedSource(SourceOfImages):
     """Images, and as many masks in the same order.
 
     Args:
@@ -176,15 +179,8 @@ class MaskedSource(Source):
     dense = True
 
     def __init__(self, images: Source, masks: Source, *, num_classes: int, void: int) -> None:
-        self.images, self.masks = images, masks
-        self.num_classes, self.void = num_classes, void
-        self.targets = images.targets
-
-    def decode(self, index: int) -> np.ndarray:
-        return self.images.decode(index)
-
-    def encoded(self, index: int) -> Buffer | None:
-        return self.images.encoded(index)
+        super().__init__(images)
+        self.masks, self.num_classes, self.void = masks, num_classes, void
 
     def mask(self, index: int) -> np.ndarray:
         try:
@@ -207,14 +203,8 @@ class MaskedSource(Source):
             )
         return self._class_of[byte]
 
-    def locate(self, index: int) -> str:
-        return self.images.locate(index)
-
-    def fixed_size(self) -> tuple[int, int] | None:
-        return self.images.fixed_size()
-
     def prepare(self, memory_limit: float) -> None:
-        self.images.prepare(memory_limit)
+        super().prepare(memory_limit)
         self.masks.prepare(memory_limit)
 
     def _corrupt(self, index: int, why: str) -> CorruptSample:

@@ -74,7 +74,7 @@ def open_data(settings: DataSettings, *, seed: int) -> Splits:
     if val is None and not settings.val_fraction:
         val = train.subset(
             np.empty(0, dtype=np.int64)
-        )  # and `train` stays as it is: an index's tables are mapped
+        )  # `train` stays as it is: an index's tables are mapped
     elif val is None:
         split_seed = seed if settings.split_seed is None else settings.split_seed
         stay, aside = balanced_split(train.targets, settings.val_fraction, split_seed)

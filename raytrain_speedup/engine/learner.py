@@ -6,6 +6,7 @@ loop's (`loop.py`). Nothing in a step waits for the device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -162,9 +163,8 @@ class Learner:
         self.enter(step.stage)
         set_learning_rate(self.optimizer, lr)
         batch, mix = mix_batch(batch, self.train, key=(self.train.seed, epoch, step.number))
-        whole = -(
-            -self.train.batch_size * step.stage.batch_factor // self.world
-        )  # uneven with elastic workers
+        # Rounded up: elastic workers may have a sample more or less of a step.
+        whole = math.ceil(self.train.batch_size * step.stage.batch_factor / self.world)
         pieces = _pieces(len(batch["inputs"]), whole, self.train.accumulate)
         losses = self._backward(batch, mix, pieces, count=step.count)
         self._step_optimizer()

@@ -19,6 +19,7 @@ from statistics import median
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import WorkerLoader, open_data
+from raytrain_speedup.data.base import CorruptSample
 from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.data.splits import Splits
 from raytrain_speedup.engine.assemble import assemble
@@ -155,8 +156,8 @@ def preflight(
 def _sample_bytes(splits: Splits) -> float | None:
     """Mean of what is read of a sample, over some of them; None where a source does not say."""
     some = range(0, len(splits.train), max(1, len(splits.train) // WEIGHED))
-    read = [splits.train.encoded(index) for index in some]
-    known = [len(encoded) for encoded in read if encoded is not None]
+    read = splits.train.encoded_many(some)
+    known = [len(found) for found in read if found is not None and not isinstance(found, CorruptSample)]
     return sum(known) / len(known) if known else None
 
 

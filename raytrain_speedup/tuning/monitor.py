@@ -66,7 +66,7 @@ class Monitor:
             return True
         cost = self.objective.whole_cost(metrics) / DEARER
         good = min(max(forecast.mean, bound), self.level.mean)  # nobody asks for more than the baseline's
-        better = [name for name, known in self.lossless.items() if known[0] < cost and known[1] >= good]
+        better = [one for one, (spent, quality) in self.lossless.items() if spent < cost and quality >= good]
         if better:
             self.stopped[name] = f"at {progress:.0%}: {better[0]} is cheaper, and believed to be as good"
         return bool(better)

@@ -12,7 +12,7 @@ from raytrain_speedup.tuning.frontier import Bound, FrontierSampler
 from raytrain_speedup.tuning.space import SweepSettings
 
 
-def startup(settings: SweepSettings) -> int:
+def startup_trials(settings: SweepSettings) -> int:
     """Trials that have come to an end before any is believed in."""
     return min(10, max(4, settings.trials // 3))
 
@@ -27,10 +27,10 @@ def build_sampler(
         bound: the quality that is asked for, once it is known.
     """
     seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
-    first_ones = startup(settings)
+    startup = startup_trials(settings)
     if settings.sampler == "frontier":
         return FrontierSampler(
-            space, seed=seed, first=settings.seed, number=number, startup=first_ones, bound=bound
+            space, seed=seed, first=settings.seed, number=number, startup=startup, bound=bound
         )
     if settings.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
@@ -39,10 +39,10 @@ def build_sampler(
     with warnings.catch_warnings():  # some options are "experimental" since 2020
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if settings.sampler == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=first_ones)
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
         return optuna.samplers.TPESampler(
             seed=seed,
             multivariate=True,
             constant_liar=True,  # trials run at the same time must not be the same trial
-            n_startup_trials=first_ones,
+            n_startup_trials=startup,
         )

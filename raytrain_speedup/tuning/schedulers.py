@@ -31,7 +31,8 @@ def build_scheduler(settings: SchedulerSettings, plan: SweepPlan) -> TrialSchedu
 
 
 class ByTheBound(FIFOScheduler):
-    """Stops a trial that will hardly reach the bound, or costs more than one that does; without a method, none."""
+    """Stops a trial that will hardly reach the bound, or is dearer than a finished one as good; without a method,
+    none."""
 
     def __init__(self, plan: SweepPlan, settings: SchedulerSettings) -> None:
         super().__init__()

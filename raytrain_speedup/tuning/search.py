@@ -38,7 +38,7 @@ from raytrain_speedup.tuning.frontier import (
     told,
 )
 from raytrain_speedup.tuning.objective import Level
-from raytrain_speedup.tuning.samplers import build_sampler, startup
+from raytrain_speedup.tuning.samplers import build_sampler, startup_trials
 from raytrain_speedup.tuning.space import Sweep
 
 LOSSY = "quality below the bound"
@@ -121,6 +121,7 @@ class Search:
         self._untold: list[tuple[Suggestion, Ending]] = []
         self._tries: dict[str, int] = {}
         self._bound: Bound | None = None
+        self._beliefs: Beliefs | None = None  # fitted when first asked for after something was learnt
         if level is not None:
             self.learn(level)
         self._repeat(
@@ -133,7 +134,7 @@ class Search:
 
     def learn(self, level: Level) -> None:
         """What the baseline reaches; the trials that ended before are told now."""
-        self._bound = Bound(level, self.objective.margin)
+        self._bound, self._beliefs = Bound(level, self.objective.margin), None
         while self._untold:
             self._tell(*self._untold.pop(0))
 
@@ -147,14 +148,16 @@ class Search:
 
     def beliefs(self) -> Beliefs | None:
         """What the trials say of all settings; None before there are some, or a baseline."""
-        tried = told(self.study.get_trials(deepcopy=False))
-        costs = sum(COST in trial.user_attrs for trial in tried)
-        return Beliefs(self._space, tried, self._bound) if self._bound is not None and costs else None
+        if self._beliefs is None and self._bound is not None:
+            tried = told(self.study.get_trials(deepcopy=False))
+            if any(COST in trial.user_attrs for trial in tried):
+                self._beliefs = Beliefs(self._space, tried, self._bound)
+        return self._beliefs
 
     def lossless(self) -> list[Believed]:
         """The whole trials that are believed to reach the bound; none while too few have come to an end to believe
         in any."""
-        beliefs = self.beliefs() if self.told >= startup(self.settings) else None
+        beliefs = self.beliefs() if self.told >= startup_trials(self.settings) else None
         if beliefs is None:
             return []
         return [
@@ -169,6 +172,7 @@ class Search:
         return list(zip(whole, beliefs.believed([active(trial) for trial in whole]), strict=True))
 
     def _tell(self, suggestion: Suggestion, ending: Ending) -> None:
+        self._beliefs = None
         trial, values = suggestion.trial, objective_values(ending.metrics, list(self.objective.directions))
         if ending.state == "finished" and values is not None:
             self._learn_of(trial, self.objective.quality(ending.metrics), ending.metrics)

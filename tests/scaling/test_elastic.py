@@ -1,12 +1,12 @@
 """A group of [fewest, most] workers: what is accepted, and nodes that come and go."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from outside_ray import plain_environment
 
 from raytrain_speedup.config import ScalingSettings, load_experiment
 from raytrain_speedup.scaling.cluster import require
@@ -107,7 +107,7 @@ print("every epoch once:", sorted(last) == list(range(1, 401)), last[400] == met
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_node_comes_and_is_lost(tmp_path: Path) -> None:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment = plain_environment()
     found = subprocess.run(
         [sys.executable, "-c", NODES],
         capture_output=True,

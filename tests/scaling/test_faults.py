@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from full_disk import fill, tiny_disk
+from outside_ray import plain_environment
 from ray.util.state import list_actors
 
 from raytrain_speedup.config import Experiment, load_experiment
@@ -106,7 +107,7 @@ print("on the driver's node:", nodes == {ray.get_runtime_context().get_node_id()
 @pytest.mark.slow
 def test_the_board_is_on_the_node_of_whoever_listens(tmp_path: Path) -> None:
     """On another it would be lost with that node. (Left to itself, Ray put most on the others.)"""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment = plain_environment()
     found = subprocess.run(
         [sys.executable, "-c", BOARDS],
         capture_output=True,

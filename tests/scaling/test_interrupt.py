@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from outside_ray import plain_environment
 
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.scaling.launch import launch
@@ -24,7 +25,7 @@ TINY = {"data.image_size": 8, "data.augment": "crop", "pruning.method": "infobat
 @contextmanager
 def speedup_train(folder: Path, *arguments: str) -> Iterator[subprocess.Popen]:
     """`speedup train digits` in a process group of its own, as a terminal would start it."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment = plain_environment()
     environment |= {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",

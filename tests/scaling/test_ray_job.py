@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from outside_ray import plain_environment
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
@@ -55,7 +56,7 @@ class Head:
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     home = Path(tempfile.mkdtemp(prefix="head"))  # a short path: Ray's sockets live below it
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment = plain_environment()
     environment |= {
         "HOME": str(home),
         "RAY_AUTH_MODE": "token",
