@@ -83,7 +83,7 @@ def train(
     speedup train mine.yaml --help    # with the keys of its plugins
     """
     from raytrain_speedup.api import run, run_folder
-    from raytrain_speedup.script import load_any
+    from raytrain_speedup.script import ScriptExperiment, load_any
     from raytrain_speedup.terminal import TrainProgress, summary
 
     loaded = load_any(experiment, overrides or ())
@@ -91,7 +91,9 @@ def train(
     console.print(f"[bold]{loaded.name}[/bold] in {folder}")
     with TrainProgress(console, loaded.name) as progress:
         result = run(loaded, folder, tracking_uri=tracking_uri, listener=progress)
-    console.print(summary(result.final))
+    console.print(
+        summary(result.final, {} if isinstance(loaded, ScriptExperiment) else loaded.task.build().others)
+    )
 
 
 @app.command()

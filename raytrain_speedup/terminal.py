@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType, TracebackType
 
 from rich import box
 from rich.console import Console, Group
@@ -23,7 +23,7 @@ from raytrain_speedup.engine.final_metrics import FinalMetrics, is_final, metric
 from raytrain_speedup.engine.outlook import Outlook
 from raytrain_speedup.engine.preflight import Preflight
 from raytrain_speedup.engine.reporter import Metrics
-from raytrain_speedup.metric import spoken
+from raytrain_speedup.metric import Direction, Metric, spoken
 
 
 class TrainProgress:
@@ -124,19 +124,26 @@ def synthesis_line(metrics: Metrics) -> str:
     return f"{'':9}  synthesis  {told}" if told else ""
 
 
-def summary(run: FinalMetrics) -> Table:
-    """The final metrics of a run, for people."""
+def summary(run: FinalMetrics, others: Mapping[str, Direction] = MappingProxyType({})) -> Table:
+    """The final metrics of a run, for people.
+
+    Args:
+        run: what is told.
+        others: metrics of its task to be told beside the one that ranks runs, as `Task.others`.
+    """
     table = Table(title="result", show_header=False, title_justify="left")
     metric, costs, found = run.metric, run.costs, run.metrics
-    form = f"{{:.{2 if metric.unit else 4}f}} {metric.unit}".rstrip()
+    form = _form(metric)
     memory = None if costs.peak_memory_bytes is None else costs.peak_memory_bytes / 2**30
-    rows: dict[str, tuple[float | str | None, str]] = {
+    beside = [Metric(name, direction) for name, direction in others.items()]
+    found_out: dict[str, tuple[float | None, str]] = {
         f"test {metric.spoken}": (run.of("test"), form),
-        "test pixel accuracy": (found.get("pixel_accuracy"), "{:.2f} %"),
-        "test answers to the letter": (found.get("exact_match"), "{:.2f} %"),
+        **{f"test {other.spoken}": (found.get(other.key("test")), _form(other)) for other in beside},
         f"teacher's test {metric.spoken}": (found.get(f"teacher_{metric.name}"), form),
         "agreement with the teacher": (found.get("val_agreement"), "{:.2f} %"),
         f"validation {metric.spoken}": (run.of("validation"), form),
+    }
+    rows: dict[str, tuple[float | str | None, str]] = {
         "preparing the teacher": (costs.teacher_seconds, "{:.1f} s"),
         "training time": (costs.train_seconds, "{:.1f} s"),
         "cost, in reference steps": (costs.reference_steps, "{:,.0f}"),
@@ -151,10 +158,15 @@ def summary(run: FinalMetrics) -> Table:
         "samples skipped": (run.samples_skipped, "{:.0f}"),
         "hardware": (run.hardware, "{}"),
     }
-    for label, (value, text) in rows.items():
-        if value:
-            table.add_row(label, text.format(value))
+    told = {label: row for label, row in found_out.items() if row[0] is not None}  # an mAP of 0 is an answer
+    for label, (value, text) in (told | {label: row for label, row in rows.items() if row[0]}).items():
+        table.add_row(label, text.format(value))
     return table
+
+
+def _form(metric: Metric) -> str:
+    """How a value of it is written."""
+    return f"{{:.{2 if metric.unit else 4}f}} {metric.unit}".rstrip()
 
 
 def preflight_table(preflight: Preflight, experiment: Experiment) -> Group:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from raytrain_speedup.engine.final_metrics import FinalMetrics
+from raytrain_speedup.metric import Direction
 from raytrain_speedup.terminal import TrainProgress, epoch_line, summary, synthesis_line
 
 
@@ -21,10 +22,10 @@ def shown(progress: TrainProgress) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capture.get()).strip().splitlines()[-1]
 
 
-def told(metrics: dict[str, Any]) -> str:
+def told(metrics: dict[str, Any], **others: Direction) -> str:
     """The summary as text."""
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(summary(FinalMetrics.from_dict(metrics)))
+    console.print(summary(FinalMetrics.from_dict(metrics), others))
     return console.export_text()
 
 
@@ -88,10 +89,14 @@ def test_the_summary_of_a_run_without_data():
 
 def test_the_summary_names_the_tasks_metric():
     metrics = {"metric": "miou", "miou": 61.5, "teacher_miou": 64.0, "val_miou": 60.2, "pixel_accuracy": 91.0}
-    text = told(metrics)
+    metrics |= {"fade": 0.0, "drift": 0.12345, "unnamed": 1.0}
+    text = told(metrics, pixel_accuracy="max", fade="max", drift="min", absent="max")
+    assert "absent" not in text and "unnamed" not in text
     for label, value in (
         ("test mIoU", "61.50 %"),
         ("test pixel accuracy", "91.00 %"),
+        ("test fade", "0.00 %"),
+        ("test drift", "0.1235"),
         ("teacher's test mIoU", "64.00 %"),
         ("validation mIoU", "60.20 %"),
     ):
