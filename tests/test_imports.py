@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 from refused_imports import RAY, run_without
 
+from raytrain_speedup.tasks import TASKS
+
 PACKAGE = Path(__file__).parents[1] / "raytrain_speedup"
+ABOVE_TASKS = ("engine", "scaling", "adapters", "tracking", "tuning")
+"""Rooms on the floors above the tasks."""
+
 ONE_MEANING = {"published_classes", "published_text", "run"}
 """Names that several public functions have: each does what its namesake a floor below does, for more."""
 
@@ -51,6 +56,26 @@ def test_an_engine_imports_neither_timm_nor_torchvision():
     program = "import sys, raytrain_speedup.engine.run; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not {"timm", "torchvision", "matplotlib", "sklearn", "pandas"} & set(found.stdout.split())
+
+
+def test_no_floor_from_the_engine_up_knows_a_single_task() -> None:
+    """A new task is a file and a line of `TASKS`: whatever trains, searches or shows knows the contract alone.
+    `distillation` is how a student learns from a teacher of any task; `images` draws their images."""
+    tasks = "raytrain_speedup.tasks"
+    shared = {f"{tasks}.distillation", f"{tasks}.images"}
+    tags = set(TASKS) - {"classification"}  # what a recipe is about that says nothing
+    assert len(tags) >= 5
+    classes = {settings.__name__ for settings in TASKS.values()}
+    found = []
+    for path in (path for room in ABOVE_TASKS for path in (PACKAGE / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith(tasks):
+                named = {alias.name for alias in node.names}
+                if (node.module != tasks and node.module not in shared) or named & classes:
+                    found.append(f"{path.name} imports {named} from {node.module}")
+            elif isinstance(node, ast.Constant) and node.value in tags:
+                found.append(f"{path.name} says {node.value!r}")
+    assert not found
 
 
 def test_no_two_public_functions_have_one_name() -> None:
