@@ -37,7 +37,7 @@ MAY_DIFFER = (
 else that decides numbers or time may not, compilation, loader and batch size among it. The budget may only
 where a sweep says that it varies it (`compare`)."""
 
-FILES = {"model.pretrained"}
+FILES = {"model.pretrained", "task.features.weights"}
 """Keys whose file decides the numbers by its content, wherever it is; those of the data have a fingerprint."""
 
 GONE = "(a file that is gone)"

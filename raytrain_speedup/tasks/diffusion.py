@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from raytrain_speedup import randomness
 from raytrain_speedup.data.batch import Batch
 from raytrain_speedup.models.unet import diffusers_class
 from raytrain_speedup.tasks.base import Direction, Losses, Model, Split, Task, TaskSettings
-from raytrain_speedup.tasks.frechet import RandomFeatures, feature_moments, frechet_distance
+from raytrain_speedup.tasks.features import FeatureSettings, build_features
+from raytrain_speedup.tasks.frechet import feature_moments, frechet_distance
 from raytrain_speedup.tasks.images import image_grid
 
 Schedule = Literal["linear", "squaredcos_cap_v2"]
@@ -55,6 +56,9 @@ class DiffusionSettings(TaskSettings):
         "denoising error ranks runs",
     )
     sampling_steps: int = Field(20, ge=1, description="steps of DDIM by which an image is made")
+    features: FeatureSettings = Field(
+        default_factory=FeatureSettings, description="whose features the Fréchet distance compares"
+    )
 
     @model_validator(mode="after")
     def _takes_no_step_twice(self) -> DiffusionSettings:
@@ -66,7 +70,7 @@ class DiffusionSettings(TaskSettings):
         return self
 
     def build(self) -> Task:
-        return Diffusion(**self.model_dump(exclude={"kind"}))
+        return Diffusion(**self.model_dump(exclude={"kind", "features"}), features=self.features)
 
 
 class Diffusion(Task):
@@ -82,9 +86,11 @@ class Diffusion(Task):
         timestep_bins: of equal width, in which scores are compared.
         generated: images that are made for an evaluation at most; without any, `denoising_error` ranks runs.
         sampling_steps: of DDIM.
+        features: of whose features the images are compared; by default those of random weights.
 
     Raises:
-        UserError: by whatever needs a schedule, where diffusers is not installed.
+        UserError: by whatever needs a schedule, where diffusers is not installed; by `example`, where a network of
+            `features` does not fit the images.
     """
 
     draws = True
@@ -101,10 +107,12 @@ class Diffusion(Task):
         timestep_bins: int = 20,
         generated: int = 1000,
         sampling_steps: int = 20,
+        features: FeatureSettings | None = None,
     ) -> None:
         self.timesteps, self.beta_schedule, self.bins = timesteps, beta_schedule, timestep_bins
         self.generated, self.sampling_steps = generated, sampling_steps
-        self._features: RandomFeatures | None = None
+        self._known_by = features or FeatureSettings()
+        self._network: nn.Module | None = None
         self._tables: dict[torch.device, Tensor] = {}
         if not generated:
             self.metric, self.others = "denoising_error", {}
@@ -136,6 +144,8 @@ class Diffusion(Task):
 
     def example(self, shape: tuple[int, ...], count: int) -> Batch:
         inputs = torch.randn((count, *shape), generator=torch.Generator().manual_seed(0))
+        if self.generated:
+            self._features_of(inputs)  # what does not fit is said before anything is trained
         return {"inputs": inputs, "draws": torch.arange(count)}
 
     def images(self, model: Model, batch: Batch, plain: Tensor) -> dict[str, bytes]:
@@ -184,10 +194,10 @@ class Diffusion(Task):
         scheduler = diffusers_class(name, KEY)
         return scheduler(num_train_timesteps=self.timesteps, beta_schedule=self.beta_schedule)
 
-    def _features_of(self, images: Tensor) -> RandomFeatures:
-        if self._features is None:
-            self._features = RandomFeatures(images.shape[1]).to(images.device)
-        return self._features
+    def _features_of(self, images: Tensor) -> nn.Module:
+        if self._network is None:
+            self._network = build_features(self._known_by, tuple(images.shape[1:]))
+        return self._network.to(images.device)
 
 
 def gaussian(draws: Tensor, shape: tuple[int, ...], streams: tuple[int, int]) -> Tensor:

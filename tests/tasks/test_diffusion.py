@@ -24,7 +24,8 @@ from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.methods.pruning import InfoBatch
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks.diffusion import Diffusion, gaussian
-from raytrain_speedup.tasks.frechet import RandomFeatures, feature_moments, frechet_distance
+from raytrain_speedup.tasks.features import RandomFeatures
+from raytrain_speedup.tasks.frechet import feature_moments, frechet_distance
 
 sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
