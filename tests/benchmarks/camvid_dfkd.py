@@ -53,7 +53,9 @@ def main() -> None:
 def train_teacher(data: dict[str, Any], folder: Path) -> Path:
     """The recipe `camvid` for as long as in `camvid-dfkd`; the file of its weights."""
     reporter = LocalReporter(folder)
-    metrics = run(load_experiment("camvid", data | {"train.eval_every": 0, "train.epochs": 40}), reporter).to_dict()
+    metrics = run(
+        load_experiment("camvid", data | {"train.eval_every": 0, "train.epochs": 40}), reporter
+    ).to_dict()
     print(f"  teacher: mIoU {metrics['miou']:.2f} in {metrics['train_seconds']:.0f} s", flush=True)
     latest = reporter.latest()
     assert latest is not None

@@ -72,6 +72,7 @@ METHODS: dict[str, dict[str, Any]] = {
     **{f"{reuse}-{k}": fastdfkd(k, reuse=reuse) for reuse in ("common", "sequential", "none") for k in RATES},
     **{f"common-{k}-memoryless": fastdfkd(k, bn_momentum=0.0) for k in RATES},
     **{f"common-{k}-corrected": fastdfkd(k, bn_bias_correction=True) for k in RATES},
+    **{f"common-{k}-half": fastdfkd(k, bn_momentum=0.0, synthesis_scale=0.5) for k in RATES},
     "dafl": fresh("dafl", 5, generator_steps=3),
     "zskt": fresh("zskt", 10),
     "dfad": fresh("dfad", 10, lr_g=5e-4),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from raytrain_speedup.methods.distillation import workers
@@ -53,6 +54,15 @@ class RealSettings(SynthesisSettings):
     """Real images: what a method without data strives for. Labels are never read."""
 
     method: Literal["real"] = "real"
+
+    @model_validator(mode="after")
+    def _are_as_they_are(self) -> RealSettings:
+        if self.synthesis_scale != 1:
+            raise ValueError(
+                f"synthesis_scale: {self.synthesis_scale:g} is not allowed; expected 1, for real images are not "
+                "synthesised"
+            )
+        return self
 
     def make(self, problem: Problem) -> Real:
         if problem.real is None or not problem.real.count:

@@ -73,15 +73,16 @@ def build(
     student: nn.Module | None = None,
     *,
     seed: int = 0,
+    image_size: int | tuple[int, int] = 8,
     real: RealImages | None = REAL,
     **settings: Any,
 ) -> Synthesizer:
-    """A small synthesizer of the named method for 1 x 8 x 8 images of three classes."""
+    """A small synthesizer of the named method for images of one channel and three classes."""
     return SYNTHESIZERS[method](**SMALL_METHODS[method] | settings).build(
         classifier() if teacher is None else teacher,
         classifier(2, seed=1) if student is None else student,
         num_classes=3,
-        image_size=8,
+        image_size=image_size,
         channels=1,
         seed=seed,
         device="cpu",
