@@ -114,6 +114,7 @@ def test_what_is_pruned_is_not_sent(
         plans = np.bincount([i for _, samples in shown for i in samples], minlength=SAMPLES)
         beside[name], read[name] = fetches(s3, index) - plans, fetches(s3, index)
         sent[name] = s3.bytes_sent
+        assert costs["bytes_read"] <= sent[name] - (beside[name] @ index.rows["length"].astype(int))
         monkeypatch.undo()
         between = sent[name] - int((read[name] * index.rows["length"].astype(int)).sum())
         assert 0 <= between < 1024 * read[name].sum(), "headers between neighbours, and nothing else"
