@@ -98,6 +98,41 @@ def as_kuberay(
     sys.stdout.write(as_yaml(kuberay(read_cluster(file), image=image, memory_per_cpu=memory_per_cpu)))
 
 
+@commands.command("gcp")
+def as_google(
+    project: Annotated[str, typer.Option(help="id of your project")],
+    file: Annotated[Path, typer.Argument(help="of Ray's launcher, on AWS")] = Path("cluster.yaml"),
+    zone: Annotated[str, typer.Option(help="of all nodes")] = "us-central1-a",
+    machine: Annotated[
+        str, typer.Option(help="of the GPU nodes; has the CPUs and GPUs that the file says")
+    ] = "g2-standard-8",
+    head_machine: Annotated[str, typer.Option(help="of the head")] = "e2-standard-4",
+    share: Annotated[
+        str, typer.Option(help="of Filestore, for checkpoints: HOST:/NAME")
+    ] = "FILESTORE-CHANGE-ME:/speedup",
+) -> None:
+    """Print the cluster of a cluster.yaml for Ray's launcher on Google Cloud.
+
+    Its nodes are in the subnetwork "speedup", and GPU nodes have the service account
+    speedup-worker; docs/cluster.md shows how to make both.
+
+    speedup cluster gcp --project mine --share 10.0.0.2:/speedup > gcp.yaml
+    ray up gcp.yaml
+    """
+    from raytrain_speedup.scaling.google_cloud import on_google
+    from raytrain_speedup.scaling.manifests import as_yaml, read_cluster
+
+    cluster = on_google(
+        read_cluster(file),
+        project=project,
+        zone=zone,
+        machine=machine,
+        head_machine=head_machine,
+        share=share,
+    )
+    sys.stdout.write(as_yaml(cluster))
+
+
 @commands.command("skypilot")
 def as_skypilot(
     command: Annotated[str, typer.Argument(help="what runs on the first node")],

@@ -106,6 +106,9 @@ class ScalingSettings(Settings):
         description="Ray Train workers; the batch is split among them. Two numbers, [2, 8]: as many as the cluster "
         "has room for, and another number from the last checkpoint on where nodes come or go",
     )
+    strategy: Literal["ddp"] = Field(
+        "ddp", description="each worker has the whole model, and gradients are averaged; there is no other"
+    )
     cpus_per_worker: float = Field(1, gt=0, description="CPUs reserved for a worker")
     gpus_per_worker: float = Field(0, ge=0, description="whole GPUs reserved for a worker; 0 trains on CPUs")
     max_failures: int = Field(
@@ -147,6 +150,16 @@ class ScalingSettings(Settings):
         if len(several) > 2 or several != sorted(several):
             raise ValueError(f"{workers!r} is not allowed; expected two numbers, [fewest, most]")
         return several[0] if several[0] == several[-1] else tuple(several)
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _is_not_sharded(cls, strategy: Any) -> Any:
+        if strategy != "ddp":
+            raise ValueError(
+                f"{strategy!r} is not allowed; expected 'ddp': models are not sharded (FSDP2, HSDP), each worker "
+                "holds weights, gradients and optimizer whole, up to 24 bytes a parameter"
+            )
+        return strategy
 
     @field_validator("gpus_per_worker")
     @classmethod

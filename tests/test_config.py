@@ -50,6 +50,11 @@ MISTAKES = [
         ["scaling.gpus_per_worker=0.5"],
         "scaling.gpus_per_worker: 0.5 is not allowed; expected a whole number: ",
     ),
+    (
+        ["scaling.strategy=fsdp"],
+        "scaling.strategy: 'fsdp' is not allowed; expected 'ddp': models are not sharded (FSDP2, HSDP), each "
+        "worker holds weights, gradients and optimizer whole, up to 24 bytes a parameter",
+    ),
     (["train.lr=.inf"], "train.lr: inf is not allowed; expected a finite number"),
     (
         ["train.optimizer=adam"],

@@ -122,6 +122,11 @@ class Source(ABC):
         raise NotImplementedError
 
     @property
+    def bytes_read(self) -> int | None:
+        """Bytes that this process has read of it so far; None where a source does not count them."""
+        return None
+
+    @property
     def placed(self) -> bool:
         """Whether its targets have a place in the image, and move with it: masks and boxes."""
         return self.dense or self.max_boxes > 0
@@ -181,6 +186,10 @@ class SourceOfImages(Source):
     def locate(self, index: int) -> str:
         return self.images.locate(index)
 
+    @property
+    def bytes_read(self) -> int | None:
+        return self.images.bytes_read
+
     def fixed_size(self) -> tuple[int, int] | None:
         return self.images.fixed_size()
 
@@ -223,6 +232,10 @@ class Subset(Source):
 
     def locate(self, index: int) -> str:
         return self.source.locate(int(self.positions[index]))
+
+    @property
+    def bytes_read(self) -> int | None:
+        return self.source.bytes_read
 
     def fixed_size(self) -> tuple[int, int] | None:
         return self.source.fixed_size()

@@ -151,6 +151,10 @@ class BatchSource(Protocol):
     def spent_flops(self) -> float:
         """FLOPs that making batches took, over all ranks, since this was last asked; reading data takes none."""
 
+    def bytes_taken(self) -> int | None:
+        """Bytes that this rank's training batches took from where the samples lie, since this was last asked: from
+        files or a store, not from a cache. None where they are not counted."""
+
     def state_dict(self) -> dict[str, Any]:
         """What later batches depend on and this rank alone knows."""
 

@@ -145,6 +145,11 @@ class IndexedSource(Source):
             for index, found in zip(indices, self.reader.read_many(indices), strict=True)
         ]
 
+    @property
+    def bytes_read(self) -> int:
+        """As `ShardReader.bytes_read`."""
+        return self.reader.bytes_read
+
     def decode(self, index: int) -> np.ndarray:
         return decode(self.encoded(index), self, index)
 

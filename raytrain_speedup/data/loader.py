@@ -110,6 +110,10 @@ class Loader(ABC):
         """Reading data takes no FLOPs."""
         return 0.0
 
+    def bytes_taken(self) -> int | None:
+        """As `BatchSource.bytes_taken`."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """What later batches depend on and this rank alone knows."""
         return {"replay": {name: tensor.cpu() for name, tensor in self.buffer.state_dict().items()}}

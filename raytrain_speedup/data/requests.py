@@ -64,6 +64,7 @@ class Decoded:
         kept: (k,) int64, positions in the request of the samples that could be read, in order.
         skipped: the others.
         files: those that were wanted, by index.
+        bytes_read: of the source, for this request; None where it does not count them.
     """
 
     images: Tensor
@@ -71,6 +72,7 @@ class Decoded:
     kept: np.ndarray
     skipped: list[CorruptSample]
     files: dict[int, bytes]
+    bytes_read: int | None = None
 
     def pin_memory(self) -> Decoded:
         """Called by the `DataLoader`."""
@@ -86,7 +88,9 @@ class BatchDataset(Dataset):
 
     def __getitem__(self, request: Request) -> Decoded:
         skipped: list[CorruptSample] = []
+        before = self.source.bytes_read
         stored, files = self._read(request, skipped)
+        after = self.source.bytes_read
         images = np.empty((len(stored), request.size, request.size, self.channels), dtype=np.uint8)
         targets = target_rows(self.source, len(stored), request.size)
         kept: list[int] = []
@@ -106,6 +110,7 @@ class BatchDataset(Dataset):
             np.array(kept, dtype=np.int64),
             skipped,
             {index: files[index] for index in request.index[: request.wanted].tolist() if index in files},
+            None if before is None or after is None else after - before,
         )
 
     def _read(

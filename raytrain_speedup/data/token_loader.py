@@ -113,6 +113,10 @@ class TokenLoader:
     def spent_flops(self) -> float:
         return 0.0
 
+    def bytes_taken(self) -> int | None:
+        """They are in memory."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a batch is a function of its step alone."""
         return {}

@@ -54,6 +54,7 @@ class WorkerLoader(Loader):
         self._groups: dict[str, _Group] = {}
         self.name = f"{settings.num_workers} loading processes"
         self.files = KeptFiles()
+        self._bytes_taken: int | None = None
 
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
         if self.splits.train.placed:
@@ -61,6 +62,8 @@ class WorkerLoader(Loader):
         asked: deque[Batch] = deque()
         requests = self._requests(steps, epoch, asked)
         for step, decoded in zip(steps, self._decoded("train", requests), strict=True):
+            if decoded.bytes_read is not None and step.number != WARM_UP:
+                self._bytes_taken = (self._bytes_taken or 0) + decoded.bytes_read
             if step.stage.replay > 1 and step.number != WARM_UP:
                 self.buffer.push({"index": step.index, "weight": step.weight})
                 self.files.add(decoded.files, self.buffer.max_bytes - self.buffer.nbytes)
@@ -92,6 +95,11 @@ class WorkerLoader(Loader):
                 wanted=fresh if step.stage.replay > 1 else 0,
                 drawn=Drawn(view.numpy(), epoch, magnitude),
             )
+
+    def bytes_taken(self) -> int | None:
+        """Of an index, by the processes that load."""
+        taken, self._bytes_taken = self._bytes_taken, None
+        return taken
 
     def bytes_to_replay(self) -> int:
         return usual_bytes(self.splits.train)

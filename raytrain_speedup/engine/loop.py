@@ -205,6 +205,7 @@ class Loop:
             for step, batch, end in zip(steps, batches, ends, strict=True):
                 self.train_step(step, batch, advance=end - step.progress)
                 self.tally.flops_spent += self.loader.spent_flops()
+                self.tally.took(self.loader.bytes_taken())
                 self.next_step = step.number + 1
                 self.next_sample += step.count // step.stage.replay
                 self._between_steps(total)

@@ -111,6 +111,10 @@ class PoolLoader:
     def unnormalised(self, x: Tensor) -> Tensor:
         return self.real.unnormalised(x)
 
+    def bytes_taken(self) -> int | None:
+        """There are no files."""
+        return None
+
     def spent_flops(self) -> float:
         spent, self._spent_flops = self._spent_flops, 0.0
         return spent

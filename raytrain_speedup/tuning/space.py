@@ -36,7 +36,14 @@ Overrides = dict[str, Any]
 
 COSTS = (
     *("train_seconds", "reference_steps", "synthesis_seconds", "wall_seconds", "train_flops"),
-    *("compute_spent", "samples_shown", "samples_per_second", "passes_saved", "peak_memory_bytes"),
+    *(
+        "compute_spent",
+        "samples_shown",
+        "samples_per_second",
+        "passes_saved",
+        "peak_memory_bytes",
+        "bytes_read",
+    ),
 )
 """Final metrics of a run that quality may be traded against."""
 

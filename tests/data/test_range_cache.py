@@ -57,6 +57,84 @@ def test_it_takes_no_more_than_it_may(tmp_path: Path) -> None:
     assert 6 <= 40 - reader.bytes_read / 10_000 <= 10, "what was first read stays"
 
 
+def taken(folder: Path) -> int:
+    """Bytes on the disk of all samples in a cache."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*/*/*"))
+
+
+def plain_index(folder: Path, name: str, images: int = 20) -> Index:
+    """So many samples of 10,000 bytes, ten in a file."""
+    for shard in range(images // 10):
+        content = {f"n01/{n}.png": f"{name} {shard} {n}".encode() * 2000 for n in range(10)}
+        pack(folder / name / f"{shard}.tar", {path: data[:10_000] for path, data in content.items()})
+    return make_index(folder / name, folder / f"{name}.index")
+
+
+def hits(index: Index, cache: RangeCache) -> int:
+    """Samples that came from the cache, once all were asked for."""
+    reader = ShardReader(index, cache)
+    expected = ShardReader(index).read_many(range(len(index.rows)))
+    assert reader.read_many(range(len(index.rows))) == expected
+    return len(index.rows) - reader.bytes_read // 10_000
+
+
+def test_indexes_that_nobody_uses_make_room(tmp_path: Path) -> None:
+    indexes = [plain_index(tmp_path, name) for name in ("a", "b", "c")]
+    folder, limit = tmp_path / "cache", 500_000  # two of them
+    for number, index in enumerate(indexes[:2]):
+        cache = RangeCache(folder, index, limit)
+        assert [hits(index, cache) for _ in range(2)] == [0, 20]
+        del cache
+        os.utime(folder / index.digest, (number, number))
+    assert hits(indexes[0], RangeCache(folder, indexes[0], limit)) == 20  # now b was not used for longest
+    cache = RangeCache(folder, indexes[2], limit)
+    assert [hits(indexes[2], cache) for _ in range(2)] == [0, 20]
+    assert taken(folder) <= limit
+    assert not (folder / indexes[1].digest).exists()
+    assert hits(indexes[0], RangeCache(folder, indexes[0], limit)) == 20
+
+
+def test_an_index_in_use_stays_and_a_smaller_limit_holds(tmp_path: Path) -> None:
+    used, other = (plain_index(tmp_path, name, images=40) for name in ("used", "other"))
+    folder = tmp_path / "cache"
+    first = RangeCache(folder, used, 600_000)
+    assert [hits(used, first) for _ in range(2)] == [0, 40]
+    second = RangeCache(folder, other, 600_000)
+    hits(other, second)
+    assert hits(other, second) < 20 and hits(used, first) == 40, "nothing leaves what is in use"
+    third = RangeCache(folder, used, 300_000)  # the other one is in use too
+    assert taken(folder) <= 300_000
+    assert 0 <= hits(used, first) < 40 and hits(used, third) < 40
+    del second
+    fourth = RangeCache(folder, used, 300_000)
+    hits(used, fourth)
+    assert hits(used, fourth) >= 20 and taken(folder) <= 300_000
+    assert not (folder / other.digest).exists()
+
+
+def _read_at_a_limit(index: Index, folder: Path, barrier, queue) -> None:
+    barrier.wait(60)
+    for _ in range(12):
+        hits(index, RangeCache(folder, index, 300_000))
+    queue.put(taken(folder) <= 300_000)
+
+
+def test_processes_evict_each_others_indexes(tmp_path: Path) -> None:
+    """Whatever leaves while others read or write, every sample is its own, and no more is taken than may be."""
+    indexes = [plain_index(tmp_path, name) for name in ("a", "b", "c")]
+    context = multiprocessing.get_context("fork")
+    barrier, queue = context.Barrier(4), context.Queue()
+    arguments = [(indexes[number % 3], tmp_path / "cache", barrier, queue) for number in range(4)]
+    readers = [context.Process(target=_read_at_a_limit, args=one) for one in arguments]
+    for reader in readers:
+        reader.start()
+    assert [queue.get(timeout=60) for _ in readers] == [True] * 4
+    for reader in readers:
+        reader.join()
+    hits(indexes[0], RangeCache(tmp_path / "cache", indexes[0], 300_000))
+    assert hits(indexes[0], RangeCache(tmp_path / "cache", indexes[0], 300_000)) == 20
+
+
 def test_damage_is_seen_and_read_again(index: Index, tmp_path: Path) -> None:
     """As a node leaves it that is lost: the sum was written, and the bytes were not."""
     cache = RangeCache(tmp_path / "cache", index, 10**9)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from engine_runs import tiny
 
+from raytrain_speedup.config import load_experiment
 from raytrain_speedup.engine.identity import check_same, comparison_keys, identity, setup_of
 from raytrain_speedup.settings import UserError
 
@@ -55,6 +56,19 @@ def test_what_decides_no_number_may_be_another() -> None:
     assert identity(one, "data") == identity(other, "data")
     assert identity(one, "data") != identity(one, "other data")
     assert identity(one, "data") != identity(tiny(batch_size=32), "data")
+
+
+def test_a_cache_may_come_or_go_and_a_window_may_not() -> None:
+    """A window decides the order in which samples are shown."""
+
+    def keys(**changed: Any) -> dict[str, Any]:
+        data = {"source": "index", "train": "train.index", "test": "test.index", **changed}
+        overrides = {"data": data, "model.name": "resnet8"}
+        return identity(load_experiment("digits", overrides), "data")
+
+    plain = keys()
+    assert keys(cache="cache") == keys(cache="elsewhere", cache_gb=3) == plain
+    assert keys(window=1000) != plain
 
 
 def test_runs_are_compared_where_all_but_the_method_and_the_seed_is_equal() -> None:

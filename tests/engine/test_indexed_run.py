@@ -109,10 +109,12 @@ def test_what_is_pruned_is_not_sent(
         name, shown = method["pruning.method"], []
         monkeypatch.setattr(WorkerLoader, "train_batches", record(shown))
         s3.clear()
-        run(experiment(index, **method), Diary(tmp_path / name), device=CPU)
+        costs = run(experiment(index, **method), Diary(tmp_path / name), device=CPU)
+        assert of_what_was_shown(costs["bytes_read"], [i for _, samples in shown for i in samples], index)
         plans = np.bincount([i for _, samples in shown for i in samples], minlength=SAMPLES)
         beside[name], read[name] = fetches(s3, index) - plans, fetches(s3, index)
         sent[name] = s3.bytes_sent
+        assert costs["bytes_read"] <= sent[name] - (beside[name] @ index.rows["length"].astype(int))
         monkeypatch.undo()
         between = sent[name] - int((read[name] * index.rows["length"].astype(int)).sum())
         assert 0 <= between < 1024 * read[name].sum(), "headers between neighbours, and nothing else"
@@ -122,12 +124,19 @@ def test_what_is_pruned_is_not_sent(
     assert shown_of["random"] == pytest.approx(0.6 * SAMPLES * EPOCHS, abs=EPOCHS)
 
 
-def _on_a_rank(rank: int, chosen: Experiment, folder: Path, environment: dict[str, str]) -> Shown:
+def of_what_was_shown(bytes_read: float | None, shown: list[int], index: Index) -> bool:
+    """Whether so many bytes are those of the samples shown, with some headers between neighbours."""
+    between = (bytes_read or 0) - int(index.rows["length"].astype(int)[shown].sum())
+    return 0 <= between < 1024 * len(shown)
+
+
+def _on_a_rank(
+    rank: int, chosen: Experiment, folder: Path, environment: dict[str, str]
+) -> tuple[Shown, float | None]:
     os.environ.update(environment)
     shown: Shown = []
     WorkerLoader.train_batches = record(shown)  # type: ignore[method-assign]
-    run(chosen, WorkerDiary(folder, rank), device=CPU)
-    return shown
+    return shown, run(chosen, WorkerDiary(folder, rank), device=CPU)["bytes_read"]
 
 
 def test_it_goes_on_with_two_workers_in_the_middle_of_an_epoch(
@@ -145,7 +154,10 @@ def test_it_goes_on_with_two_workers_in_the_middle_of_an_epoch(
         steps_of_first = sum(epoch == 0 for epoch, _ in whole)
         run(experiment(index, **keys), Diary(tmp_path / "run", stop_after=steps_of_first + 3), device=CPU)
     environment = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
-    rest = on_two_ranks(_on_a_rank, experiment(index, **keys), tmp_path / "run", environment)
+    ranks = on_two_ranks(_on_a_rank, experiment(index, **keys), tmp_path / "run", environment)
+    rest = [shown for shown, _ in ranks]
+    everything = [i for part in (first, *rest) for _, samples in part for i in samples]
+    assert all(of_what_was_shown(bytes_read, everything, index) for _, bytes_read in ranks)
     assert len(rest[0]) == len(rest[1]) > 0
 
     def by_epoch(*parts: Shown) -> list[list[int]]:

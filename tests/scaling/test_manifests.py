@@ -1,7 +1,8 @@
-"""Manifests of KubeRay and SkyPilot against `cluster.yaml` and the references of both; no cluster."""
+"""Manifests of KubeRay, SkyPilot and Google Cloud against `cluster.yaml` and their references; no cluster."""
 
 from __future__ import annotations
 
+import copy
 import json
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
 from typer.testing import CliRunner
 
 from raytrain_speedup.cli import app
@@ -81,6 +83,74 @@ def test_skypilot_runs_the_command_on_the_first_node(described: Any) -> None:
     lines = found["run"].splitlines()
     inside = lines[lines.index('if [ "$SKYPILOT_NODE_RANK" = 0 ]; then') + 1 : lines.index("fi")]
     assert [line.strip() for line in inside] == [f"RAY_ADDRESS=127.0.0.1:6379 {command}"]
+
+
+def test_google_cloud_has_the_nodes_of_the_file(described: Any) -> None:
+    found = printed("gcp", str(CLUSTER), "--project", "mine", "--share", "10.0.0.2:/speedup")
+    validate_config(prepare_config(copy.deepcopy(found)))
+    kept = {"provider", "available_node_types", "setup_commands", "head_setup_commands"}
+    assert {key: value for key, value in found.items() if key not in kept} == {
+        key: value for key, value in described.items() if key not in kept
+    }
+    provider = found["provider"]
+    assert (provider["type"], provider["region"]) == ("gcp", "us-central1")
+    assert provider["availability_zone"] == "us-central1-a" and provider["project_id"] == "mine"
+    for name, node in described["available_node_types"].items():
+        there = found["available_node_types"][name]
+        assert {**there, "node_config": 0} == {**node, "node_config": 0}, (
+            "resources and numbers are the file's"
+        )
+        (disk,) = there["node_config"]["disks"]
+        (at_aws,) = node["node_config"]["BlockDeviceMappings"]
+        assert disk["initializeParams"]["diskSizeGb"] == at_aws["Ebs"]["VolumeSize"]
+        assert disk["initializeParams"]["diskType"].startswith("zones/us-central1-a/"), (
+            "a URL, says the reference"
+        )
+    gpu = found["available_node_types"]["gpu"]["node_config"]
+    assert set(gpu) == {
+        *("machineType", "disks", "networkInterfaces", "scheduling", "serviceAccounts"),
+    }  # of `Instance` in the API reference
+    assert gpu["scheduling"] == {
+        **{"onHostMaintenance": "TERMINATE", "automaticRestart": False},
+        **{"provisioningModel": "SPOT", "instanceTerminationAction": "DELETE"},
+    }
+    assert "with-nvidia" in gpu["disks"][0]["initializeParams"]["sourceImage"]
+    commands = "\n".join([*found["setup_commands"], *found["head_setup_commands"]])
+    assert "10.0.0.2:/speedup /mnt/shared" in commands and "google-api-python-client" in commands
+    assert "efs" not in commands and "boto3" not in commands
+    assert len(found["setup_commands"]) == len(described["setup_commands"])
+
+
+def test_nodes_that_stay_are_not_spot_on_google_cloud(tmp_path: Path, described: Any) -> None:
+    cluster = copy.deepcopy(described)
+    del cluster["available_node_types"]["gpu"]["node_config"]["InstanceMarketOptions"]
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(cluster))
+    found = printed("gcp", str(file), "--project", "mine")
+    scheduling = found["available_node_types"]["gpu"]["node_config"]["scheduling"]
+    assert scheduling == {"onHostMaintenance": "TERMINATE"}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--zone", "us"], "zone: 'us' is not allowed; expected one such as us-central1-a"),
+        (
+            ["--machine", "n1-standard-8"],
+            "machine: 'n1-standard-8' has no GPUs built in; expected one such as g2",
+        ),
+    ],
+)
+def test_what_google_cloud_has_not_is_refused_in_a_line(options: list[str], says: str) -> None:
+    result = CliRunner().invoke(app, ["cluster", "gcp", str(CLUSTER), "--project", "mine", *options])
+    assert says in str(result.exception or result.output)
+
+
+def test_a_cluster_that_is_on_google_cloud_already_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "gcp.yaml"
+    file.write_text(yaml.safe_dump(printed("gcp", str(CLUSTER), "--project", "mine")))
+    result = CliRunner().invoke(app, ["cluster", "gcp", str(file), "--project", "mine"])
+    assert "provider.type: 'gcp' is not allowed; expected 'aws'" in str(result.exception or result.output)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ class Costs:
         train_cpu_seconds, train_device_seconds: of work, by the clock of the device.
         wall_seconds: of all phases together.
         samples_shown: replayed ones included; `compute_spent` the same in epochs at full size.
+        bytes_read: for the training steps, over all ranks: of an index, and what came from a cache not.
         train_flops: of forward and backward passes, and of synthesis.
         peak_memory_bytes: of the GPU's allocator, on a CPU of the process.
         reference_steps: the cost in plain steps of the same process (`reference.py`), of `reference_batch` samples
@@ -41,6 +42,7 @@ class Costs:
     samples_shown: float | None = None
     samples_per_second: float | None = None
     compute_spent: float | None = None
+    bytes_read: float | None = None
     train_flops: float | None = None
     peak_memory_bytes: float | None = None
     reference_steps: float | None = None

@@ -28,6 +28,7 @@ class Tally:
         samples_shown: by all ranks together, replayed ones included.
         compute_spent: the same in epoch equivalents.
         flops_spent: those of the batches' making among them.
+        bytes_read: by the batches of all ranks; None where they are not counted.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class Tally:
         self.samples_shown = 0
         self.compute_spent = 0.0
         self.flops_spent = 0.0
+        self.bytes_read: float | None = None
         self._num_samples, self._flops, self._rank, self._world = num_samples, flops, rank, world
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # weighted losses, weights
         self._spared = 0.0  # FLOPs that this rank did not take; known without asking the device
+        self._taken = 0  # bytes by this rank
 
     def count(self, step: Step, weighted_loss: Tensor, weight: Tensor, rows: int) -> None:
         """A step that was taken.
@@ -63,13 +66,21 @@ class Tally:
         self.compute_spent += step.count * step.stage.cost / self._num_samples
         self.flops_spent += step.count * flops
 
+    def took(self, nbytes: int | None) -> None:
+        """Bytes that this rank's batch took from where the samples lie; None where they are not counted."""
+        if nbytes is not None:
+            self.bytes_read = self.bytes_read or 0.0
+            self._taken += nbytes
+
     def mean_loss(self) -> float:
         """The weighted mean of the losses since this was last asked, over all ranks; what they spared is taken off
-        the FLOPs."""
-        total, weight, spared = self._all_sums().tolist()
+        the FLOPs, and what they read is added up."""
+        total, weight, spared, taken = self._all_sums().tolist()
         self.flops_spent -= spared
+        if self.bytes_read is not None:
+            self.bytes_read += taken
         self._sums.zero_()
-        self._spared = 0.0
+        self._spared, self._taken = 0.0, 0
         return total / weight
 
     def costs(self, seconds: Mapping[str, float], in_steps: Mapping[str, float]) -> Costs:
@@ -84,24 +95,28 @@ class Tally:
             samples_shown=self.samples_shown,
             samples_per_second=self.samples_shown / max(seconds["train_seconds"], 1e-9),
             compute_spent=self.compute_spent,
+            bytes_read=self.bytes_read,
             train_flops=self.flops_spent,
             **in_steps,
         )
 
     def state_dict(self) -> dict[str, Any]:
         """What all ranks share; called on all of them."""
-        return {"sums": self._all_sums(), **{name: getattr(self, name) for name in COUNTERS}}
+        counted = {name: getattr(self, name) for name in (*COUNTERS, "bytes_read")}
+        return {"sums": self._all_sums(), **counted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the state of `state_dict`."""
         for name in COUNTERS:
             setattr(self, name, state[name])
+        self.bytes_read = state.get("bytes_read")
         if self._rank == 0:  # they hold the sums of all ranks
+            spared, taken = [*state["sums"][2:].tolist(), 0.0, 0.0][:2]  # earlier versions know of none
             self._sums.copy_(state["sums"][:2])
-            self._spared = float(state["sums"][2:].sum())  # those of an earlier version know of none
+            self._spared, self._taken = spared, int(taken)
 
     def _all_sums(self) -> Tensor:
-        sums = torch.cat([self._sums, self._sums.new_tensor([self._spared])])
+        sums = torch.cat([self._sums, self._sums.new_tensor([self._spared, self._taken])])
         if self._world > 1:
             dist.all_reduce(sums)
         return sums
