@@ -3,8 +3,10 @@
 A round is one seed: the baseline and every winner that awaits a verdict, one after the other, in an order that
 turns round from seed to seed, so that a machine that drifts favours nobody. The controls run in the first rounds.
 After the rounds at which the plan looks, winners with a verdict, and those that will hardly get one, are done.
-If none of them is proven lossless, the next safest candidate of the search is confirmed over the same seeds: the
-baseline has them already. Those candidates share the error from the start.
+Winners that run at once share the error. Or they are confirmed one after the other, from safe to bold, over the
+same seeds (the baseline has them already): each has the whole error, as nothing follows one that is not proven. To
+call any setting lossless falsely, the first lossy one of the ladder has to be, and that is tested once, with runs
+of its own (a fixed sequence; Maurer, Hothorn & Lehmacher 1995).
 
 The plan is made before the first run of a round, and is the same when the sweep is resumed. Where the file asks
 for more seeds than an earlier run of the sweep did, the plan is extended, and says what error the whole has.
@@ -75,7 +77,7 @@ class Confirmation:
         sweep: the search-space file.
         winners: the trials to confirm, best first; none where there is only the baseline to repeat.
         plan: of `confirmation_plan`.
-        reserves: those to step down to, one after the other, where no winner is proven.
+        bolder: those to step up to, one after the other, as long as each is proven.
 
     Attributes:
         winners: those under confirmation now.
@@ -87,11 +89,11 @@ class Confirmation:
         sweep: Sweep,
         winners: Sequence[Outcome],
         plan: Plan | None,
-        reserves: Sequence[Outcome] = (),
+        bolder: Sequence[Outcome] = (),
     ) -> None:
         self.sweep, self.winners, self.plan = sweep, winners, plan
         self.looks: dict[str, Look] = {}
-        self._reserves = deque(reserves if plan is not None else ())
+        self._bolder = deque(bolder if plan is not None else ())
         self._said: list[str] = []
         self._most_rounds = most_rounds(sweep.settings, plan if winners else None)
         self._rounds = 0  # handed out
@@ -107,7 +109,7 @@ class Confirmation:
         names = ", ".join(winner.name for winner in self.winners)
         if self.plan is None:
             return f"confirming {names} over {len(self.sweep.settings.seeds)} seeds: too few for a verdict"
-        plan, most = self.plan, self._most_rounds * (1 + len(self.winners) + len(self._reserves))
+        plan, most = self.plan, self._most_rounds * (1 + len(self.winners) + len(self._bolder))
         known = [run.metrics.costs.wall_seconds or 0.0 for run in finished.values()]
         text = (
             f"confirming {names} against the baseline: looks after {_listed(plan.looks)} seeds, error "
@@ -134,10 +136,10 @@ class Confirmation:
             finished: the runs of the sweep by name, among them all of the rounds before that did not fail.
         """
         self._look(finished)
-        if self._reserves and self._has_failed():
-            stepped_down = self._reserves.popleft()
-            self.winners, self._rounds = [stepped_down], 0
-            self._said.append(f"stepping down to {stepped_down.name}, the next safest")
+        if self._bolder and self._is_proven():
+            bolder = self._bolder.popleft()
+            self.winners, self._rounds = [bolder], 0
+            self._said.append(f"proven; stepping up to {bolder.name}, the next cheaper one")
         runs: list[PlannedRun] = []
         while self._rounds < self._most_rounds:
             runs += self._round(self._rounds)
@@ -175,12 +177,10 @@ class Confirmation:
         if self.plan is not None and all(methods.values()):
             self.looks |= settle_runs(self.plan, methods, baseline)
 
-    def _has_failed(self) -> bool:
-        """Whether the winners are at their end, and none of any stage is lossless."""
-        over = self._rounds >= self._most_rounds
+    def _is_proven(self) -> bool:
+        """Whether all winners of this step are."""
         looks = [self.looks.get(winner.name) for winner in self.winners]
-        ended = all(over or (look is not None and look.status != "continue") for look in looks)
-        return ended and all(look.status != "lossless" for look in self.looks.values())
+        return all(look is not None and look.status == "lossless" for look in looks)
 
 
 def _spoken(look: Look, metric: Metric) -> str:

@@ -1,16 +1,19 @@
 """Where a run will end, from where others went: how trials are stopped that cannot reach the bound any more.
 
-A final quality is forecast as the quality now and what finished runs gained from the same progress on. The spread
-of those gains is the doubt of the forecast, so nothing is assumed of the shape of a curve, nor that a slow start
-ends low. The baseline's curves count as those of any run. (Successive halving, Li et al. 2020, stops whatever is
+A final quality is forecast by regression: from what finished runs had at the same progress, and had in the end.
+Curves draw together, and what is far behind now is so by bad luck too: who adds to a run that is stopped for being
+behind what the others gained, forecasts it too low by as much as the margin, and what is learnt of such runs bends
+the surface of all others. Nothing is assumed of the shape of a curve, and the doubt of the forecast is that of the
+regression. The baseline's curves count as those of any run. (Successive halving, Li et al. 2020, stops whatever is
 not among the best third: of trials that all search the end of lossless, two thirds of those that reach it.)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy as np
 from scipy.special import stdtr
@@ -19,6 +22,9 @@ from raytrain_speedup.engine.compare import FULL_BUDGET
 
 Curve = list[tuple[float, float]]
 """Progress and quality (larger is better) of the reports of a run."""
+
+CLOSING, CLOSING_SPREAD = -0.5, 0.5
+"""What a run gains more than others do for each point that it is ahead of them now: a guess, and its deviation."""
 
 FEWEST = 4
 """Curves that are needed to forecast another."""
@@ -75,13 +81,26 @@ class Curves:
         if not curve:
             return None
         progress, quality = curve[-1]
-        gains = [
-            other[-1][1] - _at(other, progress) for other in self._whole.values() if other[0][0] <= progress
+        others = [
+            (_at(other, progress), other[-1][1]) for other in self._whole.values() if other[0][0] <= progress
         ]
-        if len(gains) < FEWEST:
-            return None
-        spread = max(stdev(gains), 1e-9) * math.sqrt(1 + 1 / len(gains))
-        return Forecast(quality + fmean(gains), spread, len(gains) - 1)
+        return None if len(others) < FEWEST else _regressed(others, quality)
+
+
+def _regressed(others: Sequence[tuple[float, float]], quality: float) -> Forecast:
+    """The final quality of a run that has this one now, from those that others had then and in the end."""
+    now_N, end_N = np.array(others).T
+    away_N, gained_N = now_N - now_N.mean(), end_N - now_N
+    gained_N -= gained_N.mean()
+    weight = max(float(gained_N.var()), 1e-18) / CLOSING_SPREAD**2
+    spread = float(away_N @ away_N) + weight
+    closing = (float(away_N @ gained_N) + weight * CLOSING) / spread
+    left_N = gained_N - closing * away_N
+    freedom = len(others) - 1
+    variance = max(float(left_N @ left_N) / freedom, 1e-18)
+    off = quality - float(now_N.mean())
+    doubt = math.sqrt(variance * (1 + 1 / len(others) + off**2 / spread))
+    return Forecast(float(end_N.mean()) + (1 + closing) * off, doubt, freedom)
 
 
 def _at(curve: Curve, progress: float) -> float:

@@ -28,6 +28,7 @@ from scipy.stats import norm, qmc
 
 from raytrain_speedup.tuning.encoding import Space, encode, settings_at, snapped, width
 from raytrain_speedup.tuning.objective import Level
+from raytrain_speedup.tuning.proof import Proof, ladder
 from raytrain_speedup.tuning.surrogate import Array, GaussianProcess
 
 QUALITY, COST, DOUBT, FAILED, UNUSED = "quality", "cost", "doubt", "failed", "unused"
@@ -39,6 +40,19 @@ NEAR_BEST = 4
 COST_NOISE = 0.02  # of the cost
 CHANCE_WORTH = 0.02
 """Candidates with a smaller chance to reach the bound are looked at only where there are no others."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What the last trials of a search are for: to try what would be confirmed.
+
+    Attributes:
+        count: of the settings that are confirmed; `place` of the one among them.
+    """
+
+    proof: Proof
+    count: int
+    place: int
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,22 @@ class Beliefs:
         mean_M, _ = self.quality.predict(encode(self.space, settings))
         return [float(value) for value in mean_M]
 
+    def chances(self, x_MD: Array, proof: Proof) -> Array:
+        """That points are proven lossless."""
+        mean_M, deviation_M = self.quality.predict(x_MD)
+        doubt_M = np.hypot(deviation_M, self.level_deviation)
+        return proof.chance(mean_M - self.bound.quality, doubt_M, self.quality.noise)
+
+    def proven(self, settings: Sequence[Mapping[str, Any]], proof: Proof) -> list[float]:
+        """The chances of settings, by the names of the space."""
+        return [float(chance) for chance in self.chances(encode(self.space, settings), proof)]
+
+    @property
+    def baseline_cost(self) -> float:
+        """That of the baseline; where it is not known that of the dearest trial."""
+        known = self.bound.level.cost
+        return known if math.isfinite(known) else float(self.cost(self.x_ND).max())
+
     @property
     def level_deviation(self) -> float:
         """Of the baseline's mean."""
@@ -126,12 +156,22 @@ class FrontierSampler(optuna.samplers.BaseSampler):
         number: of the suggestion, from 1.
         startup: trials that have come to an end before any is believed in.
         bound: what is asked for; None before there is a baseline.
+        rehearsal: of the confirmation, in place of a search for the end of lossless.
     """
 
     def __init__(
-        self, space: Space, *, seed: int, first: int, number: int, startup: int, bound: Bound | None
+        self,
+        space: Space,
+        *,
+        seed: int,
+        first: int,
+        number: int,
+        startup: int,
+        bound: Bound | None,
+        rehearsal: Rehearsal | None = None,
     ) -> None:
         self._space, self._random = dict(space), np.random.default_rng(seed)
+        self._rehearsal = rehearsal
         self._first, self._number, self._startup, self._bound = first, number, startup, bound
 
     def infer_relative_search_space(
@@ -147,7 +187,10 @@ class FrontierSampler(optuna.samplers.BaseSampler):
         if self._bound is None or not costs or len(tried) < self._startup:
             even = qmc.Sobol(width(self._space), rng=self._first).random(_power_of_two(self._number))
             return settings_at(self._space, snapped(self._space, even)[self._number - 1])
-        return settings_at(self._space, self._choice(Beliefs(self._space, tried, self._bound)))
+        beliefs = Beliefs(self._space, tried, self._bound)
+        if self._rehearsal is not None:
+            return settings_at(self._space, self._rehearsed(beliefs, self._rehearsal))
+        return settings_at(self._space, self._choice(beliefs))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -157,7 +200,9 @@ class FrontierSampler(optuna.samplers.BaseSampler):
     def _choice(self, beliefs: Beliefs) -> Array:
         """The cheapest candidate that one drawn surface lets reach one drawn bound."""
         bound = beliefs.bound.quality + beliefs.level_deviation * self._random.standard_normal()
-        points_MD = self._candidates(beliefs, bound)
+        believed_N, _ = beliefs.quality.predict(beliefs.x_ND)
+        order_N = _cheapest(beliefs.cost(beliefs.x_ND), believed_N >= bound, believed_N)
+        points_MD = self._candidates(beliefs, order_N)
         mean_M, deviation_M = beliefs.quality.predict(points_MD)
         cost_M = beliefs.cost(points_MD)
         chance_M = norm.cdf((mean_M - bound) / deviation_M)
@@ -167,11 +212,19 @@ class FrontierSampler(optuna.samplers.BaseSampler):
         best = np.where(reaching, cost_M[kept], np.inf).argmin() if reaching.any() else drawn.argmax()
         return points_MD[kept][best]
 
-    def _candidates(self, beliefs: Beliefs, bound: float) -> Array:
-        """Anywhere, and around the cheapest that are believed to reach the bound."""
-        believed_N, _ = beliefs.quality.predict(beliefs.x_ND)
-        order = _cheapest(beliefs.cost(beliefs.x_ND), believed_N >= bound, believed_N)
-        best = np.resize(order[:NEAR_BEST], NEAR)
+    def _rehearsed(self, beliefs: Beliefs, rehearsal: Rehearsal) -> Array:
+        """One of the candidates that would be confirmed."""
+        tried_N = beliefs.chances(beliefs.x_ND, rehearsal.proof)
+        worth_N = tried_N * (beliefs.baseline_cost - beliefs.cost(beliefs.x_ND))
+        points_MD = self._candidates(beliefs, np.argsort(-worth_N))
+        chance_M = beliefs.chances(points_MD, rehearsal.proof)
+        cost_M = beliefs.cost(points_MD)
+        found = ladder(cost_M, chance_M, baseline=beliefs.baseline_cost, count=rehearsal.count)
+        return points_MD[found[rehearsal.place % len(found)] if found else int(chance_M.argmax())]
+
+    def _candidates(self, beliefs: Beliefs, order_N: NDArray[np.intp]) -> Array:
+        """Anywhere, and around the first of those tried in this order."""
+        best = np.resize(order_N[:NEAR_BEST], NEAR)
         size = (NEAR, beliefs.x_ND.shape[1])
         away = self._random.normal(0, 0.08, size) * self._random.choice([1, 0.3], (NEAR, 1))
         anywhere = self._random.random((CANDIDATES, size[1]))

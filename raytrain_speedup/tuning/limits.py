@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
 from raytrain_speedup.tuning.space import BudgetSettings
+
+WORTH_IT = 0.02
+"""Of the cost: by so much the best setting has to become cheaper to have moved."""
 
 
 class Limits:
@@ -23,16 +27,23 @@ class Limits:
         self._budget, self._gpus, self._clock = budget, gpus, clock
         self._began = clock()
         self._gpu_seconds = 0.0
-        self._best, self._unmoved = "", 0
+        self._best, self._least, self._unmoved = "", math.inf, 0
 
     def ran(self, seconds: float) -> None:
         """A run of the search has come to an end."""
         self._gpu_seconds += seconds * self._gpus
 
-    def best_is(self, name: str) -> None:
-        """The best setting after another trial; empty where there is none yet."""
-        self._unmoved = self._unmoved + 1 if name and name == self._best else 0
-        self._best = name
+    def best_is(self, name: str, cost: float | None = None) -> None:
+        """The best setting after another trial; empty where there is none yet.
+
+        Args:
+            cost: where one is better only if it is cheaper: what is believed of settings changes with every trial,
+                and with it which of two equals is ahead.
+        """
+        moved = name != self._best if cost is None else cost < self._least * (1 - WORTH_IT)
+        self._unmoved = 0 if moved or not name else self._unmoved + 1
+        if moved:
+            self._best, self._least = name, math.inf if cost is None else cost
 
     def reached(self) -> str | None:
         """Why the search is over, in words."""
@@ -41,6 +52,11 @@ class Limits:
             return f"budget.hours: {budget.hours:g} are over"
         if budget.gpu_hours is not None and self._gpu_seconds >= budget.gpu_hours * 3600:
             return f"budget.gpu_hours: {budget.gpu_hours:g} are spent"
+        return None
+
+    def settled(self) -> str | None:
+        """Why nothing better is to be expected, in words."""
+        budget = self._budget
         if budget.patience is not None and self._unmoved >= budget.patience:
             return f"budget.patience: {self._best} is the best since {self._unmoved} trials"
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
@@ -24,10 +24,12 @@ Kind = Literal["cheapest-lossless", "pareto"]
 
 @dataclass(frozen=True)
 class Level:
-    """What the baseline reaches, turned so that larger is better, and over how many seeds that was seen."""
+    """What the baseline reaches, turned so that larger is better, over how many seeds that was seen, and what it
+    costs; NaN where that is not known."""
 
     mean: float
     seeds: int
+    cost: float = field(default=math.nan, compare=False)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Objective:
     def level(self, baselines: Sequence[Mapping[str, Any]]) -> Level | None:
         """Of final metrics of the baseline; None without any."""
         known = [value for metrics in baselines if math.isfinite(value := self.quality(metrics))]
-        return Level(fmean(known), len(known)) if known else None
+        costs = [cost for metrics in baselines if math.isfinite(cost := self.cost(metrics))]
+        return Level(fmean(known), len(known), fmean(costs) if costs else math.nan) if known else None
 
     def bound(self, level: Level) -> float:
         """The quality that a setting must have."""

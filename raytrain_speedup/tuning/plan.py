@@ -93,7 +93,7 @@ class SweepPlan(Searcher):
         self._look_ahead()
         self._suggestions: dict[str, Suggestion] = {}
         self._failed_once: set[str] = set()
-        self._ended_early = False
+        self._settled = self._ended_early = False
         self._next_runs: deque[PlannedRun] = deque()
         self._most_at_once = 1
         self._over = False
@@ -145,7 +145,8 @@ class SweepPlan(Searcher):
         else:
             winners = min(self._to_pick, settings.trials)
             search = settings.baselines + settings.trials
-        plan = confirmation_plan(settings, winners, self._begun_plan) if winners else None
+        at_once = 1 if self._climbs else winners
+        plan = confirmation_plan(settings, at_once, self._begun_plan) if winners else None
         rounds = most_rounds(settings, plan)
         return search + rounds * (1 + winners) + len(settings.seeds) * len(settings.controls)
 
@@ -218,7 +219,7 @@ class SweepPlan(Searcher):
 
     @property
     def _trials(self) -> int:
-        return 0 if self._winners is not None else self.sweep.settings.trials
+        return 0 if self._winners is not None else self._search.last
 
     def _go_on(self) -> None:
         """Begin the confirmation, or look at it, and line up what is next."""
@@ -235,23 +236,33 @@ class SweepPlan(Searcher):
 
     def _is_over(self) -> bool:
         """Whether the budget of the search ends it before its last trial."""
+        begun = self._search.told + self._asked()
+        if not self._settled and (why := self._limits.settled()) is not None:
+            self._settled = True
+            self._search.end_soon()
+            self.say(f"the search ends after {self._search.last} trials: {why}")
         if not self._ended_early and (why := self._limits.reached()) is not None:
             self._ended_early = True
-            self.say(f"the search ends after {self._search.told + self._asked()} trials: {why}")
-        return self._ended_early
+            self.say(f"the search ends after {begun} trials: {why}")
+        return self._ended_early or begun >= self._trials
 
     @property
     def _to_pick(self) -> int:
-        """Winners, and those in reserve."""
+        """Winners at most."""
         confirm = self.sweep.settings.confirm
-        steps = confirm.step_downs if self.objective.kind == "cheapest-lossless" else 0
-        return confirm.winners + (steps if confirm.winners else 0)
+        return confirm.rungs if self._climbs else confirm.winners
+
+    @property
+    def _climbs(self) -> bool:
+        """Whether winners are confirmed one after the other, each at the whole error."""
+        return self._winners is None and self.objective.kind == "cheapest-lossless"
 
     def _begin_confirmation(self) -> Confirmation:
         settings = self.sweep.settings
         picked = list(self._winners) if self._winners is not None else self._best()
-        plan = confirmation_plan(settings, len(picked), self._begun_plan) if picked else None
-        first = len(picked) if self._winners is not None else settings.confirm.winners
+        at_once = 1 if self._climbs else len(picked)
+        plan = confirmation_plan(settings, at_once, self._begun_plan) if picked else None
+        first = len(picked) if plan is None else at_once
         confirmation = Confirmation(self.sweep, picked[:first], plan, picked[first:])
         if picked:
             self.say(confirmation.announcement(self.finished, at_once=self._most_at_once))
@@ -278,14 +289,25 @@ class SweepPlan(Searcher):
         picked = self._picked(trials, self._to_pick)
         if begun.keys() <= {run.name for run in picked}:
             return picked
-        return [run for run in trials if run.name in begun]
+        begun_with = [run for run in trials if run.name in begun]
+        return sorted(begun_with, key=lambda run: -self.objective.cost(run.report))
+
+    def _best_yet(self) -> tuple[str, float | None]:
+        """The cheapest trial that is believed to be lossless, and its cost; without a bound the first that would be
+        confirmed."""
+        if self.objective.kind == "cheapest-lossless":
+            best = min(self._search.lossless(), key=lambda one: one.cost, default=None)
+            return ("", None) if best is None else (trial_name(best.number), best.cost)
+        trials = [one for one in self.finished.values() if one.role == TRIAL]
+        return next((best.name for best in self._picked(trials, 1)), ""), None
 
     def _picked(self, trials: Sequence[Outcome], count: int) -> list[Outcome]:
         beliefs = self._search.beliefs() if self.objective.kind == "cheapest-lossless" else None
         if beliefs is not None and trials:
-            believed = beliefs.believed([self.sweep.drawn(trial.params) for trial in trials])
-            bound = beliefs.bound.quality
-            return pick_ladder(trials, believed, count=count, objective=self.objective, bound=bound)
+            drawn = [self.sweep.drawn(trial.params) for trial in trials]
+            chances = beliefs.proven(drawn, self._search.proof)
+            whole = beliefs.baseline_cost
+            return pick_ladder(trials, chances, count=count, objective=self.objective, baseline=whole)
         baselines = [run.report for run in self.finished.values() if run.name in self._level_of]
         return pick_winners(trials, baselines, count=count, objective=self.objective)
 
@@ -321,8 +343,7 @@ class SweepPlan(Searcher):
             self._search.tell(self._suggestions.pop(trial_id), Ending(state, result, forecast))
             self._look_ahead()
             if self.sweep.settings.budget.patience is not None:
-                trials = [one for one in self.finished.values() if one.role == TRIAL]
-                self._limits.best_is(next((best.name for best in self._picked(trials, 1)), ""))
+                self._limits.best_is(*self._best_yet())
 
     def _lack_of(self, final: FinalMetrics | None, result: dict) -> str | None:
         """Why nothing can be compared with what the baseline reported."""

@@ -8,7 +8,7 @@ import numpy as np
 import optuna
 
 from raytrain_speedup.tuning.encoding import Space
-from raytrain_speedup.tuning.frontier import Bound, FrontierSampler
+from raytrain_speedup.tuning.frontier import Bound, FrontierSampler, Rehearsal
 from raytrain_speedup.tuning.space import SweepSettings
 
 
@@ -18,19 +18,30 @@ def startup_trials(settings: SweepSettings) -> int:
 
 
 def build_sampler(
-    settings: SweepSettings, space: Space, number: int, bound: Bound | None
+    settings: SweepSettings,
+    space: Space,
+    number: int,
+    bound: Bound | None,
+    rehearsal: Rehearsal | None = None,
 ) -> optuna.samplers.BaseSampler:
     """The sampler for the suggestion of this number; what it knows is in the study.
 
     Args:
         space: what is searched.
         bound: the quality that is asked for, once it is known.
+        rehearsal: that `frontier` suggests in place of a search.
     """
     seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
     startup = startup_trials(settings)
     if settings.sampler == "frontier":
         return FrontierSampler(
-            space, seed=seed, first=settings.seed, number=number, startup=startup, bound=bound
+            space,
+            seed=seed,
+            first=settings.seed,
+            number=number,
+            startup=startup,
+            bound=bound,
+            rehearsal=rehearsal,
         )
     if settings.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)

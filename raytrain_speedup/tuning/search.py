@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raytrain_speedup.engine.final_metrics import is_final
 from raytrain_speedup.tracking.store import Record
+from raytrain_speedup.tuning.confirmation import confirmation_plan
 from raytrain_speedup.tuning.forecast import Forecast
 from raytrain_speedup.tuning.frontier import (
     COST,
@@ -34,18 +35,20 @@ from raytrain_speedup.tuning.frontier import (
     UNUSED,
     Beliefs,
     Bound,
+    Rehearsal,
     active,
     told,
 )
 from raytrain_speedup.tuning.objective import Level
+from raytrain_speedup.tuning.proof import Proof
 from raytrain_speedup.tuning.samplers import build_sampler, startup_trials
 from raytrain_speedup.tuning.space import Sweep
 
 LOSSY = "quality below the bound"
 """The constraint of `cheapest-lossless`."""
 
-SECOND_LOOKS = 10
-"""One trial of so many, at the end of a search, is a second seed of the most promising settings."""
+REHEARSALS = 10
+"""One trial of so many, at the end of a search, tries what would be confirmed."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class Search:
     Attributes:
         study: Optuna's, in memory.
         told: how many suggestions have come to an end.
+        last: number of the last one.
+        proof: what a confirmation will ask of a setting.
     """
 
     def __init__(
@@ -108,7 +113,10 @@ class Search:
         level: Level | None = None,
     ) -> None:
         self.settings, self.objective = sweep.settings, sweep.objective
-        self.told = 0
+        self.told, self.last = 0, sweep.settings.trials
+        self.proof = Proof.by(confirmation_plan(sweep.settings, 1), len(sweep.settings.seeds))
+        rehearses = self.settings.sampler == "frontier" and self.settings.confirm.rungs > 0
+        self._rehearsals = self.settings.trials // REHEARSALS if rehearses else 0
         self._space, self._sweep = sweep.distributions(), sweep
         lossless = self.objective.kind == "cheapest-lossless"
         directions = ["min"] if lossless else list(self.objective.directions.values())
@@ -137,6 +145,11 @@ class Search:
         self._bound, self._beliefs = Bound(level, self.objective.margin), None
         while self._untold:
             self._tell(*self._untold.pop(0))
+
+    def end_soon(self) -> None:
+        """Let only what would be confirmed be tried before the end, which comes with trial `last`."""
+        begun = len(self.study.get_trials(deepcopy=False))
+        self.last = min(self.last, begun + self._rehearsals)
 
     def tell(self, suggestion: Suggestion, ending: Ending) -> None:
         """How it ended. An objective that is no number is a failure."""
@@ -197,29 +210,21 @@ class Search:
             trial.set_constraint(LOSSY, self._bound.quality - quality)
 
     def _given(self) -> Mapping[str, Any]:
-        """Settings that are not the sampler's to choose: those of the file first, second looks last."""
-        if self._points:
-            return self._points.popleft()
-        left = self.settings.trials - len(self.study.get_trials(deepcopy=False))
-        return self._second_look() if 0 < left <= self.settings.trials // SECOND_LOOKS else {}
+        """Settings that are not the sampler's to choose: those of the file."""
+        return self._points.popleft() if self._points else {}
 
-    def _second_look(self) -> Mapping[str, Any]:
-        """The cheapest settings that would be picked for confirmation and have been tried once."""
-        beliefs = self.beliefs() if self.settings.sampler == "frontier" else None
-        if beliefs is None:
-            return {}
-        aim = beliefs.bound.quality + self.objective.margin / 2
-        promising = [
-            (trial.user_attrs[COST], params)
-            for trial, quality in self._whole(beliefs)
-            if quality >= aim and self._tries[_said(params := self._sweep.meant(trial.params)[0])] == 1
-        ]
-        return min(promising, key=lambda one: one[0])[1] if promising else {}
+    def _rehearsal(self, number: int) -> Rehearsal | None:
+        """What the suggestion of this number is for, if it is one of the last."""
+        if not self._rehearsals or number <= self.last - self._rehearsals:
+            return None
+        count = self.settings.confirm.rungs
+        return Rehearsal(self.proof, count, number % count)
 
     def _ask(self, fixed: Mapping[str, Any]) -> Suggestion:
         """The next suggestion, with some settings given."""
         number = len(self.study.get_trials(deepcopy=False)) + 1
-        self.study.sampler = build_sampler(self.settings, self._space, number, self._bound)
+        rehearsal = self._rehearsal(number)
+        self.study.sampler = build_sampler(self.settings, self._space, number, self._bound, rehearsal)
         if fixed:
             self.study.enqueue_trial(self._sweep.drawn(fixed))
         trial = self.study.ask(fixed_distributions=self._space)

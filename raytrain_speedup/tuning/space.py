@@ -56,9 +56,9 @@ MAY_DIFFER_ON_RESUME = (
 """Keys of a search-space file (dotted, where they are in a section) that may be others when a sweep is resumed.
 All the rest is the question; with another question it would be another sweep."""
 
-PATIENCE = 16
-"""Trials without a better one that end a search for one setting, where no budget is given: on known surfaces
-these are two fifths of the compute, and few better settings (tests/benchmarks/results/cpu-search.md)."""
+PATIENCE = 10
+"""Trials without one that is 2 % cheaper, which end a search for one setting where no budget is given: on known
+surfaces two fifths of its compute are spared by it (tests/benchmarks/results/cpu-search.md)."""
 
 SEARCH_SEED = 1_000_003
 """The search trains with a seed of its own, so that a winner's luck is no evidence for it, however many seeds are
@@ -106,7 +106,8 @@ class ConfirmSettings(Settings):
         1,
         ge=0,
         le=4,
-        description="how many safer candidates are confirmed, one after the other, where no winner is proven",
+        description="how many safer ones come before them (cheapest-lossless): the safest is confirmed first, at "
+        "the whole error, and each that is proven is followed by the next cheaper one",
     )
     until: Literal["verdict", "seeds"] = Field(
         "verdict",
@@ -119,6 +120,11 @@ class ConfirmSettings(Settings):
     pairing: Literal["paired", "unpaired"] = Field(
         "unpaired", description="compare seed by seed, or mean with mean; never decided after seeing the data"
     )
+
+    @property
+    def rungs(self) -> int:
+        """Settings that are confirmed one after the other, at most."""
+        return self.winners + self.step_downs if self.winners else 0
 
 
 class SweepSettings(Settings):

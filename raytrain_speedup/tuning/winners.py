@@ -4,7 +4,8 @@ A trial is one seed, and the cheapest of many that look lossless is the one that
 the baseline's mean come first, not those within the margin of it: in simulated sweeps
 (tests/tuning/test_winners.py) that leaves 4 to 18 % of them without a proven winner instead of 20 to 68 %, at an
 equal or higher speedup. To ask for more than the mean proves more still, but slower ones. Where the trials are
-enough for a surface (`frontier.py`), that surface says which reach it, and not the luck of single runs.
+enough for a surface (`frontier.py`), that surface says how likely each is to be proven, and not the luck of single
+runs, and those are confirmed that may be expected to save most (`proof.py`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.tuning.objective import Objective
+from raytrain_speedup.tuning.proof import ladder
 
 
 @dataclass(frozen=True)
@@ -61,29 +65,31 @@ def pick_winners(
 
 
 def pick_ladder(
-    trials: Sequence[Outcome], believed: Sequence[float], *, count: int, objective: Objective, bound: float
+    trials: Sequence[Outcome],
+    chances: Sequence[float],
+    *,
+    count: int,
+    objective: Objective,
+    baseline: float,
 ) -> list[Outcome]:
-    """The cheapest trials that are believed to be lossless, from bold to safe.
+    """The trials to confirm one after the other, from safe to bold, see `proof.ladder`.
 
-    What is believed of a setting draws on all trials, so the luck of one is no reason to pick it. A setting at the
-    bound itself cannot be proven with any number of seeds: the first pick is believed to lie half a margin above
-    it, each further one another half; where there is none, it is the best of the rest.
+    What is believed of a setting draws on all trials, so the luck of one is no reason to pick it.
 
     Args:
         trials: finished trials with their full budget.
-        believed: the quality of each trial's settings.
-        count: how many to pick.
-        bound: the quality that is asked for.
+        chances: that each trial's settings are proven.
+        count: how many to pick at most; where none would be worth it, the likeliest.
+        baseline: its cost.
     """
-    value = {trial.name: quality for trial, quality in zip(trials, believed, strict=True)}
-    left = _different(sorted(_measured(trials, objective), key=lambda trial: objective.cost(trial.report)))
-    picked: list[Outcome] = []
-    while left and len(picked) < count:
-        aim = bound + objective.margin * (len(picked) + 1) / 2
-        good = [trial for trial in left if value[trial.name] >= aim]
-        picked.append(good[0] if good else max(left, key=lambda trial: value[trial.name]))
-        left.remove(picked[-1])
-    return picked
+    chance = {trial.name: one for trial, one in zip(trials, chances, strict=True)}
+    known = _different(_measured(trials, objective))
+    if not known or not count:
+        return []
+    cost_N = np.array([objective.cost(trial.report) for trial in known])
+    chance_N = np.array([chance[trial.name] for trial in known])
+    found = ladder(cost_N, chance_N, baseline=baseline, count=count)
+    return [known[place] for place in found] or [known[int(chance_N.argmax())]]
 
 
 def _measured(trials: Sequence[Outcome], objective: Objective) -> list[Outcome]:

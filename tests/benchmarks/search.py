@@ -9,8 +9,9 @@ to estimate), a margin of .5. The optimum is that of a fine grid. A sweep is sai
 first trial that is truly lossless, ran to its end and costs at most 5 % more than the optimum.
 
 Columns: median and worst number of trials until then (-: not within the trials there are); how many of the sweeps
-were there within 40; the compute of the trials, in runs of the baseline; sweeps that ended with a setting proven
-lossless, and with one that is truly lossy; what the proven ones cost, against the optimum.
+were there within 40; the compute of the trials and of the confirmation, in runs of the baseline; sweeps that
+ended with a setting proven lossless, and with one that is truly lossy; what the proven ones cost, against the
+optimum, and what is delivered: the baseline where nothing is proven.
 """
 
 from __future__ import annotations
@@ -108,11 +109,13 @@ class Found:
     Attributes:
         first: number of the first trial within 5 %; None without one.
         compute: of the trials, in runs of the baseline.
+        confirming: that of the confirmation, its baselines included.
         proven: cost and loss of the cheapest setting that was proven lossless; None without one.
     """
 
     first: int | None
     compute: float
+    confirming: float
     proven: tuple[float, float] | None
 
 
@@ -146,7 +149,7 @@ def simulate(loss: Loss, seed: int, *, confirm: int = 2, **changes: Any) -> Foun
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     random, best = np.random.default_rng(seed), optimum(loss)
     plan = SweepPlan(sweep_of(seed=seed, confirm={"winners": confirm}, **changes))
-    first, compute = None, 0.0
+    first, compute, confirming = None, 0.0, 0.0
     proven: dict[str, tuple[float, float]] = {}
     while isinstance(config := plan.suggest("only"), dict):
         params, is_trial = config["params"], config["role"] == "trial"
@@ -160,11 +163,13 @@ def simulate(loss: Loss, seed: int, *, confirm: int = 2, **changes: Any) -> Foun
             number = int(config["run_name"].rpartition("-")[2])
             if first is None and progress == 1 and lost <= MARGIN and spent <= WITHIN * best:
                 first = number
-        elif is_method:
+            continue
+        confirming += spent if plan.confirmation is not None else 0.0
+        if is_method:
             proven[config["run_name"].rpartition("-seed")[0]] = (spent, lost)
     looks = plan.confirmation.looks if plan.confirmation is not None else {}
     lossless = [proven[name] for name, look in looks.items() if look.status == "lossless"]
-    return Found(first, compute, min(lossless, default=None))
+    return Found(first, compute, confirming, min(lossless, default=None))
 
 
 def train(
@@ -192,8 +197,11 @@ def table(surface: str, ways: list[str], seeds: int, baselines: int) -> None:
     loss = SURFACES[surface]
     best = optimum(loss)
     print(f"\n{surface}: the optimum costs {best:.3f} of the baseline\n", flush=True)
-    print("| way | trials until within 5 % | worst | within 40 | compute | proven | truly lossy | cost |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    print(
+        "| way | trials until within 5 % | worst | within 40 | compute | to confirm | proven | truly lossy "
+        "| cost | delivered |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for way in ways:
         began = time.process_time()
         found = [simulate(loss, seed, baselines=baselines, **WAYS[way]) for seed in range(seeds)]
@@ -206,9 +214,11 @@ def table(surface: str, ways: list[str], seeds: int, baselines: int) -> None:
             _trials(firsts[-1]),
             f"{sum(first <= 40 for first in firsts)} of {seeds}",
             f"{compute:.1f}",
+            f"{fmean(one.confirming for one in found):.1f}",
             f"{len(proven)} of {seeds}",
             f"{sum(lost > MARGIN for _, lost in proven)} of {seeds}",
             f"{fmean(spent for spent, _ in proven) / best:.2f}" if proven else "-",
+            f"{fmean(one.proven[0] if one.proven else 1.0 for one in found) / best:.2f}",
         ]
         print(f"| {' | '.join(cells)} |   {time.process_time() - began:.0f} s", flush=True)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise, permutations
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
 from raytrain_speedup.engine.final_metrics import FinalMetrics
+from raytrain_speedup.engine.statistics.estimate import Array, Estimate
 from raytrain_speedup.engine.statistics.verdict import plan_for
 from raytrain_speedup.metric import Direction
 from raytrain_speedup.tuning.objective import Objective
+from raytrain_speedup.tuning.proof import Proof, ladder
 from raytrain_speedup.tuning.winners import Outcome, pick_ladder, pick_winners
 
 OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_flops": "min"}
@@ -72,13 +77,53 @@ def test_no_baseline_and_no_trials() -> None:
     assert pick_winners([trial("a", 1, 1)], [], count=1, objective=asked())[0].name == "a"
 
 
-def test_a_ladder_from_bold_to_safe_and_no_trust_in_luck() -> None:
-    """The bound is 97, the margin 1: the first pick is believed at 97.5 or more, the second at 98."""
-    trials = [trial(name, 99.9, flops) for name, flops in (("a", 1), ("b", 2), ("c", 3), ("d", 4), ("e", 5))]
-    believed = [97.1, 97.6, 97.7, 98.2, 97.9]
+def test_the_ladder_saves_most_of_all() -> None:
+    """By trying every ladder. A dearer one that is less likely to be proven is on none."""
+    random = np.random.default_rng(0)
+    for count in (1, 2, 3):
+        cost_N, chance_N = random.uniform(0.2, 1.1, 6), random.uniform(0, 1, 6)
+        chance_N[0], cost_N[0] = 0.99, 0.95
+
+        def saved(places: Sequence[int], cost_N: Array = cost_N, chance_N: Array = chance_N) -> float:
+            total, sure, chance = 0.0, 1.0, 1.0
+            for place in places:
+                chance *= chance_N[place]
+                total, sure = total + chance * (sure - cost_N[place]), cost_N[place]
+            return total
+
+        falling = [
+            places
+            for length in range(count + 1)
+            for places in permutations(range(6), length)
+            if all(cost_N[a] > cost_N[b] for a, b in pairwise(places))
+        ]
+        found = ladder(cost_N, chance_N, baseline=1.0, count=count)
+        assert saved(found) == pytest.approx(max(map(saved, falling))) and 0 < len(found) <= count
+    assert ladder(np.array([1.2]), np.array([0.9]), baseline=1.0, count=2) == []
+    assert ladder(np.array([]), np.array([]), baseline=1.0, count=2) == []
+
+
+def test_the_chance_of_a_proof_is_that_of_simulated_confirmations() -> None:
+    """Of one look at twelve seeds a side, where the margin is .5 and the noise .3."""
+    random, plan = np.random.default_rng(0), plan_for(0.5, min_seeds=12, max_seeds=12, pairing="unpaired")
+    baseline = 0.3 * random.standard_normal((2000, 12))
+    method = -0.25 + 0.1 * random.standard_normal((2000, 1)) + 0.3 * random.standard_normal((2000, 12))
+    below, _ = Estimate.of(method, baseline, "unpaired").bounds(plan.levels[0], plan.levels[0])
+    found = Proof.by(plan, 1).chance(np.array([0.25]), np.array([0.1]), 0.3)
+    assert found[0] == pytest.approx((below > -0.5).mean(), abs=0.03)
+
+
+def test_trials_are_picked_from_safe_to_bold_and_not_by_their_luck() -> None:
+    trials = [trial(name, 99.9, flops) for name, flops in (("a", 1), ("b", 2), ("c", 3), ("d", 4))]
     objective = Objective("cheapest-lossless", OBJECTIVES, margin=1.0)
-    found = pick_ladder(trials, believed, count=4, objective=objective, bound=97.0)
-    assert [outcome.name for outcome in found] == ["b", "d", "e", "c"], "then the most promising of the rest"
+
+    def names(chances: list[float]) -> list[str]:
+        found = pick_ladder(trials, chances, count=2, objective=objective, baseline=5.0)
+        return [outcome.name for outcome in found]
+
+    assert names([0.0, 0.6, 0.5, 0.95]) == ["d", "b"]
+    assert names([0.0, 0.9, 0.9, 0.9]) == ["b"]
+    assert names([0.0, 0.0, 0.0, 0.0]) == ["a"], "where none is likely, something is tried all the same"
 
 
 MARGIN, SD = 0.3, 0.17
