@@ -290,14 +290,17 @@ class SweepPlan(Searcher):
         if begun.keys() <= {run.name for run in picked}:
             return picked
         begun_with = [run for run in trials if run.name in begun]
-        return sorted(begun_with, key=lambda run: -self.objective.cost(run.report))
+        return self._from_safe_to_bold(begun_with) if self._climbs else begun_with
 
     def _best_yet(self) -> tuple[str, float | None]:
-        """The cheapest trial that is believed to be lossless, and its cost; without a bound the first that would be
+        """The cheapest trial that is believed to be lossless, and its cost; where none is, the first that would be
         confirmed."""
         if self.objective.kind == "cheapest-lossless":
-            best = min(self._search.lossless(), key=lambda one: one.cost, default=None)
-            return ("", None) if best is None else (trial_name(best.number), best.cost)
+            if lossless := self._search.lossless():
+                best = min(lossless, key=lambda one: one.cost)
+                return trial_name(best.number), best.cost
+            if not self._search.believes:
+                return "", None
         trials = [one for one in self.finished.values() if one.role == TRIAL]
         return next((best.name for best in self._picked(trials, 1)), ""), None
 
@@ -309,7 +312,11 @@ class SweepPlan(Searcher):
             whole = beliefs.baseline_cost
             return pick_ladder(trials, chances, count=count, objective=self.objective, baseline=whole)
         baselines = [run.report for run in self.finished.values() if run.name in self._level_of]
-        return pick_winners(trials, baselines, count=count, objective=self.objective)
+        picked = pick_winners(trials, baselines, count=count, objective=self.objective)
+        return self._from_safe_to_bold(picked) if self._climbs else picked
+
+    def _from_safe_to_bold(self, trials: Sequence[Outcome]) -> list[Outcome]:
+        return sorted(trials, key=lambda run: -self.objective.cost(run.report))
 
     def on_trial_result(self, trial_id: str, result: dict) -> None:
         """The scheduler hears of a report before Tune's searcher does, and tells `hear`."""

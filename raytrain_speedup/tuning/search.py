@@ -167,10 +167,15 @@ class Search:
                 self._beliefs = Beliefs(self._space, tried, self._bound)
         return self._beliefs
 
+    @property
+    def believes(self) -> bool:
+        """Whether enough trials have come to an end to believe in any."""
+        return self.told >= startup_trials(self.settings)
+
     def lossless(self) -> list[Believed]:
         """The whole trials that are believed to reach the bound; none while too few have come to an end to believe
         in any."""
-        beliefs = self.beliefs() if self.told >= startup_trials(self.settings) else None
+        beliefs = self.beliefs() if self.believes else None
         if beliefs is None:
             return []
         return [
