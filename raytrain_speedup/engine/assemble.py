@@ -240,6 +240,8 @@ def _check_step(experiment: Experiment, model: nn.Module, task: Task, shape: tup
         found = asked(model, task, shape)
         if isinstance(found, Losses):
             found.losses.sum().backward()
+    except UserError:
+        raise  # it names its key itself
     except Exception as error:
         raise UserError(
             f"{where} and model.name {experiment.model.name!r} make no step: {what_happened(error)}"

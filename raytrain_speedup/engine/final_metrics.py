@@ -78,13 +78,14 @@ class FinalMetrics:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """The metrics that `to_dict` wrote, in this version or an earlier one."""
-        unknown = {"seed": 0, "progress": 0.0, "passes_saved": float("nan")} | dict.fromkeys(WORDS, "")
-        own = {name: KINDS[name](content[name]) for name in OWN if name in content}
+        own = dict(UNKNOWN)
+        for name in KINDS.keys() & content.keys():
+            own[name] = KINDS[name](content[name])
         return cls(
             metric=metric_of(content),
             costs=Costs.from_dict(content),
             metrics=others(content),
-            **(unknown | own),
+            **own,
         )
 
 
@@ -119,6 +120,15 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 }
 """What each of them is made of again: a tracker's numbers are all floats."""
 
+UNKNOWN: Mapping[str, Any] = {
+    **{"seed": 0, "progress": 0.0, "passes_saved": float("nan")},
+    **dict.fromkeys(WORDS, ""),
+}
+"""Of those that a run has to have, and an earlier version did not record."""
+
+NOT_OTHERS = frozenset((*OWN, *costs.NAMES))
+"""Names of plain data that are fields of their own."""
+
 
 def is_final(report: Mapping[str, Any]) -> bool:
     """Whether a report is that of the whole run, and not of an epoch."""
@@ -136,9 +146,7 @@ def metric_of(report: Mapping[str, Any]) -> Metric:
 def others(content: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of plain data that are none of the fields here."""
     return {
-        name: float(value)
-        for name, value in content.items()
-        if name not in OWN and name not in costs.NAMES and _is_number(value)
+        name: float(value) for name, value in content.items() if name not in NOT_OTHERS and _is_number(value)
     }
 
 

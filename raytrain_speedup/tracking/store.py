@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from raytrain_speedup.engine.final_metrics import TEXTS, FinalMetrics
@@ -154,14 +155,13 @@ def records(
 def short_ids(run_ids: Iterable[str]) -> dict[str, str]:
     """The beginning of each id that no other one has, of `SHORTEST_ID` characters or more."""
     ids = sorted(set(run_ids))
-    short = {}
-    for before, run_id, after in zip(["", *ids], ids, [*ids[1:], ""], strict=False):
-        shared = max(_shared(run_id, before), _shared(run_id, after))
-        short[run_id] = run_id[: max(SHORTEST_ID, shared + 1)]
-    return short
+    needed = [_needed(one, other) for one, other in pairwise(["", *ids, ""])]
+    return {run_id: run_id[: max(sides)] for run_id, sides in zip(ids, pairwise(needed), strict=True)}
 
 
-def _shared(one: str, other: str) -> int:
-    """How many characters two ids begin with alike."""
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+def _needed(one: str, other: str) -> int:
+    """How many characters tell two ids apart, of `SHORTEST_ID` or more."""
+    length = SHORTEST_ID
+    while one[:length] == other[:length] and length <= len(one):
+        length += 1
+    return length

@@ -10,12 +10,11 @@ reference steps and FLOPs, as fractions of those of `none`, seed by seed.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
 from backbone import camvid, classifier
-from side_by_side import middle, provenance, ratios, side_by_side, spread
+from side_by_side import arguments, print_methods, provenance, side_by_side
 
 from raytrain_speedup.config import load_experiment
 
@@ -23,10 +22,7 @@ SAVED = 0.3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=float, default=16.0)
-    parser.add_argument("--size", type=int, default=64)
+    parser = arguments(__doc__, epochs=16.0, size=64)
     parser.add_argument(
         "--backbone", action="store_true", help="also from a classifier's weights, minutes more"
     )
@@ -56,13 +52,7 @@ def main() -> None:
         if asked.backbone:
             variants["backbone"] = fewer | {"model.pretrained": str(classifier(Path(folder)))}
         results = side_by_side(base, variants, seeds)
-    print("\n| method | mIoU | passes saved | cost | FLOPs |\n|---|--:|--:|--:|--:|")
-    for name in variants:
-        miou = spread([metrics["miou"] for metrics in results[name]])
-        saved = sum(metrics["passes_saved"] for metrics in results[name]) / len(seeds)
-        cost = middle(ratios(results, name, "reference_steps", "none"))
-        flops = middle(ratios(results, name, "train_flops", "none"))
-        print(f"| {name} | {miou} | {saved:.0%} | {cost} | {flops} |")
+    print_methods(results, {"mIoU": ("miou", "{:.2f}")})
     print(f"\n{asked.epochs:g} epochs at {asked.size} pixels. {provenance(seeds)}")
 
 

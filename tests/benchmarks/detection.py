@@ -10,12 +10,11 @@ reference steps and FLOPs, as fractions of those of `none`, seed by seed.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
 from backbone import camvid, classifier
-from side_by_side import middle, provenance, ratios, side_by_side, spread
+from side_by_side import arguments, print_methods, provenance, side_by_side
 
 from raytrain_speedup.config import load_experiment
 
@@ -23,12 +22,8 @@ SAVED = 0.3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=float, default=12.0)
-    parser.add_argument("--size", type=int, default=128)
-    asked = parser.parse_args()
-    seeds, fewer = range(asked.seeds), {"train.epochs": asked.epochs * (1 - SAVED)}
+    asked = arguments(__doc__, epochs=12.0, size=128).parse_args()
+    seeds = range(asked.seeds)
     base = load_experiment(
         "camvid-ssdlite",
         {
@@ -41,18 +36,12 @@ def main() -> None:
         backbone = {"model.pretrained": str(classifier(Path(folder), reduced_tail=True))}
         variants = {
             "none": {},
-            "fewer epochs": fewer,
+            "fewer epochs": {"pruning.method": "epochs", "pruning.saving": SAVED},
             "InfoBatch": {"pruning.method": "infobatch", "pruning.saving": SAVED},
             "backbone": backbone,
         }
         results = side_by_side(base, variants, seeds)
-    print("\n| method | mAP | AP50 | passes saved | cost | FLOPs |\n|---|--:|--:|--:|--:|--:|")
-    for name in variants:
-        judged = [spread([metrics[metric] for metrics in results[name]]) for metric in ("map", "ap50")]
-        saved = sum(metrics["passes_saved"] for metrics in results[name]) / len(seeds)
-        cost = middle(ratios(results, name, "reference_steps", "none"))
-        flops = middle(ratios(results, name, "train_flops", "none"))
-        print(f"| {name} | {' | '.join(judged)} | {saved:.0%} | {cost} | {flops} |")
+    print_methods(results, {"mAP": ("map", "{:.2f}"), "AP50": ("ap50", "{:.2f}")})
     print(f"\n{asked.epochs:g} epochs at {asked.size} pixels. {provenance(seeds)}")
 
 

@@ -5,6 +5,7 @@ The machine's speed drifts, so the variants of a seed follow each other and rati
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import platform
@@ -52,6 +53,36 @@ def side_by_side(
                 flush=True,
             )
     return results
+
+
+def arguments(doc: str, *, seeds: int = 3, **sizes: float) -> argparse.ArgumentParser:
+    """The parser of a table's script: --seeds, and what decides its size.
+
+    Args:
+        doc: the script's own; its first line is shown.
+        seeds: how many by default.
+        sizes: names of options and their defaults, whose types they have.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    for name, default in {"seeds": seeds, **sizes}.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    return parser
+
+
+def print_methods(results: Mapping[str, list[Metrics]], judged: Mapping[str, tuple[str, str]]) -> None:
+    """A Markdown line per variant: what it reached, what it saved, what it cost as fractions of `none`'s.
+
+    Args:
+        results: as `side_by_side` gives them.
+        judged: of each column its metric and form.
+    """
+    print(f"\n| method | {' | '.join(judged)} | passes saved | cost | FLOPs |")
+    print(f"|---|{'--:|' * (len(judged) + 3)}")
+    for name, runs in results.items():
+        reached = [spread([run[metric] for run in runs], form) for metric, form in judged.values()]
+        saved = mean(run["passes_saved"] for run in runs)
+        cost, flops = (middle(ratios(results, name, of, "none")) for of in ("reference_steps", "train_flops"))
+        print(f"| {name} | {' | '.join(reached)} | {saved:.0%} | {cost} | {flops} |")
 
 
 def control(base: Experiment, method: str) -> dict[str, object]:

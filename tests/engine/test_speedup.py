@@ -43,6 +43,8 @@ def test_a_busy_baseline_makes_no_speedup() -> None:
     assert found.ratio == pytest.approx(100 / 70)
     assert found.disturbed == "as little as 33% of a core, core lost up to 700 times a second"
     assert found.doubt == "but 4.29 x by wall seconds"
+    among = Speedup.of([run(steps=70.0)], [run(), busy])
+    assert among.disturbed == found.disturbed, "the worst of a side counts"
 
 
 def test_a_gain_that_the_compute_does_not_explain_is_doubted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from raytrain_speedup.models import ModelSettings, build_model
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks.features import FeatureSettings, build_features
 from raytrain_speedup.tasks.frechet import feature_moments, frechet_distance
+
+sys.path.append(str(Path(__file__).parents[1] / "engine"))
+from engine_runs import CPU, Diary, run
 
 
 def classifier(folder: Path, **of: Any) -> tuple[nn.Module, Path]:
@@ -76,6 +80,11 @@ def test_what_does_not_fit_is_refused_before_a_training(tmp_path: Path) -> None:
         )
         with pytest.raises(UserError, match=said):
             experiment.task.build().example(shape, 2)
+    gone = load_experiment(
+        "digits-diffusion", {"task.features.network": "resnet8", "task.features.weights": "no.pt"}
+    )
+    with pytest.raises(UserError, match="^task.features.weights: cannot read no.pt"):
+        run(gone, Diary(tmp_path), device=CPU)
     for key, value in (("network", "resnet8"), ("weights", "model.pt")):
         with pytest.raises(UserError, match="task.features.*expected"):
             load_experiment("digits-diffusion", {f"task.features.{key}": value})

@@ -56,7 +56,7 @@ class Costs:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Those among the metrics of a run."""
-        known = {name: content[name] for name in NAMES if name in content}
+        known = {name: content[name] for name in content.keys() & KNOWN}
         return cls(**{"train_seconds": float("nan"), **known})
 
     def to_dict(self) -> dict[str, float]:
@@ -66,3 +66,5 @@ class Costs:
 
 NAMES = tuple(field.name for field in fields(Costs))
 """Metrics that are costs, in the order in which they are reported."""
+
+KNOWN = frozenset(NAMES)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from statistics import fmean
 from typing import Literal, NamedTuple, Self
 
+from raytrain_speedup.engine.cost.costs import Costs
 from raytrain_speedup.engine.final_metrics import FinalMetrics, Runs
 from raytrain_speedup.engine.statistics.estimate import ratio_interval
 
@@ -90,12 +92,16 @@ class Disturbance(NamedTuple):
     @classmethod
     def of(cls, runs: Sequence[FinalMetrics]) -> Self:
         """Of all these runs, at least one."""
-        costs = [run.costs for run in runs]
+        found = [cls._of_one(run.costs) for run in runs]
+        return found[0] if len(found) == 1 else reduce(cls.worst, found)
+
+    @classmethod
+    def _of_one(cls, cost: Costs) -> Self:
         return cls(
-            min((cost.core_fraction for cost in costs if cost.core_fraction is not None), default=1.0),
-            max(cost.switches_per_second or 0.0 for cost in costs),
-            max(1.0 if cost.reference_spread is None else cost.reference_spread for cost in costs),
-            max(cost.other_processes or 0.0 for cost in costs),
+            1.0 if cost.core_fraction is None else cost.core_fraction,
+            cost.switches_per_second or 0.0,
+            1.0 if cost.reference_spread is None else cost.reference_spread,
+            cost.other_processes or 0.0,
         )
 
     @classmethod
