@@ -153,7 +153,7 @@ def summary(run: FinalMetrics, others: Mapping[str, Direction] = MappingProxyTyp
         "warm-up": (costs.warmup_seconds, "{:.1f} s"),
         "samples shown": (costs.samples_shown, "{:,.0f}"),
         "sample passes saved": (run.passes_saved, "{:.1%}"),
-        "bytes read for them": (None if costs.bytes_read is None else costs.bytes_read / 1e6, "{:,.1f} MB"),
+        "bytes read to train": (None if costs.bytes_read is None else costs.bytes_read / 1e6, "{:,.1f} MB"),
         "training FLOPs": (costs.train_flops, "{:.3g}"),
         "peak memory": (memory, "{:.2f} GiB"),
         "samples skipped": (run.samples_skipped, "{:.0f}"),

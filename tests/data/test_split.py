@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raytrain_speedup import randomness
 from raytrain_speedup.data import open_data
 from raytrain_speedup.data.digits import DigitsSettings
 from raytrain_speedup.data.splits import balanced_split
@@ -23,6 +25,19 @@ def test_every_sample_is_on_one_side_and_every_class_gives_its_share(targets, fr
     assert (given_up[counts > 0] < counts[counts > 0]).all()
     if (counts[counts > 0] > 1 / (1 - fraction) + 1).all():
         assert len(aside) == round(fraction * len(targets))
+
+
+@given(targets=LABELS, seed=st.integers(0, 10**9))
+@settings(max_examples=30, deadline=None)
+def test_of_every_class_those_go_that_chance_puts_first(targets, seed) -> None:
+    """A split is the same in every version: runs of old are resumed and compared."""
+    _, aside = balanced_split(targets, 0.4, seed)
+    random = randomness.bits(torch.arange(len(targets)), seed=seed, epoch=0, streams=[0])[0].tolist()
+    expected = []
+    for label in set(targets.tolist()):
+        own = sorted(np.flatnonzero(targets == label).tolist(), key=lambda position: random[position])
+        expected += own[: np.count_nonzero(targets[aside] == label)]
+    assert aside.tolist() == sorted(expected)
 
 
 def test_the_largest_remainders_are_rounded_up() -> None:

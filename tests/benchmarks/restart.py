@@ -1,0 +1,192 @@
+"""From the start of `speedup train --resume` to its first step, on an index of 14.2 million rows.
+
+    python tests/benchmarks/restart.py                 # one process
+    python tests/benchmarks/restart.py --val .1        # with a tenth set aside, as a sweep does
+
+The rows are ImageNet-22K's in number and classes; their images are a few that were made up, each the image of many
+rows. A training with InfoBatch, begun in its second epoch with scores that were made up too (no 14 million images
+are read for that), is stopped in the middle of it by Ctrl-C and goes on by its checkpoint. Prints a table; recorded
+in results/cpu-indexed.md. The index takes 460 MB of the disk, the checkpoints as much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+N, CLASSES, IMAGES = 14_197_122, 21_841, 2_000
+STEPS = 8  # of the epoch in which it is stopped
+
+PHASES = {
+    "open_data": "index and splits opened",
+    "assemble": "test images tried, network built, one step to warm up",
+    "resume": "checkpoint read",
+    "measure": "reference step timed",
+    "plan": "epoch planned",
+    "epoch_steps": "plan cut into steps",
+    "train_step": "first batch read, first step",
+}
+
+
+def write_rows(folder: Path, count: int) -> None:
+    """The index of training data, whose rows share some images, and that of test data."""
+    from raytrain_speedup.data.indexing import make_index
+    from raytrain_speedup.data.object_store import Stat
+    from raytrain_speedup.data.shards import ShardRows, write_index
+    from raytrain_speedup.data.synthetic import make_images
+
+    make_images(folder / "images", images=IMAGES, classes=10, size=32, processes=1)
+    few = make_index(folder / "images", folder / "few.index", processes=1)
+    row = np.random.default_rng(0).integers(0, len(few.rows), count)
+    stats = [Stat(*map(int, shard.tolist()[:3])) for shard in few.shards]
+    shards = [few.name(number) for number in range(len(few.shards))]
+    for split, chosen in (("train", row), ("test", np.arange(len(few.rows)))):
+        rows, labels = few.rows[chosen], np.arange(len(chosen)) % CLASSES
+        names = [f"n{number:08d}" for number in range(min(CLASSES, len(chosen)))]
+        part = ShardRows(shards, stats, rows["shard"], rows["offset"], rows["length"], names, labels)
+        write_index(folder / f"{split}.index", few.root, [part])
+
+
+def command_line(folder: Path, val: float, resume: str | None) -> list[str]:
+    keys = {
+        "data.source": "index",
+        "data.train": folder / "train.index",
+        "data.test": folder / "test.index",
+        "data.val_fraction": val,
+        "data.image_size": 32,
+        "data.loader": "workers",
+        "data.num_workers": 1,
+        "model.name": "resnet8",
+        "pruning.method": "infobatch",
+        "pruning.prune_ratio": 0.5,
+        "train.epochs": 60,
+        "train.batch_size": 1024,
+        "train.threads": 1,
+        "train.eval_every": 0,
+        "scaling.storage": folder / "runs",
+    }
+    tracking = ["--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
+    overrides = [f"{key}={value}" for key, value in keys.items()]
+    return ["train", "digits", *overrides, *tracking, *(["--resume", resume] if resume else [])]
+
+
+def memory() -> float:
+    """MB that this process has for itself."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous")) / 1e3
+
+
+def watched(spent: dict[str, float], name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+    """`work`, whose seconds are noted when it is first called."""
+
+    @functools.wraps(work)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        began = time.time()
+        result = work(*args, **kwargs)
+        spent.setdefault(f"{name} began", began)
+        spent.setdefault(name, time.time() - began)
+        return result
+
+    return call
+
+
+def child(mode: str, began: float, arguments: list[str]) -> None:
+    """The command itself, which ends after some steps (`begin`) or with the first (`go-on`)."""
+    import torch
+
+    from raytrain_speedup import cli
+    from raytrain_speedup.engine import loop, run
+    from raytrain_speedup.engine.cost.reference import Reference
+    from raytrain_speedup.methods.pruning.base import Pruner
+
+    spent = {"imports": time.time() - began}
+    run.open_data = watched(spent, "open_data", run.open_data)
+    run.assemble = watched(spent, "assemble", run.assemble)
+    loop.epoch_steps = watched(spent, "epoch_steps", loop.epoch_steps)
+    loop.Loop.resume = watched(spent, "resume", loop.Loop.resume)  # type: ignore[method-assign]
+    Reference.measure = watched(spent, "measure", Reference.measure)  # type: ignore[method-assign]
+    Pruner.plan = watched(spent, "plan", Pruner.plan)  # type: ignore[method-assign]
+    step, fit, steps = loop.Loop.train_step, loop.Loop.fit, [0]
+
+    def train_step(self: Any, *args: Any, **kwargs: Any) -> None:
+        step(self, *args, **kwargs)
+        steps[0] += 1
+        if mode == "go-on":
+            assert (self.epoch, self.next_step) == (1, STEPS)
+            spent["train_step"] = time.time() - spent["epoch_steps began"] - spent["epoch_steps"]
+            spent["all"] = time.time() - began
+            spent["memory"] = memory()
+            print("FOUND " + json.dumps(spent), flush=True)
+            os._exit(0)
+        if steps[0] == STEPS:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def scored(self: Any) -> None:
+        samples = len(self.loader.splits.train)
+        for part in torch.arange(samples).split(1 << 20):
+            self.pruner.observe(part, torch.rand(len(part)))
+        self.pruner.exchange()
+        self.epoch = 1
+        fit(self)
+
+    loop.Loop.train_step = train_step  # type: ignore[method-assign]
+    if mode == "begin":
+        loop.Loop.fit = scored  # type: ignore[method-assign]
+    sys.argv = ["speedup", *arguments]
+    cli.main()
+
+
+def started(mode: str, folder: Path, val: float, resume: str | None = None) -> dict[str, Any]:
+    """What a command prints of itself."""
+    arguments = command_line(folder, val, resume)
+    command = [sys.executable, __file__, "--child", mode, str(time.time()), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    found = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    if mode == "begin":
+        assert done.returncode == 130, done.stdout[-2000:] + done.stderr[-2000:]
+        return {}
+    assert found, done.stdout[-2000:] + done.stderr[-2000:]
+    return json.loads(found[0].removeprefix("FOUND "))
+
+
+def table(rows: int, val: float, rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_rows(folder, rows)
+        started("begin", folder, val)
+        (run_folder,) = (folder / "runs").iterdir()
+        size = sum(file.stat().st_size for file in run_folder.rglob("*") if file.is_file())
+        found = [started("go-on", folder, val, str(run_folder)) for _ in range(rounds)]
+    median = {key: statistics.median(one[key] for one in found) for key in found[0]}
+    told = {"imports": "imports", **PHASES}
+    print(f"| {rows:,} rows, val_fraction {val:g} | s |\n|---|--:|")
+    for key, what in told.items():
+        print(f"| {what} | {median[key]:.1f} |")
+    print(f"| command line, tracker and the rest | {median['all'] - sum(median[key] for key in told):.1f} |")
+    totals = ", ".join(f"{one['all']:.1f}" for one in found)
+    print(f"| from the start of the command to the end of the first step, {rounds} times | {totals} |")
+    print(f"\n{median['memory']:.0f} MB of its own; the checkpoint has {size / 1e6:.0f} MB.")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], float(sys.argv[3]), sys.argv[4:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=N)
+    parser.add_argument("--val", type=float, default=0.0, help="data.val_fraction")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    table(args.rows, args.val, args.rounds)
