@@ -91,7 +91,7 @@ class BudgetSettings(Settings):
     patience: int | None = Field(
         None,
         ge=1,
-        description="the best setting has not moved for so many trials; cheapest-lossless: no lossless one has been "
+        description="the best setting has not moved for so many trials; cheapest-lossless: none lossless has been "
         "2 % cheaper",
     )
 
