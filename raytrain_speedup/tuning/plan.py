@@ -79,6 +79,9 @@ class SweepPlan(Searcher):
         self._begun_to_confirm = {run.name.rpartition("-seed")[0]: run.group for run in begun}
         self._begun_plan = next((run.plan for run in begun), None)
         self._winners = winners
+        verdicts = confirmation_plan(sweep.settings, 1, self._begun_plan) is not None
+        # One after the other, each at the whole error.
+        self._climbs = winners is None and verdicts and self.objective.kind == "cheapest-lossless"
         count = sweep.settings.baselines
         baselines = [baseline_run(sweep, SEARCH_SEED + number) for number in range(count)]
         self._level_of = {run.name for run in baselines}
@@ -252,18 +255,12 @@ class SweepPlan(Searcher):
         confirm = self.sweep.settings.confirm
         return confirm.rungs if self._climbs else confirm.winners
 
-    @property
-    def _climbs(self) -> bool:
-        """Whether winners are confirmed one after the other, each at the whole error."""
-        return self._winners is None and self.objective.kind == "cheapest-lossless"
-
     def _begin_confirmation(self) -> Confirmation:
         settings = self.sweep.settings
         picked = list(self._winners) if self._winners is not None else self._best()
         at_once = 1 if self._climbs else len(picked)
         plan = confirmation_plan(settings, at_once, self._begun_plan) if picked else None
-        first = len(picked) if plan is None else at_once
-        confirmation = Confirmation(self.sweep, picked[:first], plan, picked[first:])
+        confirmation = Confirmation(self.sweep, picked[:at_once], plan, picked[at_once:])
         if picked:
             self.say(confirmation.announcement(self.finished, at_once=self._most_at_once))
         return confirmation
