@@ -8,13 +8,13 @@ from types import ModuleType
 from raytrain_speedup.settings import UserError
 
 
-def optional_library(name: str, *, key: str, extra: str) -> ModuleType:
-    """A library of an extra of this package.
+def optional_library(name: str, *, key: str, extra: str | None) -> ModuleType:
+    """A library that not every installation has.
 
     Args:
         name: of the module.
         key: the setting that needs it, for the message.
-        extra: which of the package's extras brings it.
+        extra: which of the package's extras brings it; None where it is installed by its own name.
 
     Raises:
         UserError: if it is not installed.
@@ -22,6 +22,6 @@ def optional_library(name: str, *, key: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(
-            f"{key}: {error.name or name} is not installed; expected pip install 'raytrain-speedup[{extra}]'"
-        ) from None
+        missing = error.name or name
+        wanted = missing.replace("_", "-") if extra is None else f"'raytrain-speedup[{extra}]'"
+        raise UserError(f"{key}: {missing} is not installed; expected pip install {wanted}") from None

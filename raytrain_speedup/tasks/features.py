@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from raytrain_speedup.models import ModelSettings, build_model
 from raytrain_speedup.models.pretrained import classifier_keys, load_whole, read_state_dict
+from raytrain_speedup.optional import optional_library
 from raytrain_speedup.settings import Settings, UserError
 
 RANDOM, INCEPTION = "random", "inception"
@@ -161,18 +162,15 @@ class InceptionFeatures(nn.Module):
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
-        try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError:
-            raise UserError(
-                f"{KEY}.network: torch-fidelity is not installed; expected pip install torch-fidelity"
-            ) from None
+        where = "torch_fidelity.feature_extractor_inceptionv3"
+        library = optional_library(where, key=f"{KEY}.network", extra=None)
         read_state_dict(
             weights, f"{KEY}.weights: "
         )  # refuses what runs code when it is loaded; the library does not
         try:
             with torch.random.fork_rng(devices=[]):
-                self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
+                build = library.FeatureExtractorInceptionV3
+                self.network = build("inception-v3-compat", ["2048"], str(weights))
         except (RuntimeError, KeyError) as error:
             raise UserError(f"{KEY}.weights: {weights} is not FID's Inception network") from error
 

@@ -240,13 +240,13 @@ class SynthesisSettings(Settings):
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         device = torch.device(device)
         _check_finite(freeze(teacher.to(device)))
-        example = torch.zeros(2, channels, height, width, device=device)
-        small = torch.zeros(2, channels, *self._scaled(height, width), device=device)
-        _try(teacher, small, "teacher")
-        logits = {"teacher": _try(teacher, example, "teacher")}
-        with borrowed(student.to(device)):
-            _try(student, small, "student")
-            logits["student"] = _try(student, example, "student")
+        student.to(device)
+        scaled = self._scaled(height, width)
+        for shape in dict.fromkeys((scaled, (height, width))):  # as a rule one; the run's own comes last
+            example = torch.zeros(2, channels, *shape, device=device)
+            logits = {"teacher": _try(teacher, example, "teacher")}
+            with borrowed(student):
+                logits["student"] = _try(student, example, "student")
         for name, output in logits.items():
             if output.shape[1] != num_classes:
                 raise UserError(f"{name}: it knows {output.shape[1]} classes; the run has {num_classes}")
@@ -268,9 +268,9 @@ class SynthesisSettings(Settings):
                 f"teacher: {type(teacher).__name__} has no batch-norm layers with running statistics, and "
                 f"distillation.method={self.method} needs them; set bn=0 or choose another teacher"
             )
-        if self.synthesis_scale == 1:
+        if scaled == (height, width):
             return self.make(problem)
-        return Enlarged(self.make(replace(problem, image_shape=(channels, *small.shape[2:]))), problem)
+        return Enlarged(self.make(replace(problem, image_shape=(channels, *scaled))), problem)
 
     def _scaled(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the images that are synthesised."""
