@@ -202,9 +202,10 @@ def sweep(
     whose quality is at least that of the baseline less the file's margin
     (objective: cheapest-lossless), or all trades between the two (pareto). What
     will not reach the bound is stopped. The best are confirmed against the
-    baseline, seed by seed, until there is a verdict; where it is lossy, the next
-    safest. Ends with a leaderboard, a plot of speedup against accuracy and,
-    where a setting is proven lossless, its schedule. See docs/sweeps.md.
+    baseline, seed by seed, until there is a verdict; the safest first, and bolder
+    ones as long as each is proven. Ends with a leaderboard, a plot of speedup
+    against accuracy and, where a setting is proven lossless, its schedule. See
+    docs/sweeps.md.
 
     speedup sweep search_spaces/quickstart.yaml
     speedup sweep search_spaces/quickstart.yaml --trials 20 train.epochs=10
