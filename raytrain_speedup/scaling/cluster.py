@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from raytrain_speedup.config import ScalingSettings
 from raytrain_speedup.scaling.storage import exists
@@ -14,6 +17,9 @@ from raytrain_speedup.settings import UserError
 
 DRIVERS = 64
 """Worker groups that a local cluster may steer at the same time."""
+
+KNOCK_SECONDS = 10
+"""For a head that is just starting."""
 
 ATTEMPTS = 3
 """Times a worker group is started before a run without resources is given up."""
@@ -32,7 +38,7 @@ def connect(scaling: ScalingSettings) -> None:
     a machine do not meet in one cluster.
 
     Raises:
-        UserError: if the workers would never get their resources, or their storage.
+        UserError: if no cluster answers, or the workers would never get their resources, or their storage.
     """
     set_ray_environment(scaling)
     if scaling.storage is not None:
@@ -41,11 +47,55 @@ def connect(scaling: ScalingSettings) -> None:
     if ray.is_initialized():
         pass
     elif on_cluster():
-        ray.init(**quiet)
+        _join(**quiet)
     else:
         start_local(**quiet)
     if not on_cluster():  # an autoscaler may yet bring what a cluster lacks
         require(scaling, ray.cluster_resources())
+
+
+def _join(**options: Any) -> None:
+    """Connect to the cluster that RAY_ADDRESS names."""
+    address = os.environ["RAY_ADDRESS"]
+    try:
+        _knock(address)
+        ray.init(**options)
+    except (ConnectionError, ValueError) as error:
+        # An error of its own, or the words of another, by what Ray asked first.
+        if any(isinstance(e, AuthenticationError) or "AuthToken" in str(e) for e in _causes(error)):
+            why = (
+                "the cluster there refuses the token of this command; expected its own in ~/.ray/auth_token, "
+                "and RAY_AUTH_MODE=token"
+            )
+        else:
+            why = (
+                "no Ray cluster answers there; expected HOST:PORT of a running one, or no RAY_ADDRESS to use this "
+                "machine alone"
+            )
+        raise UserError(f"RAY_ADDRESS={address}: {why}") from error
+
+
+def _knock(address: str) -> None:
+    """Fail soon where nobody listens: Ray itself tries for three minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:  # such as "auto" or an address of Ray's client
+        return
+    end = time.monotonic() + KNOCK_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise ConnectionError(str(error)) from error
+            time.sleep(0.5)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def start_local(**options: Any) -> None:

@@ -91,12 +91,16 @@ class SweepPlan(Searcher):
             for place, run in enumerate(baselines if winners is None else ())
             if run.name not in self.finished
         )
-        self._limits = Limits(sweep.settings.budget, sweep.gpus_per_run)
-        self._search = self._search_after(past, curves or {})
+        self._limits = Limits(
+            sweep.settings.budget, sweep.gpus_per_run, parameters=len(sweep.distributions())
+        )
+        self._settled = self._ended_early = False
+        self._learn_level()
+        self._search = Search(sweep, level=self.monitor.level)
+        self._hear_again(past, curves or {})
         self._look_ahead()
         self._suggestions: dict[str, Suggestion] = {}
         self._failed_once: set[str] = set()
-        self._settled = self._ended_early = False
         self._next_runs: deque[PlannedRun] = deque()
         self._most_at_once = 1
         self._over = False
@@ -108,11 +112,8 @@ class SweepPlan(Searcher):
     def __reduce__(self) -> Any:
         return Searcher, ()  # Tune keeps a copy for its own restore; a sweep is resumed from MLflow
 
-    def _search_after(
-        self, past: Sequence[Record], curves: Mapping[str, Sequence[Mapping[str, Any]]]
-    ) -> Search:
-        """The search after earlier runs of the sweep, which are heard of again in the order they ran in."""
-        self._learn_level()
+    def _hear_again(self, past: Sequence[Record], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Learn of earlier runs of the sweep in the order they ran in, and end the search where it ended then."""
         forecasts: dict[str, Forecast] = {}
         reports = {run.name: run.metrics.to_dict() for run in past if run.metrics is not None}
         for run in past:
@@ -127,9 +128,18 @@ class SweepPlan(Searcher):
         for run in (*trials.values(), *(run for run in past if run.role == BASELINE)):
             if run.seed >= SEARCH_SEED:
                 self._limits.ran(float(reports.get(run.name, {}).get("wall_seconds", 0.0)))
-        return Search(
-            self.sweep, list(trials.values()), reports=reports, forecasts=forecasts, level=self.monitor.level
-        )
+        for _ in self._search.repeat(list(trials.values()), reports, forecasts):
+            self._watch()
+
+    def _watch(self) -> None:
+        """Whether the search has settled, after another trial."""
+        if self.sweep.settings.budget.patience is None:
+            return
+        self._limits.best_is(*self._best_yet())
+        if not self._settled and (why := self._limits.settled(self._search.last)) is not None:
+            self._settled = True
+            self._search.end_soon()
+            self.say(f"the search ends after {self._search.last} trials: {why}")
 
     def _learn_level(self) -> None:
         """Once the last baseline of the search has come back: what they reach."""
@@ -240,10 +250,6 @@ class SweepPlan(Searcher):
     def _is_over(self) -> bool:
         """Whether the budget of the search ends it before its last trial."""
         begun = self._search.told + self._asked()
-        if not self._settled and (why := self._limits.settled()) is not None:
-            self._settled = True
-            self._search.end_soon()
-            self.say(f"the search ends after {self._search.last} trials: {why}")
         if not self._ended_early and (why := self._limits.reached()) is not None:
             self._ended_early = True
             self.say(f"the search ends after {begun} trials: {why}")
@@ -298,7 +304,8 @@ class SweepPlan(Searcher):
                 return trial_name(best.number), best.cost
             if not self._search.believes:
                 return "", None
-        trials = [one for one in self.finished.values() if one.role == TRIAL]
+        told = {trial_name(number) for number in self._search.whole}
+        trials = [one for one in self.finished.values() if one.name in told]
         return next((best.name for best in self._picked(trials, 1)), ""), None
 
     def _picked(self, trials: Sequence[Outcome], count: int) -> list[Outcome]:
@@ -346,8 +353,7 @@ class SweepPlan(Searcher):
             forecast = self.monitor.forecast(run.name) if state == "stopped" else None
             self._search.tell(self._suggestions.pop(trial_id), Ending(state, result, forecast))
             self._look_ahead()
-            if self.sweep.settings.budget.patience is not None:
-                self._limits.best_is(*self._best_yet())
+            self._watch()
 
     def _lack_of(self, final: FinalMetrics | None, result: dict) -> str | None:
         """Why nothing can be compared with what the baseline reported."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -90,11 +90,7 @@ class Search:
 
     Args:
         sweep: what is searched and how.
-        past: trials of an earlier run of the sweep, named `...-NUMBER`; finished, stopped and failed ones become
-            history, interrupted ones are suggested again first.
-        reports: what those that ended reported last, by name.
-        forecasts: of those that were stopped, by name.
-        level: what the baseline reached in that earlier run.
+        level: what the baseline reached in an earlier run of the sweep, whose trials `repeat` takes.
 
     Attributes:
         study: Optuna's, in memory.
@@ -103,15 +99,7 @@ class Search:
         proof: what a confirmation will ask of a setting.
     """
 
-    def __init__(
-        self,
-        sweep: Sweep,
-        past: Sequence[Record] = (),
-        *,
-        reports: Mapping[str, Mapping[str, Any]] | None = None,
-        forecasts: Mapping[str, Forecast] | None = None,
-        level: Level | None = None,
-    ) -> None:
+    def __init__(self, sweep: Sweep, *, level: Level | None = None) -> None:
         self.settings, self.objective = sweep.settings, sweep.objective
         self.told, self.last = 0, sweep.settings.trials
         self.proof = Proof.by(confirmation_plan(sweep.settings, 1), len(sweep.settings.seeds))
@@ -132,9 +120,37 @@ class Search:
         self._beliefs: Beliefs | None = None  # fitted when first asked for after something was learnt
         if level is not None:
             self.learn(level)
-        self._repeat(
-            {int(trial.name.rpartition("-")[2]): trial for trial in past}, reports or {}, forecasts or {}
-        )
+
+    def repeat(
+        self,
+        past: Sequence[Record],
+        reports: Mapping[str, Mapping[str, Any]],
+        forecasts: Mapping[str, Forecast],
+    ) -> Iterator[int]:
+        """Ask and tell again what an earlier run of the sweep did; gives the number of every trial that was told.
+
+        A number without a record was refused before it was a run, or lost before it was written down. It is
+        suggested again; the sampler gives it the settings that it gave it then.
+
+        Args:
+            past: its trials, named `...-NUMBER`; finished, stopped and failed ones become history, interrupted ones
+                are suggested again first.
+            reports: what those that ended reported last, by name.
+            forecasts: of those that were stopped, by name.
+        """
+        by_number = {int(trial.name.rpartition("-")[2]): trial for trial in past}
+        for number in range(1, max(by_number, default=0) + 1):
+            known = by_number.get(number)
+            suggestion = self._ask(known.params if known else self._given())
+            tried = [point for point in self._points if point.items() <= suggestion.params.items()]
+            if known and tried:
+                self._points.remove(tried[0])
+            if known is None or known.state == "interrupted":
+                self._again.append(suggestion)
+            else:
+                report = reports.get(known.name, {})
+                self.tell(suggestion, Ending(known.state, report, forecasts.get(known.name)))
+                yield number
 
     def suggest(self) -> Suggestion:
         """What to try next."""
@@ -183,6 +199,12 @@ class Search:
             for trial, quality in self._whole(beliefs)
             if quality >= beliefs.bound.quality and COST in trial.user_attrs
         ]
+
+    @property
+    def whole(self) -> set[int]:
+        """The numbers of the trials that spent their budget."""
+        trials = self.study.get_trials(deepcopy=False)
+        return {trial.number + 1 for trial in trials if trial.state.name == "COMPLETE"}
 
     def _whole(self, beliefs: Beliefs) -> list[tuple[FrozenTrial, float]]:
         """The trials that spent their budget, and what quality is believed of their settings."""
@@ -240,29 +262,6 @@ class Search:
         said = _said(params)
         self._tries[said] = self._tries.get(said, 0) + 1
         return Suggestion(number, params, trial, self._tries[said] - 1)
-
-    def _repeat(
-        self,
-        past: Mapping[int, Record],
-        reports: Mapping[str, Mapping[str, Any]],
-        forecasts: Mapping[str, Forecast],
-    ) -> None:
-        """Ask and tell again what an earlier run of the sweep did.
-
-        A number without a record was refused before it was a run, or lost before it was written down. It is
-        suggested again; the sampler gives it the settings that it gave it then.
-        """
-        for number in range(1, max(past, default=0) + 1):
-            known = past.get(number)
-            suggestion = self._ask(known.params if known else self._given())
-            tried = [point for point in self._points if point.items() <= suggestion.params.items()]
-            if known and tried:
-                self._points.remove(tried[0])
-            if known is None or known.state == "interrupted":
-                self._again.append(suggestion)
-            else:
-                report = reports.get(known.name, {})
-                self.tell(suggestion, Ending(known.state, report, forecasts.get(known.name)))
 
 
 def _said(params: Mapping[str, Any]) -> str:

@@ -56,9 +56,9 @@ MAY_DIFFER_ON_RESUME = (
 """Keys of a search-space file (dotted, where they are in a section) that may be others when a sweep is resumed.
 All the rest is the question; with another question it would be another sweep."""
 
-PATIENCE = 10
+PATIENCE = 6
 """Trials without one that is 2 % cheaper, which end a search for one setting where no budget is given: on known
-surfaces two fifths of its compute are spared by it (tests/benchmarks/results/cpu-search.md)."""
+surfaces that and stopping spare half of its compute (tests/benchmarks/results/cpu-search.md)."""
 
 SEARCH_SEED = 1_000_003
 """The search trains with a seed of its own, so that a winner's luck is no evidence for it, however many seeds are
@@ -98,8 +98,8 @@ class BudgetSettings(Settings):
     patience: int | None = Field(
         None,
         ge=1,
-        description="the best setting has not moved for so many trials; cheapest-lossless: none lossless has been "
-        "2 % cheaper",
+        description="the best setting has not moved for so many trials (cheapest-lossless: none lossless has been "
+        "2 % cheaper), of at least 10 for each parameter, or half of all",
     )
 
 

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 from outside_ray import plain_environment
 
 ROOT = Path(__file__).parents[2]
@@ -36,16 +38,60 @@ margin: 50   # whatever it loses in an epoch, it is proven to be less
 
 @dataclass
 class Head:
-    """A running head, and the environment of whoever knows its token."""
+    """A head, and the environment of whoever knows its token."""
 
-    address: str
+    home: Path
     environment: dict[str, str]
+    ports: list[int]
+    process: subprocess.Popen | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.ports[2]}"
+
+    def start(self) -> None:
+        """Start it, and wait until it takes jobs."""
+        port, client, dashboard, agent = self.ports
+        command = [
+            *(RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
+            *("--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client}"),
+            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+            *(f"--dashboard-agent-listen-port={agent}", f"--temp-dir={self.home / 'ray'}"),
+        ]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, env=self.environment, start_new_session=True, **quiet)
+        _wait_for_jobs(self, self.process)
+
+    def stop(self) -> None:
+        """End it as `ray stop` would: with --block, `ray start` takes its own processes with it, and nobody
+        else's."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def lose(self) -> None:
+        """The machine is gone: no process of it hears of it."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("HOME") == str(self.home):
+                    process.kill()
+        assert self.process is not None
+        self.process.wait()
+
+    def submitting(self, folder: Path, *command: str) -> list[str]:
+        """The command line that runs `speedup ...` as a job, in a copy of `folder`."""
+        where = ("--address", self.address, "--working-dir", str(folder))
+        return [str(RAY), "job", "submit", *where, "--", *SPEEDUP, *command]
 
     def submit(self, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run `speedup ...` as a job that works in a copy of `folder`, and wait for its end."""
-        where = ("--address", self.address, "--working-dir", str(folder))
+        """Run it, and wait for its end."""
         return subprocess.run(
-            [RAY, "job", "submit", *where, "--", *SPEEDUP, *command],
+            self.submitting(folder, *command),
             env=self.environment,
             capture_output=True,
             text=True,
@@ -66,34 +112,12 @@ def head() -> Iterator[Head]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    port, client, dashboard, agent = _free_ports(4)
-    process = subprocess.Popen(
-        [
-            *(RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
-            *("--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client}"),
-            *(
-                "--dashboard-host=127.0.0.1",
-                f"--dashboard-port={dashboard}",
-                f"--dashboard-agent-listen-port={agent}",
-            ),
-            f"--temp-dir={home / 'ray'}",
-        ],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    head = Head(f"http://127.0.0.1:{dashboard}", environment)
+    head = Head(home, environment, _free_ports(4))
     try:
-        _wait_for_jobs(head, process)
+        head.start()
         yield head
     finally:
-        process.terminate()  # with --block, `ray start` takes its own processes with it, and nobody else's
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=15)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        head.stop()
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -133,16 +157,14 @@ def test_nobody_without_the_token_gets_in(head: Head, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_trains_on_two_workers(head: Head, tmp_path: Path) -> None:
-    job = head.submit(
-        tmp_path,
-        *("train", "digits", "scaling.workers=2", "train.epochs=2", "data.image_size=8", "data.augment=none"),
-        f"scaling.storage={tmp_path}/runs",
-    )
-    written = job.stdout + job.stderr
-    assert job.returncode == 0 and "succeeded" in written, written
-    assert "epoch   2" in written
-    assert len(list(tmp_path.glob("runs/digits-*/checkpoint-*/run.pt"))) == 2
+def test_a_command_with_another_token_is_refused_in_a_line(head: Head, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{head.ports[0]}"
+    stranger = {**head.environment, "RAY_AUTH_TOKEN": "0" * 64, "RAY_ADDRESS": address, "COLUMNS": "300"}
+    train = ("train", "digits", "scaling.workers=2", f"scaling.storage={tmp_path}/runs")
+    refused = subprocess.run([*SPEEDUP, *train], env=stranger, capture_output=True, text=True, cwd=tmp_path)
+    written = refused.stdout + refused.stderr
+    assert refused.returncode == 2 and "Traceback" not in written
+    assert f"RAY_ADDRESS={address}: the cluster there refuses the token of this command" in written
 
 
 def test_a_job_sweeps(head: Head, tmp_path: Path) -> None:
@@ -153,3 +175,43 @@ def test_a_job_sweeps(head: Head, tmp_path: Path) -> None:
     written = job.stdout + job.stderr
     assert job.returncode == 0 and "succeeded" in written, written
     assert {"leaderboard.png", "schedule.yaml"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.slow
+def test_a_job_of_two_workers_goes_on_when_the_head_was_lost(head: Head, tmp_path: Path) -> None:
+    """Its machine goes down, with the job, the workers and all that Ray knew, and comes up again. The job that
+    resumes ends with the weights of one that nothing happened to."""
+    runs = tmp_path / "runs"
+    settings = ("data.image_size=8", "data.augment=none", "train.epochs=8", "scaling.workers=2")
+    train = ("train", "digits", *settings, f"--tracking-uri=json:{tmp_path}/tracked")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    jobs = tmp_path / "job"
+    jobs.mkdir()
+    waiting = subprocess.Popen(
+        head.submitting(jobs, *train, f"scaling.storage={runs}"), env=head.environment, **quiet
+    )
+    try:
+        deadline = time.monotonic() + 280
+        while not list(runs.glob("digits-*/checkpoint-*2/manifest.json")):
+            assert time.monotonic() < deadline and waiting.poll() is None
+            time.sleep(0.05)
+        head.lose()
+    finally:
+        waiting.kill()
+        waiting.wait()
+    (folder,) = runs.glob("digits-*")
+    assert not list(folder.glob("checkpoint-*/model.pt")), "it was not at its end"
+
+    head.start()
+    ends = []
+    again = tmp_path / "again"
+    for place, begun in ((folder, f"--resume={folder}"), (again, f"scaling.storage={again}")):
+        job = head.submit(jobs, *train, begun)
+        written = job.stdout + job.stderr
+        assert job.returncode == 0 and "succeeded" in written and "epoch   8" in written, written
+        assert ("epoch   1" in written) == (place == again), "what a checkpoint holds is not trained again"
+        (end,) = place.glob("**/model.pt")
+        ends.append(torch.load(end, weights_only=True))
+    went_on, whole = ends
+    for name, tensor in whole.items():
+        assert torch.equal(went_on[name], tensor), name

@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from raytrain_speedup.config import Experiment, load_experiment
+from raytrain_speedup.scaling import cluster
 from raytrain_speedup.scaling.group import fit_group, worker_group
 from raytrain_speedup.scaling.launch import launch
 from raytrain_speedup.settings import UserError
@@ -139,6 +140,18 @@ def test_a_group_larger_than_the_machine_is_refused_at_once(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"scaling.workers: 4 x 1 CPU is more than this machine's 2"):
         launch(digits(scaling__workers=4), tmp_path / "large", Listener())
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "cluster"])
+def test_a_cluster_that_is_not_there_is_a_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens at the one, and the other is no address. (Ray itself tries for three minutes.)"""
+    monkeypatch.setattr(cluster, "KNOCK_SECONDS", 0.1)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(
+        UserError, match=rf"RAY_ADDRESS={address}: no Ray cluster answers there; expected HOST:PORT"
+    ):
+        cluster.connect(digits().scaling)
 
 
 def test_resources_that_do_not_come_are_given_up(tmp_path: Path) -> None:

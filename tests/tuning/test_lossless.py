@@ -275,6 +275,11 @@ def test_limits() -> None:
         assert cheaper.settled() is None
     cheaper.best_is("d", 0.79)
     assert cheaper.settled() == "budget.patience: c is the best since 2 trials", "1 % is no other setting"
+    early = Limits(BudgetSettings(patience=1), gpus=1, parameters=2)
+    for told in range(1, 21):
+        early.best_is("a", 0.5)
+        assert (early.settled(trials=100) is not None) == (told >= 20), "ten for each parameter"
+        assert (early.settled(trials=24) is not None) == (told >= 12), "or half of all"
 
 
 def test_a_search_ends_early_and_its_winner_is_confirmed(tmp_path: Path) -> None:
@@ -284,8 +289,8 @@ def test_a_search_ends_early_and_its_winner_is_confirmed(tmp_path: Path) -> None
     while isinstance(config := plan.suggest("x"), dict):
         names.append(config["run_name"])
         plan.on_trial_complete("x", metrics(names[-1]))
-    assert [name for name in names if name.startswith("trial") and "seed" not in name][-1] == "trial-07"
-    assert said[0] == "the search ends after 7 trials: budget.patience: trial-02 is the best since 5 trials"
+    assert [name for name in names if name.startswith("trial") and "seed" not in name][-1] == "trial-10"
+    assert said[0] == "the search ends after 10 trials: budget.patience: trial-02 is the best since 8 trials"
     assert "trial-02-seed2" in names and plan.done
 
 
@@ -384,13 +389,15 @@ def drive(
     return done
 
 
-@pytest.mark.parametrize("limit", [1, 8, 11])
+@pytest.mark.parametrize("limit", [1, 8, 11, 14])
 def test_a_resumed_search_stops_and_tries_what_an_undisturbed_one_does(limit: int, tmp_path: Path) -> None:
-    """What was stopped is forecast again from the curves of its tracker."""
-    sweep = loaded(tmp_path, **LOSSLESS, trials=12, confirm=0, seeds=[0], controls={}, margin=0.5)
+    """What was stopped is forecast again from the curves of its tracker; the search ends where it would have."""
+    changes = {"trials": 24, "budget": {"patience": 5}}
+    sweep = loaded(tmp_path, **LOSSLESS, **changes, confirm=0, seeds=[0], controls={}, margin=0.5)
     undisturbed, disturbed = (open_tracker(f"json:{tmp_path / name}") for name in ("one", "other"))
     whole = drive(SweepPlan(sweep), undisturbed, new_parent(undisturbed, sweep))
     assert {end for *_, end in whole} >= {"whole", 0.25}, "some were stopped"
+    assert 14 < len(whole) < 24, "and so was the search"
     parent = new_parent(disturbed, sweep)
     before = drive(SweepPlan(sweep), disturbed, parent, limit=limit)
     past = past_runs(disturbed, "s", parent)

@@ -133,7 +133,8 @@ def test_a_resumed_search_draws_the_points_of_an_undisturbed_one(
     """Fixed points, infeasible ones and those of the sampler, whatever the moment of the interruption."""
     fixed = [{RATIO: 0.4, LR: 0.1}, {RATIO: 0.6}, {RATIO: 0.2}]
     objective = "cheapest-lossless" if sampler == "frontier" else "pareto"
-    sweep = asked(tmp_path, trials=18, sampler=sampler, objective=objective, points_to_evaluate=fixed)
+    settings = {"sampler": sampler, "objective": objective, "points_to_evaluate": fixed}
+    sweep = asked(tmp_path, trials=18, budget={}, **settings)
     whole = points(run(SweepPlan(sweep), infeasible=0.7))
     assert [params[RATIO] for params in list(whole.values())[:3]] == [0.4, 0.6, 0.2]
     if sampler != "nsga2":  # a child may have its parent's

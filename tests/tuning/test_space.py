@@ -211,7 +211,7 @@ def test_defaults_follow_the_objective(tmp_path: Path) -> None:
         settings = load_sweep(written(tmp_path, **changes)).settings
         return settings.objective, settings.sampler, settings.scheduler.method, settings.budget.patience
 
-    assert chosen() == ("cheapest-lossless", "frontier", "bound", 10)
+    assert chosen() == ("cheapest-lossless", "frontier", "bound", 6)
     assert chosen(objective="pareto") == ("pareto", "tpe", "none", None)
     assert chosen(objectives={"val_loss": "min"}) == ("pareto", "tpe", "none", None), "one is no trade"
     others = {"sampler": "tpe", "scheduler": {"method": "asha"}, "budget": {"hours": 1}}
