@@ -68,20 +68,6 @@ def test_gpu_nodes_are_equal_to_a_trial_and_the_last_ones_stay(gpu_types: dict[s
     assert len(set(asked)) == len(asked), "each is another pool of machines"
 
 
-def test_the_machines_have_what_a_node_is_said_to_have(gpu_types: dict[str, Any]) -> None:
-    """By moto's copy of EC2's list: enough CPUs, the same GPU, a disk for the cache."""
-    from moto.ec2.models.instance_types import INSTANCE_TYPES
-
-    described = [INSTANCE_TYPES[kind["node_config"]["InstanceType"]] for kind in gpu_types.values()]
-    resources = next(iter(gpu_types.values()))["resources"]
-    assert min(machine["VCpuInfo"]["DefaultVCpus"] for machine in described) >= resources["CPU"]
-    assert {sum(gpu["Count"] for gpu in machine["GpuInfo"]["Gpus"]) for machine in described} == {
-        resources["GPU"]
-    }
-    assert len({machine["GpuInfo"]["Gpus"][0]["Name"] for machine in described}) == 1
-    assert all(machine["InstanceStorageInfo"]["NvmeSupport"] == "required" for machine in described)
-
-
 def test_spot_nodes_have_a_price_that_somebody_has_to_think_of(gpu_types: dict[str, Any]) -> None:
     for kind in gpu_types.values():
         if market := kind["node_config"].get("InstanceMarketOptions"):

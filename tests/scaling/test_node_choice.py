@@ -17,6 +17,7 @@ import pytest
 import yaml
 from botocore.exceptions import ClientError
 from moto import mock_aws
+from moto.ec2.models.instance_types import INSTANCE_TYPES
 from ray.autoscaler._private.aws import node_provider as aws_provider
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.event_summarizer import EventSummarizer
@@ -205,6 +206,18 @@ def test_the_roles_allow_what_is_done_and_little_else(cloud: Cloud, monkeypatch:
         *("s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
     }
     assert all(arn.startswith("arn:aws:s3:::BUCKET") for part in worker for arn in part["Resource"])
+
+
+def test_the_machines_have_what_a_node_is_said_to_have(cloud: Cloud) -> None:
+    """By moto's copy of EC2's list: enough CPUs, the same GPU, a disk for the cache."""
+    gpu_types = [kind for name, kind in cloud.types.items() if name != "head"]
+    described = [INSTANCE_TYPES[kind["node_config"]["InstanceType"]] for kind in gpu_types]
+    resources = gpu_types[0]["resources"]
+    assert min(machine["VCpuInfo"]["DefaultVCpus"] for machine in described) >= resources["CPU"]
+    gpus = [machine["GpuInfo"]["Gpus"] for machine in described]
+    assert {sum(gpu["Count"] for gpu in several) for several in gpus} == {resources["GPU"]}
+    assert len({gpu["Name"] for several in gpus for gpu in several}) == 1
+    assert all(machine["InstanceStorageInfo"]["NvmeSupport"] == "required" for machine in described)
 
 
 def test_rays_second_autoscaler_does_not_notice() -> None:
