@@ -107,16 +107,19 @@ def as_google(
         str, typer.Option(help="of the GPU nodes; has the CPUs and GPUs that the file says")
     ] = "g2-standard-8",
     head_machine: Annotated[str, typer.Option(help="of the head")] = "e2-standard-4",
+    bucket: Annotated[
+        str, typer.Option(help="of Cloud Storage, where the head's database is kept")
+    ] = "BUCKET-CHANGE-ME",
     share: Annotated[
-        str, typer.Option(help="of Filestore, for checkpoints: HOST:/NAME")
-    ] = "FILESTORE-CHANGE-ME:/speedup",
+        str | None, typer.Option(help="of Filestore, to be mounted at /mnt/shared: HOST:/NAME")
+    ] = None,
 ) -> None:
     """Print the cluster of a cluster.yaml for Ray's launcher on Google Cloud.
 
     Its nodes are in the subnetwork "speedup", and GPU nodes have the service account
     speedup-worker; docs/cluster.md shows how to make both.
 
-    speedup cluster gcp --project mine --share 10.0.0.2:/speedup > gcp.yaml
+    speedup cluster gcp --project mine --bucket mine > gcp.yaml
     ray up gcp.yaml
     """
     from raytrain_speedup.scaling.google_cloud import on_google
@@ -128,6 +131,7 @@ def as_google(
         zone=zone,
         machine=machine,
         head_machine=head_machine,
+        bucket=bucket,
         share=share,
     )
     sys.stdout.write(as_yaml(cluster))
@@ -149,3 +153,50 @@ def as_skypilot(
 
     task = skypilot(read_cluster(file), accelerators=accelerators, nodes=nodes, command=command)
     sys.stdout.write(as_yaml(task))
+
+
+@commands.command("backup")
+def back_up_database(
+    target: Annotated[str, typer.Argument(help="folder or URI, of this database alone: s3://bucket/head")],
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="sqlite:///FILE; MLFLOW_TRACKING_URI, else SQLite in this folder")
+    ] = None,
+) -> None:
+    """Keep MLflow's database, and what its runs wrote, where the head's disk is not.
+
+    Runs may go on meanwhile; what was kept before is whole until this is. The head
+    of cluster.yaml does it every ten minutes. Once more before the head goes:
+
+    ray exec cluster.yaml 'speedup cluster backup s3://bucket/head'
+    """
+    from raytrain_speedup.tracking import uri_or_default
+    from raytrain_speedup.tracking.mlflow_backup import back_up
+
+    copied = back_up(uri_or_default(tracking_uri), target)
+    said = f"{copied} files copied" if copied is not None else "there is no database yet"
+    console.print(f"{target}: {said}", highlight=False, soft_wrap=True)
+
+
+@commands.command("restore")
+def restore_database(
+    source: Annotated[str, typer.Argument(help="folder or URI of speedup cluster backup: s3://bucket/head")],
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="sqlite:///FILE; MLFLOW_TRACKING_URI, else SQLite in this folder")
+    ] = None,
+) -> None:
+    """Bring a kept database, and what its runs wrote, to this machine: a new head, or yours.
+
+    A database that is there stays as it is.
+
+    speedup cluster restore s3://bucket/head && speedup leaderboard
+    """
+    from raytrain_speedup.tracking import uri_or_default
+    from raytrain_speedup.tracking.mlflow_backup import bring_back
+
+    uri = uri_or_default(tracking_uri)
+    copied = bring_back(source, uri)
+    if copied is None:
+        said = "is there already, and stays as it is"
+    else:
+        said = f"{copied} files copied" if copied else "nothing was kept yet"
+    console.print(f"{uri}: {said}", highlight=False, soft_wrap=True)

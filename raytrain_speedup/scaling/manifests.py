@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,9 @@ def read_cluster(path: Path) -> Plain:
 def kuberay(cluster: Mapping[str, Any], *, image: str, memory_per_cpu: int) -> Plain:
     """A `RayCluster` of the same node types, which starts and ends its GPU pods by itself.
 
+    Types of equal resources, such as spot and on demand, are one group: a pod does not say which machine it is put
+    on, and Kubernetes' own autoscaler has that choice.
+
     Args:
         cluster: of `read_cluster`.
         image: has this package and its Ray, torch and CUDA.
@@ -74,15 +79,14 @@ def kuberay(cluster: Mapping[str, Any], *, image: str, memory_per_cpu: int) -> P
             },
             "workerGroupSpecs": [
                 {
-                    "groupName": name,
-                    "replicas": kind.get("min_workers", 0),
-                    "minReplicas": kind.get("min_workers", 0),
-                    "maxReplicas": kind.get("max_workers", cluster.get("max_workers", 1)),
-                    "rayStartParams": _start(kind["resources"]),
-                    "template": _pod("ray-worker", image, kind["resources"], memory_per_cpu),
+                    "groupName": group.common_name,
+                    "replicas": group.least,
+                    "minReplicas": group.least,
+                    "maxReplicas": group.most,
+                    "rayStartParams": _start(group.kind["resources"]),
+                    "template": _pod("ray-worker", image, group.kind["resources"], memory_per_cpu),
                 }
-                for name, kind in types.items()
-                if name != head
+                for group in groups_of(cluster, lambda kind: kind["resources"])
             ],
         },
     }
@@ -97,17 +101,17 @@ def skypilot(cluster: Mapping[str, Any], *, accelerators: str, nodes: int, comma
         nodes: how many.
         command: such as `speedup sweep search_spaces/infobatch-cifar10.yaml`.
     """
-    spot = any(
-        "InstanceMarketOptions" in kind.get("node_config", {})
-        for kind in cluster["available_node_types"].values()
-    )
+    spot = {"InstanceMarketOptions" in kind.get("node_config", {}) for kind in worker_types(cluster).values()}
+    market: Plain = {"use_spot": True in spot}
+    if len(spot) == 2:  # spot while it is to be had
+        market = {"ordered": [{"use_spot": True}, {"use_spot": False}]}
     packages = " ".join(f"{name}=={_pinned(cluster, name)}" for name in ("torch", "torchvision"))
     ray = f"'ray[default,train,tune]=={_pinned(cluster, 'ray')}'"
     return {
         "name": cluster["cluster_name"],
         "num_nodes": nodes,
         "workdir": ".",
-        "resources": {"accelerators": accelerators, "use_spot": spot, "disk_size": 200},
+        "resources": {"accelerators": accelerators, "disk_size": 200, **market},
         "setup": f"python3 -m venv ~/venv\n~/venv/bin/pip install -q . {ray} {packages}\n",
         # SkyPilot brings the script: it starts Ray on every node, and on the first waits for the others.
         "run": "export PATH=$HOME/venv/bin:$PATH\n~/sky_templates/ray/start_cluster\n"
@@ -115,6 +119,56 @@ def skypilot(cluster: Mapping[str, Any], *, accelerators: str, nodes: int, comma
         f"  RAY_ADDRESS=127.0.0.1:{PORT} {command}\n"
         "fi\n",
     }
+
+
+def worker_types(cluster: Mapping[str, Any]) -> Plain:
+    """The node types but that of the head, in the order in which equal ones are tried."""
+    types = cluster["available_node_types"]
+    return {name: types[name] for name in sorted(types) if name != cluster["head_node_type"]}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Node types that are one elsewhere.
+
+    Attributes:
+        names: in the order in which they are tried.
+        kind: the first of them.
+        least, most: nodes of all of them together.
+    """
+
+    names: list[str]
+    kind: Plain
+    least: int
+    most: int
+
+    @property
+    def common_name(self) -> str:
+        """What their names begin with."""
+        if len(self.names) == 1:
+            return self.names[0]
+        first, last = min(self.names), max(self.names)
+        letters = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+        return "".join(letter for letter, _ in letters).rstrip("-_0123456789") or first
+
+
+def groups_of(cluster: Mapping[str, Any], key: Callable[[Plain], Any]) -> list[Group]:
+    """The node types of workers, those of one key together.
+
+    Args:
+        cluster: of `read_cluster`.
+        key: what is compared of a node type.
+    """
+    bound = int(cluster.get("max_workers", 1))
+    same: dict[str, Plain] = {}
+    for name, kind in worker_types(cluster).items():
+        same.setdefault(json.dumps(key(kind), sort_keys=True), {})[name] = kind
+    groups = []
+    for types in same.values():
+        least = sum(kind.get("min_workers", 0) for kind in types.values())
+        most = min(bound, sum(kind.get("max_workers", bound) for kind in types.values()))
+        groups.append(Group(list(types), next(iter(types.values())), least, most))
+    return groups
 
 
 def as_yaml(manifest: Mapping[str, Any]) -> str:

@@ -23,12 +23,12 @@ from filelock import FileLock
 from mlflow.tracking import MlflowClient
 
 from raytrain_speedup.settings import UserError
+from raytrain_speedup.tracking.mlflow_sql import SQLITE
 from raytrain_speedup.tracking.patience import first_sentence
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new database is no news
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors are raised, and told once
 
-SQLITE = "sqlite:///"
 FIRST_TIMEOUT = ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 

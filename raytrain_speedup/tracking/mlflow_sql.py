@@ -17,6 +17,9 @@ from urllib.parse import quote
 from raytrain_speedup.metric import ACCURACY, Metric
 from raytrain_speedup.tracking.tracker import EPOCH, OURS, Entry
 
+SQLITE = "sqlite:///"
+"""How the tracking URI of a file begins."""
+
 KNOWN_SCHEMAS = {"dc11669786a5"}
 """Versions of MLflow's tables (`alembic_version`) whose columns read below are as they are read."""
 

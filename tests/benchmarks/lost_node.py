@@ -20,9 +20,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -30,6 +31,8 @@ from ray._private.services import get_node_ip_address
 
 ROOT = Path(__file__).parents[2]
 EPOCHS, TRIALS = int(os.environ.get("EPOCHS", "120")), 4
+
+TWO_NODES = {"node": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 2, "max_workers": 2}}
 
 COUNTING = """
 import os, time
@@ -63,25 +66,39 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def fake_cluster(home: Path) -> Iterator[str]:
-    """The address of a head whose autoscaler starts two nodes."""
+def fake_cluster(
+    home: Path,
+    kinds: Mapping[str, Any] = TWO_NODES,
+    *,
+    provider: Mapping[str, Any] | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """The address of a head whose autoscaler starts nodes here.
+
+    Args:
+        home: the folder of all that belongs to it; its path is short.
+        kinds: node types beside the head's.
+        provider: what differs of the provider.
+        variables: for the head's `ray start`.
+    """
     port, client, dashboard = free_ports(3)
     address = get_node_ip_address()
     ray_command = str(Path(sys.executable).with_name("ray"))
     subprocess.run(
         [ray_command, "get-auth-token", "--generate"], env=environment(home), check=True, capture_output=True
     )
-    kinds = {
+    types = {
         "ray.head.default": {"resources": {"CPU": 0, "tune_driver": 64}, "node_config": {}, "max_workers": 0},
-        "node": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 2, "max_workers": 2},
+        **kinds,
     }
-    provider = {
+    whole_provider = {
         **{"type": "fake_multinode", "disable_launch_config_check": True, "disable_node_updaters": True},
         **{"gcs_address": f"{address}:{port}", "use_node_id_as_ip": True},
+        **(provider or {}),
     }
     config = {
         **{"cluster_name": "fake", "max_workers": 2, "idle_timeout_minutes": 60, "upscaling_speed": 10},
-        **{"provider": provider, "available_node_types": kinds, "head_node_type": "ray.head.default"},
+        **{"provider": whole_provider, "available_node_types": types, "head_node_type": "ray.head.default"},
         **{"auth": {}, "docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False},
         **{f"{name}_commands": [] for name in ("initialization", "setup", "head_setup", "worker_setup")},
         **{f"{name}_start_ray_commands": [] for name in ("head", "worker")},
@@ -97,7 +114,7 @@ def fake_cluster(home: Path) -> Iterator[str]:
     ]
     head = subprocess.Popen(
         command,
-        env=environment(home),
+        env=environment(home) | dict(variables or {}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -10,10 +10,13 @@ import pytest
 import ray
 import yaml
 from jsonschema import ValidationError
+from packaging.requirements import Requirement
+from ray.autoscaler._private.loader import load_function_or_class
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.experiment_file import recipes
+from raytrain_speedup.scaling.node_choice import score_node_type
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,6 +25,12 @@ ROOT = Path(__file__).parents[2]
 def cluster() -> dict[str, Any]:
     """The file with Ray's defaults filled in, as `ray up` sees it."""
     return prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+
+
+@pytest.fixture(scope="module")
+def gpu_types(cluster: dict[str, Any]) -> dict[str, Any]:
+    """In the order in which they are tried."""
+    return {name: kind for name, kind in sorted(cluster["available_node_types"].items()) if name != "head"}
 
 
 def test_it_is_valid(cluster: dict[str, Any]) -> None:
@@ -35,13 +44,34 @@ def test_the_schema_would_notice_a_mistake(cluster: dict[str, Any]) -> None:
         validate_config(wrong)
 
 
-def test_the_head_steers_and_the_gpu_nodes_come_and_go(cluster: dict[str, Any]) -> None:
-    types = cluster["available_node_types"]
-    assert cluster["head_node_type"] == "head"
-    assert types["head"]["resources"] == {"CPU": 0, "tune_driver": 64}
-    assert types["gpu"]["resources"]["GPU"] >= 1
-    assert types["gpu"]["min_workers"] == 0 < types["gpu"]["max_workers"] <= cluster["max_workers"]
+def test_the_head_steers_and_the_gpu_nodes_come_and_go(
+    cluster: dict[str, Any], gpu_types: dict[str, Any]
+) -> None:
+    head = cluster["available_node_types"]["head"]
+    assert cluster["head_node_type"] == "head" and cluster["available_node_types"].keys() == {
+        "head",
+        *gpu_types,
+    }
+    assert head["resources"] == {"CPU": 0, "tune_driver": 64} and head["max_workers"] == 0
+    for kind in gpu_types.values():
+        assert kind["resources"]["GPU"] >= 1
+        assert kind["min_workers"] == 0 < kind["max_workers"] <= cluster["max_workers"]
     assert 0 < cluster["idle_timeout_minutes"] <= 30
+
+
+def test_gpu_nodes_are_equal_to_a_trial_and_the_last_ones_stay(gpu_types: dict[str, Any]) -> None:
+    """Ray chooses freely among equal resources; `scaling/node_choice.py` by name."""
+    configs = [kind["node_config"] for kind in gpu_types.values()]
+    assert len({str(kind["resources"]) for kind in gpu_types.values()}) == 1 < len(gpu_types)
+    assert ["InstanceMarketOptions" in config for config in configs] == [True] * (len(configs) - 1) + [False]
+    asked = [(config["InstanceType"], "InstanceMarketOptions" in config) for config in configs]
+    assert len(set(asked)) == len(asked), "each is another pool of machines"
+
+
+def test_spot_nodes_have_a_price_that_somebody_has_to_think_of(gpu_types: dict[str, Any]) -> None:
+    for kind in gpu_types.values():
+        if market := kind["node_config"].get("InstanceMarketOptions"):
+            assert market == {"MarketType": "spot", "SpotOptions": {"MaxPrice": "CHANGE-ME"}}
 
 
 def test_every_node_asks_for_the_token(cluster: dict[str, Any]) -> None:
@@ -56,6 +86,14 @@ def test_every_node_asks_for_the_token(cluster: dict[str, Any]) -> None:
     assert cluster["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
 
 
+def test_the_autoscaler_is_the_one_that_falls_back(cluster: dict[str, Any]) -> None:
+    """`ray up` puts RAY_enable_autoscaler_v2=1 before the command; what stands at `ray start` itself wins."""
+    (head,) = [command for command in cluster["head_start_ray_commands"] if "ray start" in command]
+    said = dict(re.findall(r"(RAY_\w+)=(\S+) ", head.partition("ray start")[0]))
+    assert said["RAY_enable_autoscaler_v2"] == "0"
+    assert load_function_or_class(said["RAY_AUTOSCALER_UTILIZATION_SCORER"]) is score_node_type
+
+
 def test_the_dashboard_is_on_loopback(cluster: dict[str, Any]) -> None:
     (head,) = [command for command in cluster["head_start_ray_commands"] if "ray start" in command]
     assert "--dashboard-host=127.0.0.1" in head
@@ -68,7 +106,21 @@ def test_every_node_installs_this_package_and_one_ray(cluster: dict[str, Any]) -
     name = Path(package).name
     (install,) = [command for command in cluster["setup_commands"] if f"install -q ~/{name}" in command]
     assert f"ray[default,train,tune]=={ray.__version__}" in install
-    assert re.search(r" torch==\d", install) and re.search(r" torchvision==\d", install)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    floors = {Requirement(line).name: Requirement(line).specifier for line in project["dependencies"]}
+    pinned = dict(re.findall(r" ([\w-]+)==([\d.]+)", install))
+    # what crosses from node to node, or decides on what a step does
+    assert pinned.keys() >= {
+        "torch",
+        "torchvision",
+        "numpy",
+        "pyarrow",
+        "timm",
+        "mlflow",
+        "optuna",
+        "pydantic",
+    }
+    assert all(version in floors[name] for name, version in pinned.items() if name in floors)
 
 
 def test_ray_is_at_least_the_version_relied_on() -> None:
@@ -78,11 +130,34 @@ def test_ray_is_at_least_the_version_relied_on() -> None:
     assert floor.rpartition(">=")[2] == ".".join(ray.__version__.split(".")[:2])
 
 
-def test_nobody_else_knocks_and_the_gpu_nodes_may_reach_the_storage(cluster: dict[str, Any]) -> None:
+def test_nobody_else_knocks_and_every_node_may_reach_the_storage(
+    cluster: dict[str, Any], gpu_types: dict[str, Any]
+) -> None:
     """Ray's own security group takes SSH from the whole world, and only the head gets a role from Ray."""
     types = cluster["available_node_types"]
     assert all(node["node_config"]["SecurityGroupIds"] for node in types.values())
-    assert types["gpu"]["node_config"]["IamInstanceProfile"]
+    roles = {name: node["node_config"]["IamInstanceProfile"]["Name"] for name, node in types.items()}
+    assert roles == {"head": "speedup-head", **dict.fromkeys(gpu_types, "speedup-worker")}
+    region = cluster["provider"]["region"]
+    assert any(f"AWS_REGION={region}'" in command for command in cluster["setup_commands"]), "obstore asks"
+    zones = cluster["provider"]["availability_zone"].split(",")
+    assert len(set(zones)) == len(zones) > 1 and all(zone[:-1] == region for zone in zones)
+
+
+def test_the_database_is_fetched_before_it_is_kept(cluster: dict[str, Any]) -> None:
+    """And a failure ends `ray up`: what is there is not overwritten by an empty one."""
+    calls = [command for command in cluster["head_setup_commands"] if "speedup cluster " in command]
+    fetch, keep = calls
+    assert re.fullmatch(r"~/venv/bin/speedup cluster restore (\S+) .*", fetch) and "||" not in fetch + keep
+    assert re.search(r"restore (\S+)", fetch)[1] == re.search(r"backup (\S+)", keep)[1]  # type: ignore[index]
+    (tracking,) = {uri for call in calls for uri in re.findall(r"--tracking-uri (\S+)", call)}
+    exported = [command for command in cluster["head_setup_commands"] if "export MLFLOW_" in command]
+    assert f"export MLFLOW_TRACKING_URI={tracking}'" in exported[0]
+    line = re.search(r"echo '(.*)' \| sudo tee /etc/cron\.d/speedup", keep)
+    assert line is not None and re.match(
+        r"\*/10( \*){4} ubuntu ~/venv/bin/speedup cluster backup s3://", line[1]
+    )
+    assert "%" not in line[1], "the end of a line to cron"
 
 
 def test_apt_waits_for_its_lock(cluster: dict[str, Any]) -> None:
@@ -91,8 +166,8 @@ def test_apt_waits_for_its_lock(cluster: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("recipe", sorted(recipes()))
-def test_a_worker_of_every_recipe_fits_a_node(cluster: dict[str, Any], recipe: str) -> None:
-    node = cluster["available_node_types"]["gpu"]["resources"]
+def test_a_worker_of_every_recipe_fits_a_node(gpu_types: dict[str, Any], recipe: str) -> None:
     scaling = load_experiment(recipe).scaling
-    assert scaling.cpus_per_worker <= node["CPU"]
-    assert scaling.gpus_per_worker <= node["GPU"]
+    for kind in gpu_types.values():
+        assert scaling.cpus_per_worker <= kind["resources"]["CPU"]
+        assert scaling.gpus_per_worker <= kind["resources"]["GPU"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,9 @@ def test_kuberay_has_the_nodes_of_the_file(described: Any) -> None:
     head = spec["headGroupSpec"]["rayStartParams"]
     assert head["num-cpus"] == "0", "trials never land on the head"
     assert json.loads(shlex.split(head["resources"])[0]) == {"tune_driver": 64}, "quoted for a shell"
-    (workers,) = spec["workerGroupSpecs"]
-    assert workers["maxReplicas"] == types["gpu"]["max_workers"] and workers["minReplicas"] == 0
+    (workers,) = spec["workerGroupSpecs"]  # spot or not is said of machines, not of pods
+    assert workers["groupName"] == "gpu" and len(types) == 4
+    assert workers["maxReplicas"] == described["max_workers"] and workers["minReplicas"] == 0
     (container,) = workers["template"]["spec"]["containers"]
     assert container["image"] == "registry/speedup:1"
     wanted = {"cpu": 8, "memory": "64Gi", "nvidia.com/gpu": 1}
@@ -74,7 +76,8 @@ def test_skypilot_runs_the_command_on_the_first_node(described: Any) -> None:
         "skypilot", command, "--cluster", str(CLUSTER), "--accelerators", "H100:8", "--nodes", "4"
     )
     assert found["num_nodes"] == 4 and found["resources"] == {
-        **{"accelerators": "H100:8", "use_spot": True, "disk_size": 200},
+        **{"accelerators": "H100:8", "disk_size": 200},
+        "ordered": [{"use_spot": True}, {"use_spot": False}],
     }
     installed = " ".join(described["setup_commands"])
     for package in ("'ray[default,train,tune]==", "torch==", "torchvision=="):
@@ -85,17 +88,54 @@ def test_skypilot_runs_the_command_on_the_first_node(described: Any) -> None:
     assert [line.strip() for line in inside] == [f"RAY_ADDRESS=127.0.0.1:6379 {command}"]
 
 
+def without(described: Any, *names: str) -> Any:
+    """The cluster without some of its node types."""
+    types = described["available_node_types"]
+    return {**described, "available_node_types": {name: types[name] for name in types if name not in names}}
+
+
+def test_groups_of_pods_are_those_of_unequal_resources(tmp_path: Path, described: Any) -> None:
+    cluster = copy.deepcopy(described)
+    cluster["max_workers"] = 9
+    cluster["available_node_types"]["gpu-2-spot-larger"]["resources"] = {"CPU": 16, "GPU": 1}
+    cluster["available_node_types"]["gpu-3-on-demand"]["min_workers"] = 1
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(cluster))
+    groups = printed("kuberay", str(file))["spec"]["workerGroupSpecs"]
+    assert [(group["groupName"], group["minReplicas"], group["maxReplicas"]) for group in groups] == [
+        *(("gpu", 1, 8), ("gpu-2-spot-larger", 0, 4))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("left_out", "market"),
+    [
+        (["gpu-3-on-demand"], {"use_spot": True}),
+        (["gpu-1-spot", "gpu-2-spot-larger"], {"use_spot": False}),
+    ],
+)
+def test_one_market_is_all_that_skypilot_is_told_of(
+    left_out: list[str], market: Any, tmp_path: Path, described: Any
+) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(without(described, *left_out)))
+    found = printed("skypilot", "speedup recipes", "--cluster", str(file))
+    assert found["resources"] == {"accelerators": "L4:1", "disk_size": 200, **market}
+
+
 def test_google_cloud_has_the_nodes_of_the_file(described: Any) -> None:
-    found = printed("gcp", str(CLUSTER), "--project", "mine", "--share", "10.0.0.2:/speedup")
+    found = printed("gcp", str(CLUSTER), "--project", "mine", "--bucket", "ours")
     validate_config(prepare_config(copy.deepcopy(found)))
-    kept = {"provider", "available_node_types", "setup_commands", "head_setup_commands"}
+    kept = {"provider", "available_node_types", "head_setup_commands"}
     assert {key: value for key, value in found.items() if key not in kept} == {
         key: value for key, value in described.items() if key not in kept
     }
     provider = found["provider"]
     assert (provider["type"], provider["region"]) == ("gcp", "us-central1")
     assert provider["availability_zone"] == "us-central1-a" and provider["project_id"] == "mine"
-    for name, node in described["available_node_types"].items():
+    # what differs in a machine's size alone is one here
+    assert found["available_node_types"].keys() == {"head", "gpu-1-spot", "gpu-3-on-demand"}
+    for name, node in without(described, "gpu-2-spot-larger")["available_node_types"].items():
         there = found["available_node_types"][name]
         assert {**there, "node_config": 0} == {**node, "node_config": 0}, (
             "resources and numbers are the file's"
@@ -106,7 +146,9 @@ def test_google_cloud_has_the_nodes_of_the_file(described: Any) -> None:
         assert disk["initializeParams"]["diskType"].startswith("zones/us-central1-a/"), (
             "a URL, says the reference"
         )
-    gpu = found["available_node_types"]["gpu"]["node_config"]
+    gpu, stays = (
+        found["available_node_types"][name]["node_config"] for name in ("gpu-1-spot", "gpu-3-on-demand")
+    )
     assert set(gpu) == {
         *("machineType", "disks", "networkInterfaces", "scheduling", "serviceAccounts"),
     }  # of `Instance` in the API reference
@@ -114,21 +156,22 @@ def test_google_cloud_has_the_nodes_of_the_file(described: Any) -> None:
         **{"onHostMaintenance": "TERMINATE", "automaticRestart": False},
         **{"provisioningModel": "SPOT", "instanceTerminationAction": "DELETE"},
     }
+    assert stays == {**gpu, "scheduling": {"onHostMaintenance": "TERMINATE"}}
     assert "with-nvidia" in gpu["disks"][0]["initializeParams"]["sourceImage"]
-    commands = "\n".join([*found["setup_commands"], *found["head_setup_commands"]])
-    assert "10.0.0.2:/speedup /mnt/shared" in commands and "google-api-python-client" in commands
-    assert "efs" not in commands and "boto3" not in commands
-    assert len(found["setup_commands"]) == len(described["setup_commands"])
+    commands = "\n".join(found["head_setup_commands"])
+    assert re.search(
+        r"pip install -q google-api-python-client google-auth-httplib2 cryptography$", commands, re.M
+    )
+    assert commands.count("gs://ours/head") == 2 and "s3://" not in commands and "boto3" not in commands
+    assert found["setup_commands"] == described["setup_commands"]
 
 
-def test_nodes_that_stay_are_not_spot_on_google_cloud(tmp_path: Path, described: Any) -> None:
-    cluster = copy.deepcopy(described)
-    del cluster["available_node_types"]["gpu"]["node_config"]["InstanceMarketOptions"]
-    file = tmp_path / "cluster.yaml"
-    file.write_text(yaml.safe_dump(cluster))
-    found = printed("gcp", str(file), "--project", "mine")
-    scheduling = found["available_node_types"]["gpu"]["node_config"]["scheduling"]
-    assert scheduling == {"onHostMaintenance": "TERMINATE"}
+def test_filestore_is_mounted_where_it_is_named(described: Any) -> None:
+    found = printed("gcp", str(CLUSTER), "--project", "mine", "--share", "10.0.0.2:/speedup")
+    count = len(described["setup_commands"])
+    assert found["setup_commands"][:count] == described["setup_commands"]
+    more = "\n".join(found["setup_commands"][count:])
+    assert "install -y -qq nfs-common" in more and "10.0.0.2:/speedup /mnt/shared" in more
 
 
 @pytest.mark.parametrize(
