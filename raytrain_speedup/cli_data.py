@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from rich.progress import Progress
 
 console = Console()
@@ -51,14 +54,18 @@ def index_data(
     ] = None,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="tar files read at a time; default: one for each core, and 16 for a URI"),
+        typer.Option(
+            min=1,
+            help="tar files read at a time on this machine; default: one for each core, and 16 for a URI",
+        ),
     ] = None,
 ) -> None:
     """Index the samples in tar files or folders, so that each is read by its own bytes.
 
     Nothing is unpacked: ImageNet is read from its tar files as downloaded, the
     inner ones included, and a pruned sample is never read at all. For
-    data.source=index.
+    data.source=index. In a job of a Ray cluster the files of a URI are read by tasks
+    on all of its nodes.
 
     speedup data index ILSVRC2012_img_train.tar -o train.index
     speedup data index ILSVRC2012_img_val.tar --labels val.txt -o val.index
@@ -67,9 +74,10 @@ def index_data(
     """
     from raytrain_speedup.data.indexing import make_index
 
+    pool = _nodes_for(source) if processes is None else None
     began = time.perf_counter()
     with _progress() as progress:
-        index = make_index(source, out, labels=labels, processes=processes, progress=progress)
+        index = make_index(source, out, labels=labels, processes=processes, pool=pool, progress=progress)
     seconds = time.perf_counter() - began
     console.print(
         f"{out}: {len(index.rows):,} samples of {len(index.class_names):,} classes in {len(index.shards):,} files, "
@@ -77,6 +85,20 @@ def index_data(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _nodes_for(source: str) -> Executor | None:
+    """A cluster's nodes, where this is a job of one and all of them may read the source."""
+    from raytrain_speedup.data.object_store import is_remote, read_here
+
+    if not is_remote(source) or not os.environ.get("RAY_ADDRESS"):
+        return None
+    from raytrain_speedup.config import ScalingSettings
+    from raytrain_speedup.scaling.cluster import connect
+    from raytrain_speedup.scaling.ray_tasks import RayTasks
+
+    connect(ScalingSettings())
+    return RayTasks(read_here)
 
 
 @commands.command("check")

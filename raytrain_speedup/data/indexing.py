@@ -7,8 +7,9 @@ the content of its neighbour `.cls`, as in WebDataset's shards; the name of its 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +24,8 @@ from raytrain_speedup.settings import UserError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".tar.zst")
 _WHOLE_FOLDER = "."
+Reading = AbstractContextManager[Executor]
+
 _STORE_PROCESSES = 16  # they wait for the network, not for a core
 
 
@@ -32,6 +35,7 @@ def make_index(
     *,
     labels: Path | None = None,
     processes: int | None = None,
+    pool: Executor | None = None,
     progress: Progress | None = None,
 ) -> Index:
     """Index tar files, or a folder with a folder of images for each class.
@@ -41,6 +45,7 @@ def make_index(
         folder: where the index goes; one that is there is replaced.
         labels: a text file with a sample's file name and its class in every line.
         processes: that read tar files at the same time; default: one for each core, and 16 for a store.
+        pool: that reads tar files in place of processes of this machine, such as tasks of a cluster.
         progress: shows how far it is.
 
     Raises:
@@ -48,14 +53,30 @@ def make_index(
     """
     known = _read_labels(labels) if labels else {}
     if is_remote(str(source)):
-        root, parts = _scan_store(str(source), known, processes or _STORE_PROCESSES, progress)
+        root, parts = _scan_store(
+            str(source), known, _reading(pool, processes or _STORE_PROCESSES, read_here), progress
+        )
     else:
-        root, parts = _scan_disk(Path(source), known, processes or os.cpu_count() or 1, progress)
+        root, parts = _scan_disk(
+            Path(source), known, _reading(pool, processes or os.cpu_count() or 1), progress
+        )
     if not sum(len(part.label) for part in parts):
         raise UserError(
             f"{KEY}: {shown(source)} has neither tar files with images nor class folders; expected either"
         )
     return write_index(folder, root, parts)
+
+
+@contextmanager
+def _reading(
+    pool: Executor | None, processes: int, initializer: Callable[[], None] | None = None
+) -> Iterator[Executor]:
+    """What reads tar files: a pool that is given, or processes that end with it."""
+    if pool is not None:
+        yield pool
+        return
+    with ProcessPoolExecutor(processes, initializer=initializer) as own:
+        yield own
 
 
 def _read_labels(path: Path) -> dict[str, str]:
@@ -98,7 +119,7 @@ def _tars_among(names: Sequence[str], where: Path | str) -> list[str]:
 
 
 def _scan_disk(
-    source: Path, known: Mapping[str, str], processes: int, progress: Progress | None
+    source: Path, known: Mapping[str, str], reading: Reading, progress: Progress | None
 ) -> tuple[str, list[ShardRows]]:
     """The root, and what is in it."""
     if not source.exists():
@@ -109,7 +130,7 @@ def _scan_disk(
         raise UserError(f"{KEY}: {shown(source)} is no .tar file; expected one, or a folder")
     root = str((source.parent if single else source).absolute())
     if tars:
-        with ProcessPoolExecutor(processes) as pool:
+        with reading as pool:
             return root, scan_tars([TarJob(root, name, known) for name in tars], pool, progress)
     folders = [entry.name for entry in listed(KEY, source) if is_folder(KEY, entry)]
     jobs = [_ClassJob(root, name, known) for name in folders or [_WHOLE_FOLDER]]
@@ -160,7 +181,7 @@ def _classless(path: str) -> UserError:
 
 
 def _scan_store(
-    source: str, known: Mapping[str, str], processes: int, progress: Progress | None
+    source: str, known: Mapping[str, str], reading: Reading, progress: Progress | None
 ) -> tuple[str, list[ShardRows]]:
     """The root, and what is in it: of loose files the listing says it all."""
     root, _, name = source.rstrip("/").rpartition("/")
@@ -173,7 +194,7 @@ def _scan_store(
     if not tars:
         return root, [_loose(root, objects, known)]
     jobs = [TarJob(root, name, known, objects[name]) for name in tars]
-    with ProcessPoolExecutor(processes, initializer=read_here) as pool:
+    with reading as pool:
         return root, scan_tars(jobs, pool, progress)
 
 

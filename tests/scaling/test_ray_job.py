@@ -1,12 +1,15 @@
 """`ray job submit` on a running head with token authentication: what `docs/cluster.md` tells, on one machine."""
 
 import contextlib
+import io
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,7 +19,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from loopback_s3 import LoopbackS3
 from outside_ray import plain_environment
+
+from raytrain_speedup.data.shards import open_index
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
@@ -175,6 +181,32 @@ def test_a_job_sweeps(head: Head, tmp_path: Path) -> None:
     written = job.stdout + job.stderr
     assert job.returncode == 0 and "succeeded" in written, written
     assert {"leaderboard.png", "schedule.yaml"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.slow
+def test_a_job_indexes_a_bucket_by_tasks(head: Head, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number in range(3):
+        with tarfile.open(folder / f"{number}.tar", "w") as shard:
+            for name, content in ((f"{number}.png", b"image" * 200), (f"{number}.cls", b"%d" % number)):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                shard.addfile(entry, io.BytesIO(content))
+    with LoopbackS3().running() as s3:
+        uri = s3.put_folder(folder, "shards")
+        # Ray's tasks have the environment of their node, which a cluster's role would give them.
+        known = {"env_vars": {key: os.environ[key] for key in os.environ if key.startswith("AWS_")}}
+        where = ("--address", head.address, "--runtime-env-json", json.dumps(known))
+        job = subprocess.run(
+            [RAY, "job", "submit", *where, "--", *SPEEDUP, "data", "index", uri, "-o", f"{tmp_path}/index"],
+            env=head.environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+    assert job.returncode == 0 and "3 samples of 3 classes in 3 files" in job.stdout, job.stdout + job.stderr
+    assert open_index(tmp_path / "index").class_names == ("0", "1", "2")
 
 
 @pytest.mark.slow

@@ -1,0 +1,52 @@
+"""What processes of one machine do, tasks of a cluster do too: the same index, the same errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+
+from tiny_shards import nested, webdataset
+
+from raytrain_speedup.data.indexing import make_index
+from raytrain_speedup.scaling.ray_tasks import RayTasks
+from raytrain_speedup.settings import UserError
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.mark.parametrize("layout", ["imagenet", "webdataset"])
+def test_tasks_make_the_index_of_processes(layout: str, tmp_path: Path) -> None:
+    made = nested(tmp_path / "all.tar") if layout == "imagenet" else webdataset(tmp_path / "in")
+    index = make_index(made, tmp_path / "index", pool=RayTasks())
+    local = make_index(made, tmp_path / "local", processes=2)
+    assert index.class_names == local.class_names and np.array_equal(index.shards, local.shards)
+    assert np.array_equal(index.rows, local.rows)
+
+
+def test_a_mistake_is_told_as_itself(tmp_path: Path) -> None:
+    made = webdataset(tmp_path / "in")
+    shard = sorted(made.glob("*.tar"))[0]
+    shard.write_bytes(shard.read_bytes()[:700])
+    with pytest.raises(UserError) as error:
+        make_index(made, tmp_path / "index", pool=RayTasks())
+    assert type(error.value) is UserError and shard.name in str(error.value)
+
+
+def test_calls_run_elsewhere_after_their_initializer() -> None:
+    tasks = RayTasks(_begin)
+    assert os.getpid() not in set(tasks.map(_process, range(3)))
+
+
+def _begin() -> None:
+    os.environ["BEGUN"] = "1"
+
+
+def _process(number: int) -> int:
+    assert os.environ.pop("BEGUN") == "1"
+    return os.getpid()
