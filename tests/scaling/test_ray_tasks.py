@@ -39,14 +39,11 @@ def test_a_mistake_is_told_as_itself(tmp_path: Path) -> None:
 
 
 def test_calls_run_elsewhere_after_their_initializer() -> None:
-    tasks = RayTasks(_begin)
-    assert os.getpid() not in set(tasks.map(_process, range(3)))
+    def begin() -> None:
+        os.environ["BEGUN"] = "1"
 
+    def process(number: int) -> int:
+        assert os.environ.pop("BEGUN") == "1"
+        return os.getpid()
 
-def _begin() -> None:
-    os.environ["BEGUN"] = "1"
-
-
-def _process(number: int) -> int:
-    assert os.environ.pop("BEGUN") == "1"
-    return os.getpid()
+    assert os.getpid() not in set(RayTasks(begin).map(process, range(3)))
