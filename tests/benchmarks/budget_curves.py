@@ -141,18 +141,26 @@ def table(found: dict[Key, Metrics], wanted: Sequence[Key]) -> None:
         print(f"- `{method}` against fewer epochs: {', '.join(verdicts)}.")
 
 
+def compared(
+    found: dict[Key, Metrics], method: str, budget: int, saving: float, seeds: Sequence[int]
+) -> Estimate | None:
+    """Method - fewer epochs at the same compute, paired by seed; None where runs are missing."""
+    sides = [
+        [found.get((one, budget, saving, seed), {}).get("accuracy") for seed in seeds]
+        for one in (method, FEWER)
+    ]
+    if method in ("none", FEWER) or len(seeds) < 2 or None in sides[0] + sides[1]:
+        return None
+    return Estimate.of(*(np.array(side, dtype=float) for side in sides), "paired")
+
+
 def difference(
     found: dict[Key, Metrics], method: str, budget: int, saving: float, seeds: Sequence[int]
 ) -> tuple[str, str]:
-    """Method - fewer epochs at the same compute with its interval, and the word for it."""
-    fewer = [found.get((FEWER, budget, saving, seed)) for seed in seeds]
-    if method in ("none", FEWER) or None in fewer or len(seeds) < 2:
+    """`compared` with its interval, and the word for it."""
+    estimate = compared(found, method, budget, saving, seeds)
+    if estimate is None:
         return "", ""
-    sides = (
-        np.array([found[method, budget, saving, seed]["accuracy"] for seed in seeds]),
-        np.array([metrics["accuracy"] for metrics in fewer if metrics is not None]),
-    )
-    estimate = Estimate.of(*sides, "paired")
     low, high = (float(bound) for bound in estimate.bounds(0.05, 0.05))
     word = "better" if low > 0 else "worse" if high < 0 else "no difference seen"
     return f"{float(estimate.difference):+.2f} ({low:+.2f} to {high:+.2f})", word
