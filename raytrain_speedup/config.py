@@ -120,6 +120,11 @@ class ScalingSettings(Settings):
         "where nothing is given",
     )
     start_timeout: float = Field(120, gt=0, description="seconds to wait for the workers' resources")
+    timeout: float = Field(
+        1800,
+        gt=0,
+        description="seconds that a worker waits for the others in a step; then all are started again",
+    )
     resize_seconds: float = Field(
         60,
         gt=0,

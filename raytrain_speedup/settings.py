@@ -34,6 +34,10 @@ class RunFailed(UserError):
     exit_code = 1
 
 
+class Stalled(RunFailed):
+    """A run that waited for what did not come. A worker group starts again after it: another node may have it."""
+
+
 class Settings(BaseModel):
     """A frozen section of an experiment. Unknown keys are errors, and so are values of the wrong kind."""
 

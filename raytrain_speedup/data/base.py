@@ -299,6 +299,11 @@ class DataSettings(Settings):
         2.0, gt=0, description="most memory for the files that a curriculum with replay shows again"
     )
     num_workers: int = Field(2, ge=0, le=256, description="processes that decode images on the fly")
+    timeout: float = Field(
+        600,
+        gt=0,
+        description="seconds that these may take for a batch; then the run ends, and names its files",
+    )
     max_corrupt_fraction: float = Field(
         0.01, ge=0, le=1, description="fraction of unreadable images above which the run is refused"
     )

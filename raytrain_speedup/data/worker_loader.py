@@ -27,11 +27,12 @@ from torch.utils.data import DataLoader
 from raytrain_speedup.data.appearance import as_target
 from raytrain_speedup.data.base import CorruptSample, DataSettings, Source
 from raytrain_speedup.data.batch import WARM_UP, AnySplit, Batch, Step
+from raytrain_speedup.data.folders import some
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.processes import START_METHOD
 from raytrain_speedup.data.requests import BatchDataset, Decoded, Drawn, Request
 from raytrain_speedup.data.splits import Splits
-from raytrain_speedup.settings import UserError
+from raytrain_speedup.settings import Stalled, UserError
 
 _LOOKED_AT = 16  # files, for their usual size
 
@@ -171,7 +172,9 @@ class _Group:
 
     def __init__(self, dataset: BatchDataset, workers: int, *, pin: bool) -> None:
         self._requests = Requests()
-        self._workers = workers
+        self._workers, self._source = workers, dataset.source
+        self._timeout = dataset.settings.timeout
+        self._asked: deque[Request] = deque()
         self._loader = DataLoader(
             dataset,
             sampler=self._requests,
@@ -180,22 +183,42 @@ class _Group:
             multiprocessing_context=START_METHOD if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin,
+            timeout=self._timeout if workers else 0,
             generator=torch.Generator(),  # without one it draws from the global generator in every pass
         )
 
     def run(self, requests: Iterator[Request]) -> Iterator[Decoded]:
-        self._requests.pending = requests
+        self._asked.clear()
+        self._requests.pending = self._noted(requests)
         try:
-            yield from self._loader
+            for decoded in self._loader:
+                self._asked.popleft()
+                yield decoded
         except UserError as error:
             raise _without_traceback(error) from None
         except (RuntimeError, OSError, EOFError) as error:  # the last two if it died while sending
             if not self._lost_a_worker():
+                if "timed out" in str(error) and self._asked:
+                    raise self._stalled(self._asked[0]) from None
                 raise
             raise UserError(
                 f"data.num_workers={self._workers}: a worker process died ({error!r:.80}); it "
                 "ran out of memory or of shared memory (/dev/shm): expected fewer workers or a smaller batch"
             ) from None
+
+    def _noted(self, requests: Iterator[Request]) -> Iterator[Request]:
+        for request in requests:
+            self._asked.append(request)
+            yield request
+
+    def _stalled(self, request: Request) -> Stalled:
+        """A batch did not come: where its samples are."""
+        read = [index for index in request.index.tolist() if index not in request.files]
+        places = list(dict.fromkeys(self._source.locate(index).partition(" bytes ")[0] for index in read))
+        return Stalled(
+            f"data.timeout: no batch came from {self._workers} loading processes for {self._timeout:g} s; it is of "
+            f"{some(places)}; expected a storage that answers, or more time"
+        )
 
     def _lost_a_worker(self) -> bool:
         workers = getattr(self._loader._iterator, "_workers", [])

@@ -21,7 +21,8 @@ SECTIONS = ("task", "data", "model", "train", "pruning", "curriculum", "teacher"
 MAY_CHANGE = {
     *("train.device", "train.threads", "train.compile"),
     *("train.eval_every", "train.checkpoint_every", "train.checkpoint_steps"),
-    *("data.loader", "data.memory_limit_gb", "data.num_workers", "data.max_corrupt_fraction"),
+    *("data.loader", "data.memory_limit_gb", "data.num_workers", "data.timeout"),
+    "data.max_corrupt_fraction",
     *("data.cache", "data.cache_gb"),
 }
 """Keys that may be another when a run goes on: where it runs, how often it looks and saves."""

@@ -13,7 +13,7 @@ import ray
 from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain_speedup.settings import UserError
+from raytrain_speedup.settings import Stalled, UserError
 
 BOARD_SECONDS = 30.0
 """Who reports or listens waits so long for the board; it is started again where it was killed."""
@@ -54,5 +54,5 @@ class EndAtMistake(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         for error in worker_exceptions.values():
             cause = getattr(error, "_base_exc", error)  # Ray wraps it to carry the worker's traceback
-            if isinstance(cause, UserError):
+            if isinstance(cause, UserError) and not isinstance(cause, Stalled):
                 raise cause

@@ -140,6 +140,7 @@ def set_ray_environment(scaling: ScalingSettings) -> None:
     os.environ.update(
         # the whole wait is the user's setting, whatever the number of attempts
         RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=f"{scaling.start_timeout / ATTEMPTS:g}",
+        RAY_TRAIN_COLLECTIVE_TIMEOUT_S=f"{scaling.timeout:g}",  # of its own; torch's is set beside it
         # relative paths in an experiment are relative to where the user stands
         RAY_CHDIR_TO_TRIAL_DIR="0",
     )

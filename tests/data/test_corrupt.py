@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from raytrain_speedup.data.base import CorruptSample
 from raytrain_speedup.data.folders import ImageFolderSettings
 from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.data.unreadable import Skipped
-from raytrain_speedup.settings import UserError
+from raytrain_speedup.settings import Stalled, UserError
 
 KINDS = [("device", 0), ("workers", 0), ("workers", 2)]
 
@@ -127,6 +130,27 @@ def test_a_worker_that_dies_is_reported_without_a_traceback(parquet, steps_of) -
     os.kill(loader._groups["train"]._loader._iterator._workers[0].pid, signal.SIGKILL)
     with pytest.raises(UserError, match=r"data\.num_workers=1: a worker process died"):
         list(batches)
+
+
+def test_a_file_that_does_not_answer_is_named(folder, steps_of) -> None:
+    """A pipe that nobody writes to: whoever opens it waits for ever."""
+    settings = ImageFolderSettings(
+        root=folder, image_size=24, val_fraction=0, num_workers=2, loader="workers", timeout=1.5
+    )
+    splits = open_data(settings, seed=0)
+    loader = build_loader(splits, settings, device="cpu", seed=0)
+    steps = steps_of(len(splits.train), 1)
+    batches = loader.train_batches(steps, epoch=0)
+    assert len(steps) > 8 and next(batches) is not None
+    target = Path(splits.train.locate(steps[-2].index[0].item()))
+    target.unlink()
+    os.mkfifo(target)
+    said = r"^data\.timeout: no batch came from 2 loading processes for 1\.5 s; it is of "
+    began = time.monotonic()
+    with pytest.raises(Stalled, match=f"{said}{re.escape(str(target))}; "):
+        list(batches)
+    assert time.monotonic() - began < 20
+    loader.close()
 
 
 def test_the_share_is_of_the_samples_met_once_there_are_enough() -> None:
