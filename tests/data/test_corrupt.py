@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -140,17 +141,17 @@ def test_a_file_that_does_not_answer_is_named(folder, steps_of) -> None:
     splits = open_data(settings, seed=0)
     loader = build_loader(splits, settings, device="cpu", seed=0)
     steps = steps_of(len(splits.train), 1)
-    batches = loader.train_batches(steps, epoch=0)
-    assert len(steps) > 8 and next(batches) is not None
-    target = Path(splits.train.locate(steps[-2].index[0].item()))
-    target.unlink()
-    os.mkfifo(target)
-    said = r"^data\.timeout: no batch came from 2 loading processes for 1\.5 s; it is of "
-    began = time.monotonic()
-    with pytest.raises(Stalled, match=f"{said}{re.escape(str(target))}; "):
-        list(batches)
-    assert time.monotonic() - began < 20
-    loader.close()
+    with contextlib.closing(loader):
+        batches = loader.train_batches(steps, epoch=0)
+        assert len(steps) > 8 and next(batches) is not None
+        target = Path(splits.train.locate(steps[-2].index[0].item()))
+        target.unlink()
+        os.mkfifo(target)
+        said = r"^data\.timeout: no batch came from 2 loading processes for 1\.5 s; it is of "
+        began = time.monotonic()
+        with pytest.raises(Stalled, match=f"{said}{re.escape(str(target))}; "):
+            list(batches)
+        assert time.monotonic() - began < 20
 
 
 def test_the_share_is_of_the_samples_met_once_there_are_enough() -> None:
