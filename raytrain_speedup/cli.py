@@ -431,7 +431,7 @@ def schema(
     if kind is Kind.experiment:
         found = experiment_schema()
     else:
-        from raytrain_speedup.tuning.space import SweepSettings
+        from raytrain_speedup.tuning.sweep_settings import SweepSettings
 
         found = sweep_schema(SweepSettings)
     text = json.dumps(found, indent=2) + "\n"

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from raytrain_speedup import cli
 from raytrain_speedup.config import load_experiment, recipes
 from raytrain_speedup.schema import experiment_schema, sweep_schema
-from raytrain_speedup.tuning.space import SweepSettings
+from raytrain_speedup.tuning.sweep_settings import SweepSettings
 
 SPACES = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
 

@@ -24,7 +24,8 @@ from raytrain_speedup.engine.statistics.estimate import SEEDS_NEEDED
 from raytrain_speedup.engine.statistics.verdict import Look, Plan, plan_for
 from raytrain_speedup.metric import Metric
 from raytrain_speedup.tuning.planned import BASELINE, WINNER, PlannedRun, baseline_run, control_runs
-from raytrain_speedup.tuning.space import SEARCH_SEED, Sweep, SweepSettings
+from raytrain_speedup.tuning.space import Sweep
+from raytrain_speedup.tuning.sweep_settings import SEARCH_SEED, SweepSettings
 from raytrain_speedup.tuning.winners import Outcome
 
 MEANINGS = {

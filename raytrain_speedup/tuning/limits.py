@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
-from raytrain_speedup.tuning.space import BudgetSettings
+from raytrain_speedup.tuning.sweep_settings import BudgetSettings
 
 WORTH_IT = 0.02
 """Of the cost: by so much the best setting has to become cheaper to have moved."""

@@ -16,7 +16,8 @@ from raytrain_speedup.tracking.run_log import EXPERIMENT_FILE, LONGEST_PARAM
 from raytrain_speedup.tracking.tracker import EPOCH, NotTracked, Tracker
 from raytrain_speedup.tuning.objective import Objective
 from raytrain_speedup.tuning.planned import BASELINE, TRIAL
-from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, SEARCH_SEED, Sweep, SweepSettings
+from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, Sweep
+from raytrain_speedup.tuning.sweep_settings import SEARCH_SEED, SweepSettings
 
 NO_NAME = re.compile(r"[^\w\-./: ]")
 """Characters that MLflow does not take in the name of a parameter."""

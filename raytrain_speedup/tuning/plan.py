@@ -30,9 +30,11 @@ from raytrain_speedup.tuning.forecast import Forecast
 from raytrain_speedup.tuning.library import BaselineLibrary
 from raytrain_speedup.tuning.limits import Limits
 from raytrain_speedup.tuning.monitor import Monitor
+from raytrain_speedup.tuning.objective import Level
 from raytrain_speedup.tuning.planned import BASELINE, TRIAL, WINNER, PlannedRun, baseline_run, trial_name
 from raytrain_speedup.tuning.search import Ending, Search, Suggestion
-from raytrain_speedup.tuning.space import COSTS, SEARCH_SEED, Sweep
+from raytrain_speedup.tuning.space import Sweep
+from raytrain_speedup.tuning.sweep_settings import COSTS, SEARCH_SEED
 from raytrain_speedup.tuning.winners import Outcome, pick_ladder, pick_winners
 
 
@@ -200,6 +202,16 @@ class SweepPlan(Searcher):
         if self.monitor.level is not None:
             self._search.learn(self.monitor.level)
             self._look_ahead()
+            self._tell_of_a_margin_that_allows_all(self.monitor.level)
+
+    def _tell_of_a_margin_that_allows_all(self, level: Level) -> None:
+        """Where a metric of 0 would be within the margin, every setting is lossless."""
+        metric = self.objective.quality_metric
+        if self.objective.directions[metric] == "max" and 0 <= level.mean <= self.objective.margin:
+            self.say(
+                f"margin: {self.objective.margin:g} allows any setting, for the baseline's {metric} is "
+                f"{level.mean:.3g}; expected a part of that (--margin)"
+            )
 
     def _look_ahead(self) -> None:
         """Which trials those under way have to be cheaper or better than."""

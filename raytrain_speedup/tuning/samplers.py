@@ -9,7 +9,7 @@ import optuna
 
 from raytrain_speedup.tuning.encoding import Space
 from raytrain_speedup.tuning.frontier import Bound, FrontierSampler, Rehearsal
-from raytrain_speedup.tuning.space import SweepSettings
+from raytrain_speedup.tuning.sweep_settings import SweepSettings
 
 
 def startup_trials(settings: SweepSettings) -> int:

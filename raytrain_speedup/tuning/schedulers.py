@@ -9,7 +9,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from raytrain_speedup.tuning.plan import SweepPlan
 from raytrain_speedup.tuning.planned import TRIAL
-from raytrain_speedup.tuning.space import SchedulerSettings
+from raytrain_speedup.tuning.sweep_settings import SchedulerSettings
 
 GO_ON, STOP = str(TrialScheduler.CONTINUE), str(TrialScheduler.STOP)
 RANK = "rank"

@@ -47,15 +47,9 @@ from raytrain_speedup.tuning.parent import (
 )
 from raytrain_speedup.tuning.plan import SweepPlan
 from raytrain_speedup.tuning.planned import TRIAL
-from raytrain_speedup.tuning.space import (
-    ConfirmSettings,
-    Sweep,
-    SweepSettings,
-    baseline_of,
-    default_objectives,
-    load_sweep,
-)
+from raytrain_speedup.tuning.space import Sweep, baseline_of, default_objectives, load_sweep
 from raytrain_speedup.tuning.standing import Standing
+from raytrain_speedup.tuning.sweep_settings import ConfirmSettings, SweepSettings
 from raytrain_speedup.tuning.trials import QUIET, Trainable, fit, trainable_for
 from raytrain_speedup.tuning.winners import Outcome
 

@@ -30,8 +30,8 @@ from raytrain_speedup.tuning.objective import Level, Objective
 from raytrain_speedup.tuning.parent import new_parent, past_curves, past_runs
 from raytrain_speedup.tuning.plan import SweepPlan
 from raytrain_speedup.tuning.search import LOSSY, Ending, Search
-from raytrain_speedup.tuning.space import SEARCH_SEED, BudgetSettings
 from raytrain_speedup.tuning.surrogate import GaussianProcess
+from raytrain_speedup.tuning.sweep_settings import SEARCH_SEED, BudgetSettings
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import search as benchmark

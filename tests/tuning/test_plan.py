@@ -15,7 +15,8 @@ from raytrain_speedup.engine.statistics.verdict import plan_for, settle
 from raytrain_speedup.tracking.store import Record
 from raytrain_speedup.tuning.confirmation import Confirmation, confirmation_plan
 from raytrain_speedup.tuning.plan import SweepPlan
-from raytrain_speedup.tuning.space import SEARCH_SEED, Sweep, load_sweep
+from raytrain_speedup.tuning.space import Sweep, load_sweep
+from raytrain_speedup.tuning.sweep_settings import SEARCH_SEED
 from raytrain_speedup.tuning.winners import Outcome
 
 SPACE = {
@@ -43,6 +44,17 @@ def metrics(name: str) -> dict[str, Any]:
     known = {"val_accuracy": good, "accuracy": good + noise, "train_flops": 1.0, "baseline_key": "k"}
     known |= {"final": True, "seed": int(name.rpartition("seed")[2]) if "seed" in name else SEARCH_SEED}
     return known | {"progress": 1.0, "passes_saved": 0.0, "wall_seconds": 2.0}
+
+
+@pytest.mark.parametrize("margin", [97.9, 98.5])
+def test_a_margin_that_allows_any_setting_is_told(margin: float, tmp_path: Path) -> None:
+    said: list[str] = []
+    plan = SweepPlan(loaded(tmp_path, margin=margin), say=said.append)
+    run_through(plan)
+    told = "margin: 98.5 allows any setting, for the baseline's val_accuracy is 98; expected a part of that (--margin)"
+    assert (told in said) == (margin == 98.5) and sum("allows any" in line for line in said) == (
+        margin == 98.5
+    )
 
 
 def run_through(plan: SweepPlan, *, limit: int | None = None) -> list[str]:

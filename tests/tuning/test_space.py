@@ -10,7 +10,8 @@ import yaml
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks.classification import Classification
-from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, SEARCH_SEED, Sweep, load_sweep
+from raytrain_speedup.tuning.space import MAY_DIFFER_ON_RESUME, Sweep, load_sweep
+from raytrain_speedup.tuning.sweep_settings import SEARCH_SEED
 
 ROOT = Path(__file__).parents[2]
 GOOD = {
@@ -178,6 +179,13 @@ def entry(**fields: object) -> dict[str, object]:
         (
             {"budget": {"gpu_hours": 3}},
             "budget.gpu_hours: 3 is never spent; expected scaling.gpus_per_worker above 0",
+        ),
+        (
+            {
+                "overrides": {"train.epochs": 1},
+                "controls": {"random": {"pruning.method": "random", "pruning.saving": 0.3}},
+            },
+            "controls.random: pruning.saving: 0.3 is out of reach; expected at most 0.0",
         ),
         (
             {"budget": {"patience": 0}},

@@ -13,7 +13,8 @@ from test_plan import loaded
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tuning.distributions import GRID, Distribution
 from raytrain_speedup.tuning.groups import with_rows
-from raytrain_speedup.tuning.space import SEARCH_SEED, Sweep
+from raytrain_speedup.tuning.space import Sweep
+from raytrain_speedup.tuning.sweep_settings import SEARCH_SEED
 
 ENTRY: TypeAdapter[Distribution] = TypeAdapter(Distribution)
 FRACTION, RATIO, FACTOR = (f"curriculum.schedule[].{name}" for name in ("fraction", "ratio", "batch_factor"))

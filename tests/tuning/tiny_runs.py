@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_speedup.scaling.tune_trial import trial_reporter
-from raytrain_speedup.tuning.space import SEARCH_SEED
+from raytrain_speedup.tuning.sweep_settings import SEARCH_SEED
 
 EPOCHS = 4
 

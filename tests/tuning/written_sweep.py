@@ -14,7 +14,8 @@ from raytrain_speedup.tracking.run_log import RunLog
 from raytrain_speedup.tracking.tracker import Tracker
 from raytrain_speedup.tuning.confirmation import confirmation_plan
 from raytrain_speedup.tuning.parent import new_parent, write_sweep
-from raytrain_speedup.tuning.space import SEARCH_SEED, Sweep, load_sweep
+from raytrain_speedup.tuning.space import Sweep, load_sweep
+from raytrain_speedup.tuning.sweep_settings import SEARCH_SEED
 
 RATIOS = (0.2, 0.3, 0.5, 0.6, 0.8)
 ANNEAL_FROM = (0.52, 0.8, 0.55, 0.7, 0.6)
