@@ -96,12 +96,13 @@ def watch_for_notice(
 ) -> None:
     """Pass the cloud's notice of a spot machine on to Ray; runs on every GPU node.
 
-    The machine's own metadata service is asked, on AWS (two minutes' notice) and on
-    Google Cloud (half a minute's); no credentials are needed. Ray starts nothing more on
-    the node then, and workers there save and go on elsewhere. Ends when that is told, or
-    at once where there is no such service or another watcher. cluster.yaml starts it:
+    Asks the machine's own metadata service, on AWS (two minutes' notice) and on
+    Google Cloud (half a minute's); no credentials are needed. Then Ray starts
+    nothing more on the node, and workers there save and go on elsewhere. Ends when
+    that is told, or at once where there is no such service or another watcher.
+    cluster.yaml starts it on every GPU node:
 
-    nohup speedup cluster watch >> ~/watch.log 2>&1 < /dev/null &
+    setsid -f speedup cluster watch >> ~/watch.log 2>&1 < /dev/null
     """
     from raytrain_speedup.scaling.spot_notice import METADATA, drain, metadata_service, only_one, watch
 
