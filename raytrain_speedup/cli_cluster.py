@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -76,6 +77,54 @@ def check_cluster(
             f"{faulty} of {len(checks)} nodes are not fit to train; see the last column", highlight=False
         )
         raise typer.Exit(1)
+
+
+@commands.command("watch")
+def watch_for_notice(
+    every: Annotated[float, typer.Option(min=0.1, help="seconds between questions")] = 2.0,
+    address: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of the cluster; RAY_ADDRESS, else the one this machine is part of"),
+    ] = None,
+    node: Annotated[
+        str | None, typer.Option(help="Ray's id of the node; default: all of this machine")
+    ] = None,
+    metadata: Annotated[
+        str | None,
+        typer.Option(help="address of the metadata service; default: that of AWS and Google Cloud"),
+    ] = None,
+) -> None:
+    """Pass the cloud's notice of a spot machine on to Ray; runs on every GPU node.
+
+    Asks the machine's own metadata service, on AWS (two minutes' notice) and on
+    Google Cloud (half a minute's); no credentials are needed. Then Ray starts
+    nothing more on the node, and workers there save and go on elsewhere. Ends when
+    that is told, or at once where there is no such service or another watcher.
+    cluster.yaml starts it on every GPU node:
+
+    setsid -f speedup cluster watch >> ~/watch.log 2>&1 < /dev/null
+    """
+    from raytrain_speedup.scaling.spot_notice import METADATA, drain, metadata_service, only_one, watch
+
+    with only_one() as alone:
+        if not alone:
+            console.print("another watcher runs on this machine")
+            return
+        where = metadata or METADATA
+        service = metadata_service(where)
+        if service is None:
+            console.print(
+                f"{where}: no metadata service of AWS or Google Cloud; nothing to watch", soft_wrap=True
+            )
+            return
+        console.print(f"watching for the notice of {service.cloud}", highlight=False)
+        deadline, nodes = watch(service, lambda due: drain(due, address=address, node=node), every=every)
+    left = max(deadline - time.time(), 0)
+    console.print(
+        f"taken back by {service.cloud} in {left:.0f} s: {', '.join(nodes)} drained",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @commands.command("kuberay")

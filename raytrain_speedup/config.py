@@ -96,6 +96,9 @@ class TrainSettings(Settings):
     checkpoint_steps: int | None = Field(
         None, ge=1, description="also checkpoint every so many steps of an epoch"
     )
+    checkpoint_minutes: float | None = Field(
+        None, gt=0, description="also checkpoint when the last one is so many minutes old"
+    )
 
 
 class ScalingSettings(Settings):
@@ -112,7 +115,10 @@ class ScalingSettings(Settings):
     cpus_per_worker: float = Field(1, gt=0, description="CPUs reserved for a worker")
     gpus_per_worker: float = Field(0, ge=0, description="whole GPUs reserved for a worker; 0 trains on CPUs")
     max_failures: int = Field(
-        2, ge=-1, description="restarts from the last checkpoint before giving up; -1: for ever"
+        2,
+        ge=-1,
+        description="restarts from the last checkpoint before giving up; those because a node was taken back with "
+        "notice do not count; -1: for ever",
     )
     storage: str | None = Field(
         None,

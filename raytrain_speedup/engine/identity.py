@@ -21,6 +21,7 @@ SECTIONS = ("task", "data", "model", "train", "pruning", "curriculum", "teacher"
 MAY_CHANGE = {
     *("train.device", "train.threads", "train.compile"),
     *("train.eval_every", "train.checkpoint_every", "train.checkpoint_steps"),
+    "train.checkpoint_minutes",
     *("data.loader", "data.memory_limit_gb", "data.num_workers", "data.timeout"),
     "data.max_corrupt_fraction",
     *("data.cache", "data.cache_gb"),

@@ -9,6 +9,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,13 +37,16 @@ from raytrain_speedup.engine.evaluate import Evaluator
 from raytrain_speedup.engine.identity import check_same, identity
 from raytrain_speedup.engine.learner import Learner
 from raytrain_speedup.engine.learning_rate import learning_rate
-from raytrain_speedup.engine.reporter import Reporter
+from raytrain_speedup.engine.lookout import Lookout
+from raytrain_speedup.engine.reporter import Notice, Reporter
 from raytrain_speedup.engine.steps import epoch_steps
 from raytrain_speedup.methods.curriculum.base import Stage, scaled_lr
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning.base import EpochPlan, Pruner
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tasks import Split, Task
+
+log = logging.getLogger("raytrain_speedup")
 
 POSITION = ("epoch", "next_step", "next_sample")
 
@@ -89,6 +93,7 @@ class Loop:
         self.experiment, self.train = experiment, train
         self.model, self.task, self.loader, self.pruner = model, task, loader, pruner
         self.budget, self.reporter, self.watch = budget, reporter, watch
+        self.lookout = Lookout(reporter, train.checkpoint_minutes)
         self.frozen_models = frozen_models or {}
         self.device, self.full_size = watch.device, loader.size
         self.learner = Learner(
@@ -258,6 +263,10 @@ class Loop:
                 f"stopped before the first step of epoch {self.epoch + 1}; "
                 f"the checkpoint is {self.reporter.last}"
             )
+        due, notice = self.lookout.look()
+        if due or notice:
+            self._save_partial()
+        self._heed(notice)
 
     def _between_steps(self, steps: int) -> None:
         """A reference step, progress for the terminal, a checkpoint in the middle of the epoch, a stop."""
@@ -270,17 +279,36 @@ class Loop:
                 "epochs": len(self.budget.epoch_ends()),
                 "progress": progress,
                 "samples_shown": self.tally.samples_shown,
+                "steps": self.tally.steps_taken,
             }
         )
         stop = self.reporter.should_stop()
-        every = self.train.checkpoint_steps
-        if stop or (every and self.next_step % every == 0 and self.next_step < steps):
+        due, notice = self.lookout.look()
+        if every := self.train.checkpoint_steps:
+            due = due or self.next_step % every == 0
+        if self.next_step == steps and self._saves(self.epoch + 1):
+            due = False  # the epoch's end is next
+        if stop or notice or due:
             self._save_partial()
         if stop:
             raise Stopped(
                 f"stopped in epoch {self.epoch + 1} after step {self.next_step} of {steps}; "
                 f"the checkpoint is {self.reporter.last}"
             )
+        self._heed(notice)
+
+    def _heed(self, notice: Notice | None) -> None:
+        """What a notice asked for is saved: go on elsewhere, or here to the end."""
+        if notice is None:
+            return
+        if self.reporter.rank == 0:
+            log.warning("%s: the checkpoint is %s", notice, self.reporter.last)
+        self.reporter.leave(notice)
+
+    def _saves(self, epoch: int) -> bool:
+        """Whether a checkpoint is taken when so many epochs are over."""
+        every = self.train.checkpoint_every
+        return bool(every) and (epoch == len(self.budget.epoch_ends()) or epoch % every == 0)
 
     def _save_partial(self) -> None:
         """A checkpoint within an epoch, or before the first."""
@@ -309,8 +337,7 @@ class Loop:
         if due and self.has_val:
             self.last_val = self.evaluate("val")
             metrics |= {f"val_{name}": value for name, value in self.last_val.items()}
-        every = self.train.checkpoint_every
-        folder = self.save() if every and (last or self.epoch % every == 0) else None
+        folder = self.save() if self._saves(self.epoch) else None
         metrics |= self.costs().to_dict()
         metrics |= self.loader.metrics()
         if due and self.reporter.rank == 0:
@@ -354,6 +381,7 @@ class Loop:
             rank = self.reporter.rank
             own = {"random": random_state(), "loader": self.loader.state_dict()}
             write_checkpoint(folder, rank=rank, own=own, shared=state if rank == 0 else None)
+            self.lookout.saved()
             return folder
 
     def resume(self, folder: Path) -> None:

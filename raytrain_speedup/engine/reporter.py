@@ -5,11 +5,35 @@ Two backends: `LocalReporter` in this process (or in a Tune trial's), and a Ray 
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 Metrics = Mapping[str, float | int | str | bool]
+Decision = TypeVar("Decision")
+
+
+@dataclass(frozen=True)
+class Notice:
+    """That nodes which a run uses are soon taken away.
+
+    Attributes:
+        nodes: their names.
+        deadline: when, in seconds since 1970; None if that is not known.
+    """
+
+    nodes: tuple[str, ...]
+    deadline: float | None = None
+
+    def __str__(self) -> str:
+        several = len(self.nodes) > 1
+        said = f"{'nodes' if several else 'node'} {', '.join(self.nodes)} {'are' if several else 'is'} taken back"
+        if self.deadline is None:
+            return f"{said} by the cloud"
+        return f"{said} by the cloud (notice of {max(self.deadline - time.time(), 0):.0f} s)"
 
 
 class Reporter(ABC):
@@ -17,6 +41,8 @@ class Reporter(ABC):
 
     rank: int = 0
     world: int = 1
+    watches: bool = False
+    """Whether `notice` may ever have something to say; where not, nobody asks."""
 
     @abstractmethod
     def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
@@ -42,6 +68,17 @@ class Reporter(ABC):
     def should_stop(self) -> bool:
         """True when the user asked the run to stop; it then checkpoints and raises `Stopped`."""
         return False
+
+    def agree(self, decision: Decision) -> Decision:
+        """What rank 0 decided, on every rank; all call it equally often."""
+        return decision
+
+    def notice(self) -> Notice | None:
+        """That nodes of this run are soon taken away, the same on every rank; all call it equally often."""
+        return None
+
+    def leave(self, notice: Notice) -> None:  # noqa: B027 - most places train on until they are gone
+        """Called on every rank when the checkpoint that a notice asked for is there. May raise: go on elsewhere."""
 
     def image(self, name: str, epoch: int, png: bytes) -> None:  # noqa: B027
         """An image to keep beside the metrics of an epoch, as a PNG file; from rank 0."""

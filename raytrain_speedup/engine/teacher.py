@@ -104,7 +104,8 @@ def _train(network: nn.Module, experiment: Experiment, splits: Splits, reporter:
     """Train it on the data set, with nothing but `teacher.train`."""
     settings = experiment.teacher
     assert settings is not None and settings.train is not None
-    how = settings.train.model_copy(update={"checkpoint_every": 0, "checkpoint_steps": None})
+    none = {"checkpoint_every": 0, "checkpoint_steps": None, "checkpoint_minutes": None}
+    how = settings.train.model_copy(update=none)
     device = next(network.parameters()).device
     loader = build_loader(
         splits,

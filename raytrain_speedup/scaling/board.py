@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -56,3 +57,59 @@ class EndAtMistake(UserCallback):
             cause = getattr(error, "_base_exc", error)  # Ray wraps it to carry the worker's traceback
             if isinstance(cause, UserError) and not isinstance(cause, Stalled):
                 raise cause
+
+
+class NodeTakenBack(RayActorError):
+    """Workers leave a node that is soon taken away, their checkpoint being written.
+
+    To Ray Train it is a worker that a node took with it when it was taken back: the group is started again without
+    counting it as one of `scaling.max_failures`. Any other error of a worker would count.
+
+    Args:
+        text: which node, for people.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(error_msg=text, preempted=True)
+
+
+class TellFailures(UserCallback):
+    """Pins to the board why workers ended; Ray Train starts them again without a word to the user.
+
+    Args:
+        board: of the driver.
+    """
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        self._board.put.remote("failure", {"cause": cause_of(worker_exceptions)})
+
+
+def cause_of(errors: Mapping[int, Exception]) -> str:
+    """In a line, why workers ended. Those that died come first: what the others say follows from that.
+
+    Args:
+        errors: by rank, as Ray Train has them.
+    """
+    dead = {}
+    for rank, error in sorted(errors.items()):
+        cause = getattr(error, "health_check_failure", error)
+        if isinstance(cause, NodeTakenBack):
+            return str(cause)
+        if isinstance(cause, RayActorError):
+            dead[rank] = cause
+    if dead:
+        ranks = f"worker{'s' if len(dead) > 1 else ''} {', '.join(map(str, dead))}"
+        if any(error.preempted for error in dead.values()):
+            return f"the node of {ranks} was taken back by the cloud"
+        lost = any("node has died" in str(error) or "node was" in str(error) for error in dead.values())
+        return f"the node of {ranks} was lost" if lost else f"the process of {ranks} died"
+    rank, error = min(errors.items())
+    said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    if (
+        "reset by peer" in said or "closed by peer" in said
+    ):  # gloo's, which Ray hears of before it misses a node
+        said = "a worker that it exchanges gradients with is gone"
+    return f"worker {rank} failed: {said}"

@@ -25,6 +25,15 @@ ATTEMPTS = 3
 """Times a worker group is started before a run without resources is given up."""
 
 
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Ray's variable: whether Ray Train looks for nodes that are drained. Its processes inherit it."""
+
+
+def drains_watched() -> bool:
+    """Whether a run here may hear that its node is taken away: not where the cluster is this machine alone."""
+    return os.environ.get(WATCHER, "1").lower() not in ("0", "false")
+
+
 def on_cluster() -> bool:
     """True in a `ray job` and wherever else RAY_ADDRESS names a running cluster."""
     return bool(os.environ.get("RAY_ADDRESS"))
@@ -110,7 +119,7 @@ def start_local(**options: Any) -> None:
     # runs as `speedup train` does.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Nobody takes this machine's nodes away: an actor that would watch for it costs three seconds of CPU a group.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault(WATCHER, "0")
     ray.init(
         address="local",
         include_dashboard=True,
@@ -146,6 +155,8 @@ def set_ray_environment(scaling: ScalingSettings) -> None:
     )
     # a report can wait this long for the controller's next look; Ray's own 2 s would cost more than an epoch
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    # how soon a drain is seen; Ray's own 5 s are much of the 30 s that Google Cloud gives
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "2")
     # a worker without GPUs leaves the visible ones as they are
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 

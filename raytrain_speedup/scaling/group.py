@@ -15,7 +15,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raytrain_speedup.config import ScalingSettings
-from raytrain_speedup.scaling.board import EndAtMistake
+from raytrain_speedup.scaling.board import EndAtMistake, TellFailures
 from raytrain_speedup.scaling.cluster import ATTEMPTS, set_ray_environment
 from raytrain_speedup.scaling.storage import PathOrUri, inside, parent_and_name
 from raytrain_speedup.scaling.uri_store import store_of
@@ -49,6 +49,8 @@ def worker_group(
         "board": board,
         "test": test,
     }
+    if board is not None:
+        callbacks = (*callbacks, TellFailures(board))
     return trainer_of(train_worker, experiment.scaling, name=name, config=config, callbacks=callbacks)
 
 
@@ -86,6 +88,7 @@ def trainer_of(
             storage_path=tempfile.mkdtemp(prefix="speedup-ray-"),  # Ray is told of no checkpoint
             failure_config=ray.train.FailureConfig(
                 max_failures=scaling.max_failures,
+                max_preemption_failures=-1,  # a cloud that takes nodes back is no fault
                 controller_failure_limit=ATTEMPTS - 1,  # a group that cannot start is else retried for ever
             ),
             callbacks=[*callbacks, EndAtMistake()],

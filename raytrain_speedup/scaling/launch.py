@@ -29,6 +29,7 @@ from raytrain_speedup.engine.script_run import run_any
 from raytrain_speedup.scaling.board import BOARD_SECONDS, new_board
 from raytrain_speedup.scaling.cluster import connect, on_cluster
 from raytrain_speedup.scaling.group import fit_group, worker_group
+from raytrain_speedup.scaling.restarts import Restarts
 from raytrain_speedup.scaling.storage import RUN_ID, PathOrUri, is_uri, may_hold_checkpoint
 from raytrain_speedup.scaling.uri_store import store_of
 from raytrain_speedup.script import AnyExperiment
@@ -95,6 +96,10 @@ def _launch_group(experiment: AnyExperiment, folder: PathOrUri, listener: Listen
     return FinalMetrics.from_dict(metrics)
 
 
+HEARD = ("report", "progress", "image")
+"""Of what is pinned to the board, what the listener gets."""
+
+
 class _Heard:
     """Passes on what the workers pin to the board.
 
@@ -104,7 +109,7 @@ class _Heard:
 
     def __init__(self, board: Any, listener: Listener) -> None:
         self.end = False
-        self._board, self._listener = board, listener
+        self._board, self._listener, self._restarts = board, listener, Restarts()
 
     def pass_on(self) -> None:
         try:
@@ -113,8 +118,11 @@ class _Heard:
             log.debug("the board does not answer: %s", error)
             return
         for kind, metrics in notes:
+            if line := self._restarts.note(kind, metrics):
+                log.warning(line)
             if kind == "warning":
                 log.warning(metrics["text"])
+            if kind not in HEARD:
                 continue
             self.end = self.end or is_final(metrics)
             self._listener(kind, metrics)

@@ -11,12 +11,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from raytrain_speedup.engine.final_metrics import is_final
 from raytrain_speedup.engine.local import LocalReporter
+from raytrain_speedup.engine.reporter import Notice
 from raytrain_speedup.engine.script_run import run_any
+from raytrain_speedup.scaling.cluster import drains_watched
 from raytrain_speedup.script import load_any_dict
+
+
+class TrialReporter(LocalReporter):
+    """Reports to the Tune trial this process is.
+
+    Where its node is soon taken back, it saves, and trains on until then: Tune would begin it again on the same
+    node, whose place it keeps.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, _to_tune)
+        self.watches = ray.is_initialized() and drains_watched()
+
+    def notice(self) -> Notice | None:
+        # As Ray Train's own watcher asks; there is no public way.
+        deadlines = ray._private.state.state.get_draining_nodes()
+        here = ray.get_runtime_context().get_node_id()
+        if here not in deadlines:
+            return None
+        return Notice((ray.util.get_node_ip_address(),), deadlines[here] / 1000 or None)
 
 
 def trial_reporter(config: Mapping[str, Any]) -> LocalReporter:
@@ -25,7 +48,7 @@ def trial_reporter(config: Mapping[str, Any]) -> LocalReporter:
     The checkpoints are in `storage`/`folder`, as those of `group_trial` are; a trial that is tried again, or
     that a resumed sweep begins again, goes on from them.
     """
-    return LocalReporter(Path(config["storage"]) / config["folder"], _to_tune)
+    return TrialReporter(Path(config["storage"]) / config["folder"])
 
 
 def _to_tune(kind: str, metrics: Mapping[str, Any]) -> None:

@@ -15,9 +15,10 @@ from ray.exceptions import RayError
 
 from raytrain_speedup.engine.checkpoint_store import checkpoint_name
 from raytrain_speedup.engine.local import PROGRESS_SECONDS
-from raytrain_speedup.engine.reporter import Metrics, Reporter
+from raytrain_speedup.engine.reporter import Decision, Metrics, Notice, Reporter
 from raytrain_speedup.engine.script_run import run_any
-from raytrain_speedup.scaling.board import BOARD_SECONDS
+from raytrain_speedup.scaling.board import BOARD_SECONDS, NodeTakenBack
+from raytrain_speedup.scaling.cluster import drains_watched
 from raytrain_speedup.scaling.storage import PathOrUri
 from raytrain_speedup.scaling.uri_store import store_of
 from raytrain_speedup.script import load_any_dict
@@ -39,8 +40,10 @@ class TrainReporter(Reporter):
     def __init__(self, folder: PathOrUri, board: Any = None) -> None:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.watches = drains_watched()
         self._board = board if self.rank == 0 else None
         self._last_progress = 0.0
+        self._steps: float | int | str | bool | None = None  # of the run
         if self._board is not None:
             log.addHandler(_ToBoard(self))
         self._store = store_of(folder)
@@ -51,6 +54,7 @@ class TrainReporter(Reporter):
             found = newest, self._store.next_number()
         # one looks, so that no storage that lags behind makes the others go on from another checkpoint
         self._newest, self._number = ray.train.collective.broadcast_from_rank_zero(found)
+        self._pin("begin", {"checkpoint": self._newest})
 
     def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
         # First, as in `LocalReporter`: Ctrl-C may end this process between any two lines.
@@ -59,16 +63,38 @@ class TrainReporter(Reporter):
             self._store.hand_over(checkpoint, self._number)
             ray.train.collective.barrier()
             if self.rank == 0:
-                self._store.commit(self._number, self.world)
+                name = self._store.commit(self._number, self.world)
+                self._pin("checkpoint", {"name": name, "steps": self._steps})
         ray.train.report(dict(metrics))  # when all are here: the checkpoint is there for all of them
         if checkpoint is not None:
             self._newest, self._number = checkpoint_name(self._number), self._number + 1
 
     def progress(self, metrics: Metrics) -> None:
+        self._steps = metrics.get("steps") if metrics.get("of") != "teacher" else None
         now = time.monotonic()
         if now - self._last_progress > PROGRESS_SECONDS:
             self._last_progress = now
             self._pin("progress", dict(metrics))
+
+    def agree(self, decision: Decision) -> Decision:
+        return ray.train.collective.broadcast_from_rank_zero(decision)
+
+    def notice(self) -> Notice | None:
+        info = ray.train.get_preemption_info()  # what rank 0 was told
+        if info is None:
+            return None
+        names = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        nodes = tuple(names.get(node, node) for node in info.preempted_node_ids)
+        return Notice(nodes, info.deadline_ms / 1000 if info.deadline_ms is not None else None)
+
+    def leave(self, notice: Notice) -> None:
+        """Ends the group, which Ray starts again elsewhere: what it would train until the node goes would be lost,
+        and a node that comes for it would be asked for later.
+
+        Raises:
+            NodeTakenBack: always.
+        """
+        raise NodeTakenBack(str(notice))
 
     def image(self, name: str, epoch: int, png: bytes) -> None:
         self._pin("image", {"name": f"{name}-{epoch:04d}.png", "png": png})

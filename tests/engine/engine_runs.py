@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine import run as engine
 from raytrain_speedup.engine.local import LocalReporter
-from raytrain_speedup.engine.reporter import Metrics, Reporter
+from raytrain_speedup.engine.reporter import Metrics, Notice, Reporter
 
 CPU = torch.device("cpu")
 
@@ -80,6 +81,16 @@ class Diary(LocalReporter):
         return [metrics for metrics in self.reports if "train_loss" in metrics]
 
 
+def slow_clock(seconds: float = 10.0) -> Callable[[], float]:
+    """A clock that goes on by so much each time it is looked at."""
+    ticks = itertools.count()
+    return lambda: next(ticks) * seconds
+
+
+class Left(Exception):
+    """Gone elsewhere, after a notice."""
+
+
 class WorkerDiary(Diary):
     """A diary that two processes write together."""
 
@@ -98,6 +109,27 @@ class WorkerDiary(Diary):
         dist.barrier()
         super().report(metrics, checkpoint if self.rank == 0 else None)
         dist.barrier()
+
+    def agree(self, decision: Any) -> Any:
+        box = [decision]
+        dist.broadcast_object_list(box, 0)
+        return box[0]
+
+
+class WarnedWorker(WorkerDiary):
+    """Rank 0 is told after so many steps that its node goes, and all leave."""
+
+    watches = True
+
+    def __init__(self, folder: Path, rank: int, *, told_after: int) -> None:
+        super().__init__(folder, rank)
+        self._told_after = told_after
+
+    def notice(self) -> Notice | None:
+        return self.agree(Notice(("node",)) if self.rank == 0 and self.steps >= self._told_after else None)
+
+    def leave(self, notice: Notice) -> None:
+        raise Left(str(notice))
 
 
 def run(experiment: Experiment, reporter: Reporter, **options: Any) -> dict[str, Any]:

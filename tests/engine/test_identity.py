@@ -52,7 +52,7 @@ def test_another_file_is_refused(file: Path) -> None:
 
 
 def test_what_decides_no_number_may_be_another() -> None:
-    one, other = tiny(), tiny(compile=True, checkpoint_steps=3, device="cpu")
+    one, other = tiny(), tiny(compile=True, checkpoint_steps=3, checkpoint_minutes=2, device="cpu")
     assert identity(one, "data") == identity(other, "data")
     assert identity(one, "data") != identity(one, "other data")
     assert identity(one, "data") != identity(tiny(batch_size=32), "data")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_runs import CPU, VIT, Diary, equal, run, same, tiny, trained, untimed, weights
+from engine_runs import CPU, VIT, Diary, equal, run, same, slow_clock, tiny, trained, untimed, weights
 
 from raytrain_speedup.config import Experiment
+from raytrain_speedup.engine.lookout import Lookout
 from raytrain_speedup.engine.loop import Stopped
+from raytrain_speedup.engine.reporter import Notice
 from raytrain_speedup.methods.pruning import PRUNERS
 from raytrain_speedup.settings import UserError
 
@@ -90,22 +93,86 @@ def test_seconds_and_metrics_go_on_where_they_were(tmp_path: Path):
     assert before["samples_shown"] == 2 * 230 + 128 and metrics["samples_shown"] == 3 * 230
 
 
-def test_resumed_from_a_checkpoint_between_steps_without_a_stop(tmp_path: Path):
-    """As after a lost worker: the steps since the checkpoint are taken again."""
-    experiment = tiny({"pruning.method": "infobatch", "pruning.anneal_from": 1.0}, checkpoint_steps=2)
-    _, expected, _ = trained(experiment, tmp_path / "whole")
+class Killed(Diary):
+    """Ends without a word in the eighth step, the first of the third epoch where the second is pruned to three."""
 
-    class Killed(Diary):
-        def progress(self, metrics: Any) -> None:
-            self.steps += 1
-            if self.steps == 8:  # in the second epoch, of 3 or 4 steps, after its checkpoint
-                raise KeyboardInterrupt
+    def progress(self, metrics: Any) -> None:
+        self.steps += 1
+        if self.steps == 8:
+            raise KeyboardInterrupt
 
+
+@pytest.mark.parametrize(
+    ("how", "taken"), [({"checkpoint_steps": 2}, 7), ({"checkpoint_minutes": 1, "checkpoint_every": 3}, 6)]
+)
+def test_resumed_from_a_checkpoint_between_steps_without_a_stop(
+    how: dict[str, Any], taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As after a lost worker: the steps since the checkpoint are taken again. (A step of the second takes ten
+    seconds, by its clock.)"""
+    pruned = {"pruning.method": "infobatch", "pruning.anneal_from": 1.0}
+    _, expected, _ = trained(tiny(pruned), tmp_path / "whole")
+    monkeypatch.setattr("raytrain_speedup.engine.lookout.monotonic", slow_clock())
+    experiment = tiny(pruned, **how)
     with pytest.raises(KeyboardInterrupt):
         run(experiment, Killed(tmp_path / "parts"), device=CPU)
+    (last,) = sorted((tmp_path / "parts").glob("checkpoint-*/run.pt"))[-1:]
+    assert torch.load(last, weights_only=True)["steps_taken"] == taken
     metrics, resumed, _ = trained(experiment, tmp_path / "parts")
     assert same(resumed, expected)
     assert metrics["samples_shown"] < 690
+
+
+def test_minutes_count_from_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of whatever kind: a minute does not pass in an epoch of four steps of ten seconds."""
+    monkeypatch.setattr("raytrain_speedup.engine.lookout.monotonic", slow_clock())
+    _, _, diary = trained(tiny(checkpoint_minutes=1), tmp_path)
+    assert not any("partial" in report for report in diary.reports)
+
+
+def test_a_notice_is_a_checkpoint_at_the_next_look_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A reporter that does not leave: the run goes on. A notice of another node is another one."""
+    nodes = {3: ("10.0.0.1",), 4: ("10.0.0.1",), 5: ("10.0.0.1",), 10: ("10.0.0.1", "10.0.0.2")}
+
+    class Warned(Diary):
+        watches = True
+
+        def notice(self) -> Notice | None:
+            told = [names for step, names in nodes.items() if step <= self.steps]
+            return Notice(told[-1], 0.0) if told else None
+
+    monkeypatch.setattr("raytrain_speedup.engine.lookout.monotonic", slow_clock())
+    diary = Warned(tmp_path / "warned")
+    run(tiny(), diary, device=CPU)
+    partial = [i for i, report in enumerate(diary.reports) if "partial" in report]
+    assert [diary.reports[i]["epoch"] for i in partial] == [0, 2] and diary.steps == 12
+    assert same(weights(diary), trained(tiny(), tmp_path / "whole")[1])
+    said = [record.getMessage() for record in caplog.records]
+    assert "node 10.0.0.1 is taken back by the cloud (notice of 0 s): the checkpoint is" in said[0]
+    assert said[1].startswith("nodes 10.0.0.1, 10.0.0.2 are taken back") and len(said) == 2
+
+
+def test_quick_steps_are_looked_between_every_two_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Of .01 s each: after 1, 2, 4 ... and then 200 of them; when they become slow, sooner again."""
+    now = [0.0]
+    monkeypatch.setattr("raytrain_speedup.engine.lookout.monotonic", lambda: now[0])
+    asked: list[int] = []
+
+    class Asked(Diary):
+        watches = True
+
+        def notice(self) -> None:
+            asked.append(step)
+
+    lookout = Lookout(Asked(tmp_path), None)
+    for step in range(1, 1402):
+        now[0] += 0.01 if step <= 1000 else 1.0
+        lookout.look()
+    gaps = [b - a for a, b in itertools.pairwise(asked)]
+    assert gaps[:8] == [2, 4, 8, 16, 32, 64, 128, 200] and set(gaps[7:11]) <= {199, 200}
+    assert set(gaps[-50:]) == {2}
 
 
 def test_workers_that_decode_on_the_fly_do_not_disturb_dropout(tmp_path: Path):

@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.distributed as dist
-from engine_runs import CPU, VIT, WorkerDiary, run, same, tiny, trained
+from engine_runs import CPU, VIT, Left, WarnedWorker, WorkerDiary, run, same, slow_clock, tiny, trained
 from ranks import on_two_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytrain_speedup.data import DeviceLoader
 from raytrain_speedup.data.batch import Batch
-from raytrain_speedup.engine import learner
+from raytrain_speedup.engine import learner, lookout
 from raytrain_speedup.engine.alarm import NonFinite
 from raytrain_speedup.engine.ema import MovingAverage
 from raytrain_speedup.engine.loop import Stopped
@@ -35,6 +35,10 @@ SCENARIOS = {
     "accumulated": tiny(VIT, lr=0.01, accumulate=4),
     "infobatch": tiny(VIT | INFOBATCH),
     "stopped": tiny(VIT | INFOBATCH | {"model.drop_rate": 0.1}),
+    "warned": tiny(VIT | INFOBATCH | {"model.drop_rate": 0.1}),
+    "by-the-minute": tiny(
+        VIT | INFOBATCH | {"model.drop_rate": 0.1}, checkpoint_minutes=1, checkpoint_every=3
+    ),
     "whole": tiny(VIT | INFOBATCH | {"model.drop_rate": 0.1}),
     "unreadable": tiny(VIT, lr=0.01, epochs=1),
     "poisoned": tiny(VIT, lr=0.01, epochs=1),
@@ -160,6 +164,33 @@ def observed(name: str, rank: int, folder: Path) -> dict[str, Any]:
     }
 
 
+CUT_SHORT = {"warned": Left, "by-the-minute": KeyboardInterrupt}
+"""Scenarios that are begun, and leave a checkpoint that nobody asked for between two steps."""
+
+
+class Killed(WorkerDiary):
+    """Ends without a word in the eighth step."""
+
+    def progress(self, metrics: Any) -> None:
+        super().progress(metrics)
+        if self.steps == 8:
+            raise KeyboardInterrupt
+
+
+def cut_short(name: str, rank: int, folder: Path) -> None:
+    """The beginning of such a scenario. A step takes ten seconds by the clock of rank 0, none by the other's."""
+    diary = (
+        WarnedWorker(folder / name, rank, told_after=6) if name == "warned" else Killed(folder / name, rank)
+    )
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CUT_SHORT[name]):
+        patch.setattr(lookout, "monotonic", slow_clock(10.0 if rank == 0 else 0.0))
+        run(SCENARIOS[name], diary, device=CPU)
+    if rank == 0:
+        (last,) = sorted((folder / name).glob("checkpoint-*/run.pt"))[-1:]
+        shutil.copy(last, folder / f"{name}-begun.pt")
+    dist.barrier()
+
+
 def worker(rank: int, folder: Path, scenarios: list[str]) -> None:
     learner.DistributedDataParallel = Counted  # type: ignore[misc]
     for name in scenarios:
@@ -169,6 +200,8 @@ def worker(rank: int, folder: Path, scenarios: list[str]) -> None:
                 run(experiment, WorkerDiary(folder / name, rank, stop_after=6), device=CPU)
             if rank == 0:
                 shutil.copytree(folder / name, folder / "stopped-for-one")
+        if name in CUT_SHORT:
+            cut_short(name, rank, folder)
         torch.save(observed(name, rank, folder), folder / f"{name}-{rank}.pt")
 
 
@@ -229,6 +262,16 @@ def test_collectives_are_counted_by_epoch_not_by_step(two: Path):
 
 def test_two_workers_resume_bit_for_bit(two: Path):
     assert same(result(two, "stopped")[1], result(two, "whole")[1])
+
+
+@pytest.mark.parametrize("name", ["warned", "by-the-minute"])
+def test_both_save_at_one_step_though_only_one_knows(name: str, two: Path):
+    """The notice and the clock are those of rank 0; what goes on from there is the undisturbed run."""
+    assert torch.load(two / f"{name}-begun.pt", weights_only=True)["steps_taken"] == 6
+    seen, weights = result(two, name)
+    whole, expected = result(two, "whole")
+    assert same(weights, expected)
+    assert [rank["steps"] for rank in seen] == [whole[0]["steps"] - 6] * 2
 
 
 def test_one_worker_goes_on_from_a_checkpoint_of_two(two: Path, tmp_path: Path):

@@ -1,7 +1,10 @@
 """`cluster.yaml` by Ray's own schema, and what the rest of the package expects of the cluster; no network."""
 
 import copy
+import os
 import re
+import subprocess
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ from jsonschema import ValidationError
 from packaging.requirements import Requirement
 from ray.autoscaler._private.loader import load_function_or_class
 from ray.autoscaler._private.util import prepare_config, validate_config
+from typer.testing import CliRunner
 
+from raytrain_speedup.cli import app
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.experiment_file import recipes
 from raytrain_speedup.scaling.node_choice import score_node_type
@@ -92,6 +97,29 @@ def test_the_autoscaler_is_the_one_that_falls_back(cluster: dict[str, Any]) -> N
     said = dict(re.findall(r"(RAY_\w+)=(\S+) ", head.partition("ray start")[0]))
     assert said["RAY_enable_autoscaler_v2"] == "0"
     assert load_function_or_class(said["RAY_AUTOSCALER_UTILIZATION_SCORER"]) is score_node_type
+
+
+def test_a_gpu_node_watches_for_the_clouds_notice(cluster: dict[str, Any], tmp_path: Path) -> None:
+    """The command as a shell runs it, with another program in its place: in a session that outlives the shell's,
+    with the token, after Ray is there; the command line is one that `speedup` takes."""
+    *_, start, watch = cluster["worker_start_ray_commands"]
+    assert "ray start" in start
+    program = tmp_path / "venv" / "bin" / "speedup"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$@" $RAY_AUTH_MODE; test -t 0 && echo tty; ps -o sid= -p $$\n')
+    program.chmod(0o755)
+    shell = f"{watch}\nps -o sid= -p $$"
+    done = subprocess.run(
+        ["bash", "-c", shell], env={**os.environ, "HOME": str(tmp_path)}, capture_output=True
+    )
+    for _ in range(200):
+        written = (tmp_path / "watch.log").read_text().split()
+        if len(written) == 4:
+            break
+        time.sleep(0.05)
+    assert written[:3] == ["cluster", "watch", "token"] and written[3] != done.stdout.decode().strip()
+    assert CliRunner().invoke(app, [*written[:2], "--help"]).exit_code == 0
+    assert not any("watch" in command for command in cluster["head_start_ray_commands"])
 
 
 def test_the_dashboard_is_on_loopback(cluster: dict[str, Any]) -> None:

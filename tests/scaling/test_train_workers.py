@@ -75,7 +75,7 @@ def test_a_second_launch_goes_on_from_the_folder(whole: tuple[Path, Listener, di
 
 
 def test_a_killed_worker_costs_time_and_nothing_else(
-    whole: tuple[Path, Listener, dict], tmp_path: Path
+    whole: tuple[Path, Listener, dict], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, undisturbed, expected = whole
     pids: list[int] = []
@@ -90,6 +90,10 @@ def test_a_killed_worker_costs_time_and_nothing_else(
     killer = Killer()
     metrics = launch(digits(train__epochs=3), tmp_path / "killed", killer).to_dict()
     assert pids, "no worker was killed"
+    said = [record.getMessage() for record in caplog.records]
+    assert any(
+        "s later the workers went on from checkpoint-0" in line and "s) lost" in line for line in said
+    ), said
     assert sorted(set(killer.epochs())) == [1, 2, 3]
     for name in ("accuracy", "test_loss", "val_accuracy", "val_loss", "samples_shown"):
         assert metrics[name] == expected[name], name
