@@ -14,7 +14,6 @@ from typing import Any
 import ray
 from ray import tune
 
-from raytrain_speedup.engine.final_metrics import is_final
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.reporter import Notice
 from raytrain_speedup.engine.script_run import run_any
@@ -52,8 +51,10 @@ def trial_reporter(config: Mapping[str, Any]) -> LocalReporter:
 
 
 def _to_tune(kind: str, metrics: Mapping[str, Any]) -> None:
+    # Not "done" with the last one: Tune hears of the end when the function has returned, and by then it knows what
+    # is next, for which it keeps this process. It ends those that it knows no use for.
     if kind == "report":
-        tune.report({**metrics, "done": is_final(metrics)})
+        tune.report(dict(metrics))
 
 
 def trial(config: dict[str, Any]) -> None:

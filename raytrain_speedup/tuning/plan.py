@@ -337,12 +337,20 @@ class SweepPlan(Searcher):
     def on_trial_result(self, trial_id: str, result: dict) -> None:
         """The scheduler hears of a report before Tune's searcher does, and tells `hear`."""
 
-    def hear(self, name: str, role: str, result: Mapping[str, Any]) -> None:
-        """Take in a report of a run of the search."""
-        if role in (TRIAL, BASELINE):
-            self.monitor.report(name, result, role=role)
+    def hear(self, trial_id: str, result: dict) -> None:
+        """Take in a report. The final one ends a run before its process ends: Tune keeps a process for what it
+        knows to be next, and ends the others."""
+        run = self._running.get(trial_id)
+        if run is None:
+            return
+        if run.role in (TRIAL, BASELINE):
+            self.monitor.report(run.name, result, role=run.role)
+        if is_final(result):
+            self.on_trial_complete(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        if trial_id not in self._running:  # its final report was heard
+            return
         run, result = self._running.pop(trial_id), own_metrics(result or {}, failures=True)
         state = _ending(result, error)
         if state == "failed" and result.get("again") and run.name not in self._failed_once:

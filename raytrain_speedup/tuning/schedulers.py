@@ -43,7 +43,7 @@ class ByTheBound(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
         name, role = trial.config["run_name"], trial.config["role"]
-        self._plan.hear(name, role, result)
+        self._plan.hear(trial.trial_id, result)
         progress = result.get("progress", 1.0)
         if self._settings.method != "bound" or role != TRIAL or not self._settings.grace <= progress < 1:
             return GO_ON
@@ -62,7 +62,7 @@ class RankedASHA(ASHAScheduler):
         return FIFOScheduler, ()
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        self._plan.hear(trial.config["run_name"], trial.config["role"], result)
+        self._plan.hear(trial.trial_id, result)
         progress = result.get("progress", 1.0)
         if trial.config["role"] != TRIAL or not 0 < progress < 1:
             return GO_ON

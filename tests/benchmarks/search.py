@@ -181,7 +181,7 @@ def train(
         progress = report / REPORTS
         quality = LEVEL - lost - (12 + 2 * lost) * (1 - progress) ** 2 + NOISE * random.standard_normal()
         metrics = {"progress": progress, "val_accuracy": quality, "train_flops": spent * progress}
-        plan.hear(name, role, metrics)
+        plan.hear("only", metrics)
         judged = scheduler.method == "bound" and role == "trial" and scheduler.grace <= progress < 1
         if judged and plan.monitor.is_superfluous(name, metrics, chance=scheduler.chance):
             plan.on_trial_complete("only", metrics)

@@ -376,7 +376,7 @@ def drive(
             quality = 98 - lost - (4 - epoch) ** 2 * (1 + 0.01 * lost)
             report = {"epoch": epoch, "progress": epoch / 4, "val_accuracy": quality, "train_flops": cost}
             log.epoch(report)
-            plan.hear(name, role, report)
+            plan.hear("x", report)
             if role == "trial" and epoch < 4 and plan.monitor.is_superfluous(name, report, chance=0.1):
                 break
         if whole := report["progress"] == 1:

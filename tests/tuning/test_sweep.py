@@ -128,6 +128,20 @@ def test_stopped_trials_are_no_results(method: str, reason: str, tmp_path: Path,
     assert len(processes) <= 2, "the trials' processes are reused"
 
 
+def test_two_processes_serve_a_whole_sweep(tmp_path: Path, uri: str) -> None:
+    """Between the rounds of a confirmation one waits for the other, which ends when nothing is next yet."""
+    more = "confirm: {winners: 1, until: verdict, max_seeds: 9}\nmargin: 0.2"
+    ratios = [0.4, 0.45, 0.5, 0.55]
+    file = space(tmp_path, ratios, pause=0.3, more=more, objective="cheapest-lossless")
+    file.write_text(file.read_text().replace("name: tiny", "name: two"))
+    go(file, uri, trainable=tiny, concurrency=2)
+    finished = [run for run in runs_of(uri, "two") if run.finished]
+    assert sum(run.role == "winner" for run in finished) > 3, "more than one round"
+    processes = [run.final.metrics["process"] for run in sorted(finished, key=lambda run: run.started)]
+    assert len(set(processes)) == 2, "none was begun in the place of another"
+    assert len(set(processes[-6:])) == 2, "and both serve to the end"
+
+
 def test_a_baseline_that_fails_ends_the_sweep(tmp_path: Path, uri: str) -> None:
     file = space(tmp_path, [0.5] * 9, more="baseline: {pruning.method: infobatch, pruning.prune_ratio: 0.1}")
     file.write_text(file.read_text().replace("name: tiny", "name: nothing"))
