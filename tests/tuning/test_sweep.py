@@ -132,7 +132,8 @@ def test_two_processes_serve_a_whole_sweep(tmp_path: Path, uri: str) -> None:
     """Between the rounds of a confirmation one waits for the other, which ends when nothing is next yet."""
     more = "confirm: {winners: 1, until: verdict, max_seeds: 9}\nmargin: 0.2"
     ratios = [0.4, 0.45, 0.5, 0.55]
-    file = space(tmp_path, ratios, pause=0.3, more=more, objective="cheapest-lossless")
+    # A pause of its own: another sweep of this database would lend its baselines to it, and borrow these.
+    file = space(tmp_path, ratios, pause=0.29, more=more, objective="cheapest-lossless")
     file.write_text(file.read_text().replace("name: tiny", "name: two"))
     go(file, uri, trainable=tiny, concurrency=2)
     finished = [run for run in runs_of(uri, "two") if run.finished]
