@@ -23,6 +23,11 @@ def _several() -> None:
     """Look after a cluster."""
 
 
+DatabaseUri = Annotated[
+    str | None, typer.Option(help="sqlite:///FILE; MLFLOW_TRACKING_URI, else SQLite in this folder")
+]
+
+
 @commands.command("check")
 def check_cluster(
     storage: Annotated[
@@ -207,9 +212,7 @@ def as_skypilot(
 @commands.command("backup")
 def back_up_database(
     target: Annotated[str, typer.Argument(help="folder or URI, of this database alone: s3://bucket/head")],
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="sqlite:///FILE; MLFLOW_TRACKING_URI, else SQLite in this folder")
-    ] = None,
+    tracking_uri: DatabaseUri = None,
 ) -> None:
     """Keep MLflow's database, and what its runs wrote, where the head's disk is not.
 
@@ -229,9 +232,7 @@ def back_up_database(
 @commands.command("restore")
 def restore_database(
     source: Annotated[str, typer.Argument(help="folder or URI of speedup cluster backup: s3://bucket/head")],
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="sqlite:///FILE; MLFLOW_TRACKING_URI, else SQLite in this folder")
-    ] = None,
+    tracking_uri: DatabaseUri = None,
 ) -> None:
     """Bring a kept database, and what its runs wrote, to this machine: a new head, or yours.
 

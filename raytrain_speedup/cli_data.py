@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -91,12 +90,14 @@ def _nodes_for(source: str) -> Executor | None:
     """A cluster's nodes, where this is a job of one and all of them may read the source."""
     from raytrain_speedup.data.object_store import is_remote, read_here
 
-    if not is_remote(source) or not os.environ.get("RAY_ADDRESS"):
+    if not is_remote(source):
         return None
     from raytrain_speedup.config import ScalingSettings
-    from raytrain_speedup.scaling.cluster import connect
+    from raytrain_speedup.scaling.cluster import connect, on_cluster
     from raytrain_speedup.scaling.ray_tasks import RayTasks
 
+    if not on_cluster():
+        return None
     connect(ScalingSettings())
     return RayTasks(read_here)
 

@@ -67,7 +67,7 @@ def _join(**options: Any) -> None:
     """Connect to the cluster that RAY_ADDRESS names."""
     address = os.environ["RAY_ADDRESS"]
     try:
-        _knock(address)
+        knock(address, KNOCK_SECONDS)
         ray.init(**options)
     except (ConnectionError, ValueError) as error:
         # An error of its own, or the words of another, by what Ray asked first.
@@ -84,15 +84,23 @@ def _join(**options: Any) -> None:
         raise UserError(f"RAY_ADDRESS={address}: {why}") from error
 
 
-def _knock(address: str) -> None:
-    """Fail soon where nobody listens: Ray itself tries for three minutes."""
+def knock(address: str, seconds: float) -> None:
+    """Fail soon where nobody listens: Ray itself tries for three minutes.
+
+    Args:
+        address: of a cluster; one that is not HOST:PORT, such as "auto", is let pass.
+        seconds: to wait for it.
+
+    Raises:
+        ConnectionError: if nobody listens there.
+    """
     host, _, port = address.rpartition(":")
     if not port.isdigit() or "/" in host:  # such as "auto" or an address of Ray's client
         return
-    end = time.monotonic() + KNOCK_SECONDS
+    end = time.monotonic() + seconds
     while True:
         try:
-            socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+            socket.create_connection((host, int(port)), timeout=seconds).close()
             return
         except OSError as error:
             if time.monotonic() > end:

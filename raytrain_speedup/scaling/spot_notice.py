@@ -16,7 +16,6 @@ import fcntl
 import json
 import logging
 import os
-import socket
 import tempfile
 import time
 import urllib.error
@@ -199,16 +198,16 @@ def drain(deadline: float, *, address: str | None = None, node: str | None = Non
     from ray._raylet import GcsClient  # type: ignore[attr-defined] # which is compiled
     from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
+    from raytrain_speedup.scaling.cluster import knock
+
     try:
         where = canonicalize_bootstrap_address(address or os.environ.get("RAY_ADDRESS", "auto"))
     except ConnectionError:
         where = None
     if where is None:
         raise UserError("no Ray cluster runs on this machine; expected one, or --address HOST:PORT")
-    host, _, port = where.rpartition(":")
     try:
-        # Ray's client would try for 40 s
-        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+        knock(where, ANSWER_SECONDS)
         client = GcsClient(address=where)
         here = get_node_ip_address(where)
         nodes = [

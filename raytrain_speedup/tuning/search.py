@@ -203,12 +203,14 @@ class Search:
     @property
     def whole(self) -> set[int]:
         """The numbers of the trials that spent their budget."""
-        trials = self.study.get_trials(deepcopy=False)
-        return {trial.number + 1 for trial in trials if trial.state.name == "COMPLETE"}
+        return {trial.number + 1 for trial in self._complete()}
+
+    def _complete(self) -> list[FrozenTrial]:
+        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
 
     def _whole(self, beliefs: Beliefs) -> list[tuple[FrozenTrial, float]]:
         """The trials that spent their budget, and what quality is believed of their settings."""
-        whole = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+        whole = self._complete()
         return list(zip(whole, beliefs.believed([active(trial) for trial in whole]), strict=True))
 
     def _tell(self, suggestion: Suggestion, ending: Ending) -> None:

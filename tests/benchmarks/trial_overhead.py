@@ -5,8 +5,8 @@
 
 Read from MLflow's record of the newest sweep. A run's own work is `wall_seconds`: training, evaluation, its last
 checkpoint. What is left is to be asked for, handed to a process, begun and ended in MLflow. The first run of each
-process is left out: it waits for Ray and for torch. A process that had to wait until it was known what is next has
-been ended by Ray Tune in the meantime, and the run after that waits for another one.
+process is left out: it waits for Ray and for torch. Where a process has nothing to do until another run has come
+back, that time counts to the run after it.
 """
 
 from __future__ import annotations
