@@ -28,12 +28,14 @@ def run_kit(out: Path, *arguments: str) -> list[dict]:
 def test_every_part_fills_its_rows_and_goes_on_where_it_was_cut_off(tmp_path):
     rows = run_kit(tmp_path)
     assert not [row for row in rows if "error" in row]
-    assert {row["part"] for row in rows} == {"cifar10", "plain", "stages", "crop", "dfkd"}
+    assert {row["part"] for row in rows} == {"cifar10", "plain", "stages", "crop", "decode", "dfkd", "reuse"}
     runs = {row["row"]: row for row in rows if row["part"] == "cifar10" and "accuracy" in row}
     assert len(runs) == 6
     assert 0.25 < runs["fewer epochs, seed 0"]["passes_saved"] < 0.35
     full, staged = (runs[f"{name}, seed 0"]["train_flops"] for name in ("none", "EfficientTrain++"))
     assert staged < full
+    damaged = next(row for row in rows if row["row"] == "damaged")
+    assert damaged["by_processes"] == 12 and damaged["by_device"] < 12
     tables = (tmp_path / "tables.md").read_text()
     assert "failed" not in tables and "| InfoBatch + EfficientTrain++ |" in tables
 

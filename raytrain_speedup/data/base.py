@@ -299,6 +299,11 @@ class DataSettings(Settings):
         2.0, gt=0, description="most memory for the files that a curriculum with replay shows again"
     )
     num_workers: int = Field(2, ge=0, le=256, description="processes that decode images on the fly")
+    decode: Literal["workers", "device"] = Field(
+        "workers",
+        description="who decodes JPEG files on the fly: those processes, or the training device (nvjpeg on a GPU; "
+        "without RandAugment), for which they then only read",
+    )
     timeout: float = Field(
         600,
         gt=0,

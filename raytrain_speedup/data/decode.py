@@ -101,7 +101,7 @@ class Stored:
             )
         rows = torch.zeros(1, self.source.max_boxes, FIELDS)
         rows[0, : len(found)] = torch.from_numpy(found)
-        left, top, right, bottom = _whole_pixels(box)
+        left, top, right, bottom = whole_pixels(box)
         scale = torch.tensor([[size / (right - left), size / (bottom - top)]])
         return move_boxes(rows, scale, -scale * torch.tensor([[left, top]]), size)[0].numpy()
 
@@ -188,7 +188,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def resample(image: np.ndarray, box: Box, size: int, resampling: Resampling = "bicubic") -> np.ndarray:
     """Crop to whole pixels and resize with anti-aliasing: (H, W, C) to (size, size, C) uint8."""
-    left, top, right, bottom = _whole_pixels(box)
+    left, top, right, bottom = whole_pixels(box)
     part = image[top:bottom, left:right]
     if part.shape[:2] == (size, size):
         return part
@@ -199,7 +199,7 @@ def resample(image: np.ndarray, box: Box, size: int, resampling: Resampling = "b
 
 def resample_mask(mask: np.ndarray, box: Box, size: int) -> np.ndarray:
     """The same crop as `resample` makes, of (H, W) classes: (size, size), without inventing any class."""
-    left, top, right, bottom = _whole_pixels(box)
+    left, top, right, bottom = whole_pixels(box)
     middle = (np.arange(size) + 0.5) / size
     rows = top + (middle * (bottom - top)).astype(np.int64)
     columns = left + (middle * (right - left)).astype(np.int64)
@@ -221,7 +221,7 @@ def centre_box(height: int, width: int, size: int, eval_crop: float) -> Box:
     return Box((width - side) / 2, (height - side) / 2, side, side)
 
 
-def _whole_pixels(box: Box) -> tuple[int, int, int, int]:
+def whole_pixels(box: Box) -> tuple[int, int, int, int]:
     """Left, top, right, bottom; a pixel at least."""
     left, top = round(box.left), round(box.top)
     return left, top, max(left + 1, round(box.left + box.width)), max(top + 1, round(box.top + box.height))
@@ -229,6 +229,18 @@ def _whole_pixels(box: Box) -> tuple[int, int, int, int]:
 
 def _is_jpeg(data: Buffer) -> bool:
     return bytes(data[:3]) == b"\xff\xd8\xff"
+
+
+def is_whole_jpeg(data: Buffer) -> bool:
+    """Whether this is a JPEG of a kind that every decoder knows, with an end. Decoders less strict than ours show
+    one without as if the rest were gray.
+
+    Raises:
+        ValueError: if its header cannot be read.
+    """
+    if not _is_jpeg(data) or bytes(data[-2:]) != b"\xff\xd9":
+        return False
+    return simplejpeg.decode_jpeg_header(data)[2] in _PLAIN_JPEG
 
 
 def reason(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """What a worker process does: a request for one batch comes in, decoded images go out.
 
 The crop's box and RandAugment are drawn here, since they want single images of different shapes; all other
-augmentation is for whole batches and waits for them on the device.
+augmentation is for whole batches and waits for them on the device. With `data.decode=device` so does the
+decoding of JPEGs.
 """
 
 from __future__ import annotations
@@ -15,8 +16,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from raytrain_speedup.data import augment
-from raytrain_speedup.data.base import CorruptSample, DataSettings, Source
-from raytrain_speedup.data.decode import Box, Resampling, Stored, read, shown_box, target_rows
+from raytrain_speedup.data.base import Buffer, CorruptSample, DataSettings, Source
+from raytrain_speedup.data.decode import (
+    Box,
+    Resampling,
+    Stored,
+    is_whole_jpeg,
+    read,
+    shown_box,
+    target_rows,
+    whole_pixels,
+)
+from raytrain_speedup.data.device_decode import Encoded, File
 from raytrain_speedup.data.randaugment import randaugment
 
 
@@ -59,12 +70,13 @@ class Decoded:
     """What comes back for a request.
 
     Attributes:
-        images: (k, size, size, C) uint8.
+        images: (k, size, size, C) uint8; without the rows of `encoded`.
         targets: (k, ...) as `target_rows`, where they have a place in the image.
         kept: (k,) int64, positions in the request of the samples that could be read, in order.
         skipped: the others.
         files: those that were wanted, by index.
         bytes_read: of the source, for this request; None where it does not count them.
+        encoded: what the device is to decode.
     """
 
     images: Tensor
@@ -73,9 +85,10 @@ class Decoded:
     skipped: list[CorruptSample]
     files: dict[int, bytes]
     bytes_read: int | None = None
+    encoded: Encoded | None = None
 
     def pin_memory(self) -> Decoded:
-        """Called by the `DataLoader`."""
+        """Called by the `DataLoader`. Files stay where they are: decoders read them from ordinary memory."""
         targets = None if self.targets is None else self.targets.pin_memory()
         return replace(self, images=self.images.pin_memory(), targets=targets)
 
@@ -94,24 +107,36 @@ class BatchDataset(Dataset):
         images = np.empty((len(stored), request.size, request.size, self.channels), dtype=np.uint8)
         targets = target_rows(self.source, len(stored), request.size)
         kept: list[int] = []
+        left: list[File] = []  # for the device to decode
         for (position, sample), box in zip(stored.items(), self._boxes(request, stored), strict=True):
             try:
-                images[len(kept)] = self._image(sample, box, request, position)
                 if targets is not None:
                     targets[len(kept)] = sample.square_target(box, request.size)
+                if (file := self._left(sample)) is not None:
+                    left.append(File(len(kept), sample.index, file, whole_pixels(box)))
+                else:
+                    images[len(kept) - len(left)] = self._image(sample, box, request, position)
             except CorruptSample as error:
                 skipped.append(error)
                 continue
             kept.append(position)
         count = len(kept)
         return Decoded(
-            torch.from_numpy(images[:count]),
+            torch.from_numpy(images[: count - len(left)]),
             None if targets is None else torch.from_numpy(targets[:count]),
             np.array(kept, dtype=np.int64),
             skipped,
             {index: files[index] for index in request.index[: request.wanted].tolist() if index in files},
             None if before is None or after is None else after - before,
+            Encoded.of(left, request.size, request.resampling) if left else None,
         )
+
+    def _left(self, sample: Stored) -> Buffer | None:
+        """The file of a sample, if the device decodes it."""
+        file = sample.content
+        if self.settings.decode == "workers" or isinstance(file, np.ndarray) or not is_whole_jpeg(file):
+            return None
+        return file
 
     def _read(
         self, request: Request, skipped: list[CorruptSample]

@@ -10,6 +10,8 @@ the device, where the operations of the device loader do the rest.
 What a stage shows again is drawn when the batch is requested, and its files, kept by this process, travel
 with the request: the worker decodes them like any other and crops them anew. A file that is not here (yet, or
 any more) is read again, so what a batch shows does not depend on it.
+
+With `data.decode=device` the processes only read, and `device_decode.py` does the rest, but for RandAugment.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from torch.utils.data import DataLoader
 from raytrain_speedup.data.appearance import as_target
 from raytrain_speedup.data.base import CorruptSample, DataSettings, Source
 from raytrain_speedup.data.batch import WARM_UP, AnySplit, Batch, Step
+from raytrain_speedup.data.device_decode import DeviceDecoder
 from raytrain_speedup.data.folders import some
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.processes import START_METHOD
@@ -54,12 +57,17 @@ class WorkerLoader(Loader):
         super().__init__(splits, settings, **options)
         self._groups: dict[str, _Group] = {}
         self.name = f"{settings.num_workers} loading processes"
+        self._decoder = DeviceDecoder(self.device) if settings.decode == "device" else None
+        if self._decoder is not None:
+            self.name += ", JPEGs decoded by the device"
         self.files = KeptFiles()
         self._bytes_taken: int | None = None
 
     def train_batches(self, steps: Sequence[Step], *, epoch: int) -> Iterator[Batch]:
         if self.splits.train.placed:
             self.warn_of_magnitude(steps, "on images with masks or boxes")
+        elif self._decoder is not None:
+            self.warn_of_magnitude(steps, "on JPEGs with data.decode=device; use workers for them")
         asked: deque[Batch] = deque()
         requests = self._requests(steps, epoch, asked)
         for step, decoded in zip(steps, self._decoded("train", requests), strict=True):
@@ -134,13 +142,19 @@ class WorkerLoader(Loader):
         for group in self._groups.values():
             group.close()
         self._groups.clear()
+        if self._decoder is not None:
+            self._decoder.close()
 
     def _decoded(self, split: str, requests: Iterator[Request]) -> Iterator[Decoded]:
         """The answers to the requests, in order, with what was skipped noted."""
         if split not in self._groups:
             self._groups[split] = self._start(split)
         skipped = self._skipped[split]
-        for decoded in self._groups[split].run(requests):
+        answers = self._groups[split].run(requests)
+        if self._decoder is not None:
+            source, decoder = self.source(split), self._decoder
+            answers = decoder.ahead(answers, lambda answer: _completed(answer, source, decoder))
+        for decoded in answers:
             skipped.saw(len(decoded.kept) + len(decoded.skipped))
             for error in decoded.skipped:
                 skipped.add(error)
@@ -153,6 +167,27 @@ class WorkerLoader(Loader):
         return _Group(dataset, self.settings.num_workers, pin=self.device.type == "cuda")
 
 
+def _completed(decoded: Decoded, source: Source, decoder: DeviceDecoder) -> Decoded:
+    """With the images that the device decodes, and without those that it cannot."""
+    encoded, count = decoded.encoded, len(decoded.kept)
+    if encoded is None:
+        return decoded
+    squares, errors, readable = decoder.squares(source, encoded)
+    images = torch.empty(count, *squares.shape[1:], dtype=torch.uint8, device=squares.device)
+    others = np.setdiff1d(np.arange(count), encoded.row)
+    images[encoded.row] = squares
+    images[others] = decoded.images.to(images.device, non_blocking=True)
+    stay = np.setdiff1d(np.arange(count), encoded.row[~readable])
+    whole = replace(decoded, images=images, encoded=None, skipped=[*decoded.skipped, *errors])
+    return whole if len(stay) == count else _rows(whole, stay)
+
+
+def _rows(decoded: Decoded, rows: np.ndarray) -> Decoded:
+    """Some samples of a batch, (n,) int64, or some of them again."""
+    targets = None if decoded.targets is None else decoded.targets[rows]
+    return replace(decoded, images=decoded.images[rows], targets=targets, kept=decoded.kept[rows])
+
+
 def _whole(decoded: Decoded, step: Step) -> Decoded:
     """With `replay` - 1 samples drawn for each that was read, as the loop expects: where one cannot be decoded,
     those drawn are fewer, or some of them are shown twice."""
@@ -160,11 +195,8 @@ def _whole(decoded: Decoded, step: Step) -> Decoded:
     if len(decoded.kept) == read * times:
         return decoded
     again = np.arange(read, len(decoded.kept))  # rows of what was drawn, after those of what was read
-    rows = np.r_[
-        :read, np.resize(again if len(again) else np.arange(read), read * (times - 1))
-    ]  # (read times,)
-    targets = None if decoded.targets is None else decoded.targets[rows]
-    return replace(decoded, images=decoded.images[rows], targets=targets, kept=decoded.kept[rows])
+    drawn = np.resize(again if len(again) else np.arange(read), read * (times - 1))
+    return _rows(decoded, np.r_[:read, drawn])
 
 
 class _Group:

@@ -21,7 +21,8 @@ from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.data.unreadable import Skipped
 from raytrain_speedup.settings import Stalled, UserError
 
-KINDS = [("device", 0), ("workers", 0), ("workers", 2)]
+KINDS = [("device", 0), ("workers", 0), ("workers", 2), ("read-only", 1)]
+"""The last: workers that read, and a device that decodes."""
 
 
 @pytest.fixture
@@ -38,8 +39,9 @@ def broken(tmp_path):
 
 
 def build(paths, kind: str, workers: int, **settings):
+    how = {"loader": "workers", "decode": "device"} if kind == "read-only" else {"loader": kind}
     section = ParquetSettings(
-        **paths, **{"val_fraction": 0, "loader": kind, "num_workers": workers, "image_size": 24} | settings
+        **paths, **{"val_fraction": 0, **how, "num_workers": workers, "image_size": 24} | settings
     )
     return build_loader(open_data(section, seed=0), section, device="cpu", seed=0)
 

@@ -5,7 +5,7 @@
 `FOLDER/rows.jsonl` gets a line as soon as a row is measured, and `FOLDER/tables.md` is written anew after every
 part; rows that are in the folder already are not measured again. The minutes are divided among the parts by
 their shares, and what one part leaves over is the next ones'. SPEEDUP_DATA is the folder of
-cifar10-{train,test}.parquet. `--tiny` tries every part on a CPU with made-up images.
+cifar10-{train,test}.parquet and imagenet-sample.parquet. `--tiny` tries every part on a CPU with made-up images.
 """
 
 from __future__ import annotations
@@ -26,14 +26,30 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from tests.benchmarks.gpu import cifar10, crop_kernels, dfkd, plain, stages
+from tests.benchmarks.gpu import cifar10, crop_kernels, decode, dfkd, plain, reuse, stages
 from tests.benchmarks.gpu.rows import Kit, Rows
 from tests.benchmarks.side_by_side import data_folder, provenance
 
-PARTS = {"cifar10": cifar10, "plain": plain, "stages": stages, "crop": crop_kernels, "dfkd": dfkd}
+PARTS = {
+    "cifar10": cifar10,
+    "plain": plain,
+    "stages": stages,
+    "crop": crop_kernels,
+    "decode": decode,
+    "dfkd": dfkd,
+    "reuse": reuse,
+}
 """By importance."""
 
-SHARES = {"cifar10": 0.6, "plain": 0.06, "stages": 0.2, "crop": 0.04, "dfkd": 0.1}
+SHARES = {
+    "cifar10": 0.6,
+    "plain": 0.06,
+    "stages": 0.2,
+    "crop": 0.04,
+    "decode": 0.2,
+    "dfkd": 0.1,
+    "reuse": 0.5,
+}
 """Of the minutes, where all parts are asked for."""
 
 
@@ -42,6 +58,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="of reuse; several processes may share them"
+    )
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
     parser.add_argument("--minutes", type=float, default=9.0, help="after which no row is begun")
     parser.add_argument(
@@ -54,8 +73,8 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() and not asked.tiny else "cpu")
     with tempfile.TemporaryDirectory() as scratch:
-        data = _made_up_cifar10(Path(scratch)) if asked.tiny else data_folder()
-        kit = Kit(device=device, tiny=asked.tiny, data=data, scratch=Path(scratch))
+        data = _made_up(Path(scratch)) if asked.tiny else data_folder()
+        kit = Kit(device, asked.tiny, data, Path(scratch), asked.out, tuple(asked.seeds))
         run_parts(parts, kit, asked.out, 60 * asked.minutes)
 
 
@@ -89,18 +108,24 @@ def _commit() -> str:
     return os.environ.get("SPEEDUP_COMMIT") or provenance([]).partition(" at ")[2].partition(",")[0]
 
 
-def _made_up_cifar10(folder: Path) -> Path:
-    """Parquet files like those of CIFAR-10, of noise."""
-    random = np.random.default_rng(0)
+def _made_up(folder: Path) -> Path:
+    """Parquet files like those of CIFAR-10 and of ImageNet, of noise."""
     for name, number in (("train", 96), ("test", 32)):
-        files = []
-        for pixels in random.integers(0, 256, (number, 32, 32, 3), dtype=np.uint8):
-            file = BytesIO()
-            Image.fromarray(pixels).save(file, "PNG")
-            files.append(file.getvalue())
-        table = pa.table({"image": files, "label": np.arange(number) % 10})
+        table = pa.table({"image": _noise(number, (32, 32), "PNG"), "label": np.arange(number) % 10})
         pq.write_table(table, folder / f"cifar10-{name}.parquet")
+    table = pa.table({"image": _noise(12, (48, 60), "JPEG"), "wnid": [f"n{i % 3}" for i in range(12)]})
+    pq.write_table(table, folder / "imagenet-sample.parquet")
     return folder
+
+
+def _noise(number: int, shape: tuple[int, int], kind: str) -> list[bytes]:
+    """Image files."""
+    files = []
+    for pixels in np.random.default_rng(0).integers(0, 256, (number, *shape, 3), dtype=np.uint8):
+        file = BytesIO()
+        Image.fromarray(pixels).save(file, kind)
+        files.append(file.getvalue())
+    return files
 
 
 if __name__ == "__main__":

@@ -106,12 +106,16 @@ class Kit:
         tiny: everything in seconds and on a CPU, to see that it works; the numbers mean nothing.
         data: folder with cifar10-{train,test}.parquet.
         scratch: a folder that is deleted afterwards.
+        out: one that is kept, and found again by the next call.
+        seeds: of runs that are told to have some.
     """
 
     device: torch.device
     tiny: bool
     data: Path
     scratch: Path
+    out: Path
+    seeds: tuple[int, ...] = (0, 1, 2)
 
     def seconds(
         self, forms: Mapping[str, Callable[[], object]], *, calls: int, repeats: int

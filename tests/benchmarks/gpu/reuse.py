@@ -1,0 +1,130 @@
+"""FastDFKD as long as its paper runs it: does its meta-generator beat the other starts, with few steps a batch?
+
+CIFAR-10, WRN-16-2 -> WRN-16-1, the recipe's settings with the paper's rates for each k, 100 calls that are
+followed by 40 student steps of 256 images, after ten of warm-up. A seed's rows have one teacher, and their students
+as many steps. `common` is FastDFKD, `sequential` starts from what the last batch left, `none` from a new generator;
+`real` is the training images in the place of synthetic ones.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from raytrain_speedup.config import Experiment, load_experiment
+from raytrain_speedup.engine.local import LocalReporter
+from raytrain_speedup.engine.run import run
+from tests.benchmarks.gpu.rows import Kit, Row, Rows, table
+
+RATES = {2: {"lr_g": 5e-3, "lr_z": 0.015}, 5: {"lr_g": 3e-3, "lr_z": 0.01}}
+"""Of the paper, by k."""
+
+REUSE = ("common", "sequential", "none")
+CALLS, WARMUP, STEPS, BATCH = 100, 10, 40, 256
+TEACHER_EPOCHS = 15
+SHOWN = ("teacher_accuracy", "accuracy", "val_agreement", "synthesis_seconds", "train_seconds")
+
+
+def measure(rows: Rows, kit: Kit) -> str:
+    for seed in kit.seeds[:1] if kit.tiny else kit.seeds:
+        teacher = partial(_teacher, kit, seed)
+        rows.add(f"teacher, seed {seed}", lambda made=teacher: {"file": str(made())}, expected=40)
+        for k in list(RATES)[:1] if kit.tiny else RATES:
+            for reuse in REUSE:
+                own = {"distillation.steps": k, "distillation.reuse": reuse} | {
+                    f"distillation.{key}": value for key, value in RATES[k].items()
+                }
+                _add(rows, kit, f"k = {k}, {reuse}", own, seed)
+        _add(rows, kit, "real", {"distillation.method": "real"}, seed)
+    columns = {"images": "", "seeds": "", **dict.fromkeys(SHOWN, "")}
+    return (
+        f"{CALLS} calls of {STEPS} student steps; means and standard deviations over the seeds\n\n"
+        f"{table(_over_seeds(rows.rows), columns)}"
+    )
+
+
+def _add(rows: Rows, kit: Kit, images: str, own: dict[str, Any], seed: int) -> None:
+    work = partial(_distilled, kit, own, seed)
+    rows.add(f"{images}, seed {seed}", lambda: {"images": images, **work()}, expected=45, like="distilled")
+
+
+def _over_seeds(rows: list[Row]) -> list[Row]:
+    found = []
+    for images in dict.fromkeys(row["images"] for row in rows if "images" in row and "error" not in row):
+        same = [row for row in rows if row.get("images") == images and "error" not in row]
+        cells = {
+            key: f"{fmean(values):.2f} ± {stdev(values) if len(values) > 1 else 0:.2f}"
+            for key in SHOWN
+            if len(values := [row[key] for row in same if row.get(key) is not None]) == len(same)
+        }
+        found.append({"images": images, "seeds": len(same), **cells})
+    return found
+
+
+def _base(kit: Kit) -> Experiment:
+    keys: dict[str, Any] = {
+        "data.source": "parquet",
+        "data.train": str(kit.data / "cifar10-train.parquet"),
+        "data.test": str(kit.data / "cifar10-test.parquet"),
+        "data.image_size": 32,
+        "data.augment": "crop-flip",
+        "data.val_fraction": 0,
+        "teacher.model.name": "wrn16_2",
+        "teacher.train.epochs": TEACHER_EPOCHS,
+        "teacher.train.batch_size": 512,
+        "teacher.train.lr": 0.4,
+        "train.epochs": CALLS,
+        "train.batch_size": BATCH,
+        "train.precision": "bf16",
+        "train.eval_every": 0,
+        "train.checkpoint_every": 0,
+        "train.device": kit.device.type,
+        "distillation.batch_size": BATCH,
+        "distillation.warmup": WARMUP,
+        "distillation.student_steps": STEPS,
+    }
+    if kit.tiny:
+        keys |= {
+            "data.image_size": 8,
+            "teacher.model.name": "wrn16_1",
+            "teacher.train.epochs": 1,
+            "teacher.train.batch_size": 64,
+            "teacher.train.precision": "fp32",
+            "train.epochs": 1,
+            "train.batch_size": 16,
+            "train.precision": "fp32",
+            "distillation.batch_size": 16,
+            "distillation.warmup": 1,
+            "distillation.student_steps": 2,
+        }
+    return load_experiment("cifar10-wrn40_2-wrn16_1", keys)
+
+
+def _teacher(kit: Kit, seed: int) -> Path:
+    """A seed's teacher, trained where it is not kept yet."""
+    folder = kit.out / f"teacher-{seed}"
+    if not (latest := LocalReporter(folder).latest()):
+        base = _base(kit)
+        assert base.teacher is not None and base.teacher.train is not None
+        taught = {"model": base.teacher.model.model_dump(), "train": base.teacher.train.model_dump()}
+        own = {"train.seed": seed, "train.device": kit.device.type, "teacher": None, "distillation": None}
+        run(base.with_overrides({**taught, **own}), LocalReporter(folder))
+        latest = LocalReporter(folder).latest()
+        assert latest is not None
+    return latest / "model.pt"
+
+
+def _distilled(kit: Kit, own: dict[str, Any], seed: int) -> Row:
+    base, given = _base(kit), {"teacher.train": None, "teacher.model.pretrained": str(_teacher(kit, seed))}
+    if own.get("distillation.method") == "real":  # what all methods share stays
+        assert base.distillation is not None
+        shared = base.distillation.model_dump()
+        kept = ("batch_size", "warmup", "student_steps", "temperature", "pool_images", "augment")
+        own = {"distillation": {"method": "real"} | {key: shared[key] for key in kept}}
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = base.with_overrides({**own, **given, "train.seed": seed})
+        metrics = run(experiment, LocalReporter(Path(folder))).to_dict()
+    return {key: metrics.get(key) for key in SHOWN} | {"metrics": metrics}
