@@ -51,6 +51,7 @@ class StageCheck:
         loader_rate: samples a second that the loader delivers, replayed ones included.
         workers: processes that decode; None where the decoded images live on the device.
         memory: peak bytes so far.
+        may_decode: whether the device could decode what those processes do.
     """
 
     stage: Stage
@@ -62,6 +63,7 @@ class StageCheck:
     loader_rate: float
     workers: int | None
     memory: int
+    may_decode: bool = False
 
     @property
     def seconds(self) -> float:
@@ -83,7 +85,8 @@ class StageCheck:
         times = self.device_rate / self.loader_rate
         wanted, cores = math.ceil(max(1, self.workers or 0) * times), os.cpu_count() or 1
         if wanted > cores:
-            return f"{wanted} processes that decode (data.num_workers; {cores} cores here)"
+            otherwise = ", or data.decode=device" if self.may_decode else ""
+            return f"{wanted} processes that decode (data.num_workers; {cores} cores here){otherwise}"
         return f"data.num_workers={wanted}"
 
 
@@ -190,6 +193,7 @@ def _check(loop: Loop, stages: Sequence[Stage], samples: float, steps: int) -> S
         loader_rate=batch / loader_seconds,
         workers=_workers(loop),
         memory=peak_memory(loop.device),
+        may_decode=loop.device.type == "cuda" and _decoding(loop) == "workers",
     )
 
 
@@ -218,6 +222,11 @@ def _timed_batches(loop: Loop, plan: Sequence[Step]) -> tuple[list[Batch], float
 def _workers(loop: Loop) -> int | None:
     """Processes that decode; None where nothing is decoded during the run."""
     return loop.loader.settings.num_workers if isinstance(loop.loader, WorkerLoader) else None
+
+
+def _decoding(loop: Loop) -> str | None:
+    """Who decodes during the run; None where nobody does."""
+    return loop.loader.settings.decode if isinstance(loop.loader, WorkerLoader) else None
 
 
 def _timed_steps(loop: Loop, plan: Sequence[Step], batches: Sequence[Batch]) -> float:

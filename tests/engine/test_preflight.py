@@ -143,6 +143,10 @@ def test_the_remedy_is_in_proportion(monkeypatch: pytest.MonkeyPatch):
     assert check(1000, 950).remedy == ""
     assert check(1000, 400).remedy == "data.num_workers=5"
     assert check(1000, 100).remedy == "20 processes that decode (data.num_workers; 8 cores here)"
+    assert check(1000, 100, may_decode=True).remedy == (
+        "20 processes that decode (data.num_workers; 8 cores here), or data.decode=device"
+    )
+    assert check(1000, 400, may_decode=True).remedy == "data.num_workers=5"
     assert check(1000, 400, workers=0).remedy == "data.num_workers=3"
     assert check(1000, 400, workers=None).remedy == ""
 

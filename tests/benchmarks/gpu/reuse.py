@@ -14,9 +14,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.run import run
+from raytrain_speedup.engine.statistics.estimate import Estimate
 from tests.benchmarks.gpu.rows import Kit, Row, Rows, table
 
 RATES = {2: {"lr_g": 5e-3, "lr_z": 0.015}, 5: {"lr_g": 3e-3, "lr_z": 0.01}}
@@ -39,9 +42,10 @@ def measure(rows: Rows, kit: Kit) -> str:
                 }
                 _add(rows, kit, f"k = {k}, {reuse}", own, seed)
         _add(rows, kit, "real", {"distillation.method": "real"}, seed)
-    columns = {"images": "", "seeds": "", **dict.fromkeys(SHOWN, "")}
+    columns = {"images": "", "seeds": "", **dict.fromkeys(SHOWN, ""), "less": ""}
     return (
-        f"{CALLS} calls of {STEPS} student steps; means and standard deviations over the seeds\n\n"
+        f"{CALLS} calls of {STEPS} student steps; means and standard deviations over the seeds. `less`: accuracy "
+        "below that of common with the same k, 90 %, paired by seed\n\n"
         f"{table(_over_seeds(rows.rows), columns)}"
     )
 
@@ -60,8 +64,21 @@ def _over_seeds(rows: list[Row]) -> list[Row]:
             for key in SHOWN
             if len(values := [row[key] for row in same if row.get(key) is not None]) == len(same)
         }
-        found.append({"images": images, "seeds": len(same), **cells})
+        found.append({"images": images, "seeds": len(same), **cells, "less": _less(rows, images)})
     return found
+
+
+def _less(rows: list[Row], images: str) -> str | None:
+    """By how much the students of `common` are better, with an interval."""
+    steps, _, reuse = images.partition(", ")
+    accuracy = {row["row"]: row["accuracy"] for row in rows if row.get("accuracy") is not None}
+    ends = [name.rpartition(", ")[2] for name in accuracy if name.startswith(f"{images}, ")]
+    pairs = [[accuracy.get(f"{one}, {end}") for end in ends] for one in (f"{steps}, common", images)]
+    if reuse in ("", "common") or len(ends) < 2 or None in pairs[0]:
+        return None
+    estimate = Estimate.of(*(np.array(side, dtype=float) for side in pairs), "paired")
+    low, high = (float(bound) for bound in estimate.bounds(0.05, 0.05))
+    return f"{float(estimate.difference):.2f} ({low:.2f} to {high:.2f})"
 
 
 def _base(kit: Kit) -> Experiment:
