@@ -23,6 +23,7 @@ from raytrain_speedup.methods.curriculum.base import FULL, Stage
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.distillation import Synthesizer
 from raytrain_speedup.methods.distillation.base import RealImages
+from raytrain_speedup.methods.plain_loop import loop_pruner
 from raytrain_speedup.methods.pruning import FullData
 from raytrain_speedup.methods.pruning.window import WindowedPruner
 from raytrain_speedup.models import build_model, check_sizes, stride_of, without_weights
@@ -75,13 +76,7 @@ def _with_data(
     stages = curriculum_stages(experiment, model, splits)
     factor = experiment.pruning.budget_factor()
     budget = Budget(train.epochs * factor, num_samples, stages)
-    pruner = experiment.pruning.build(
-        num_samples,
-        budget.epoch_ends(),
-        last_epoch_fraction=budget.last_epoch_fraction,
-        seed=train.seed,
-        device=watch.device,
-    )
+    pruner = loop_pruner(experiment.pruning, num_samples, budget, seed=train.seed, device=watch.device)
     if window := splits.train.window():
         pruner = WindowedPruner(pruner, window.stretch, window.samples)
     flops = _flops_of(experiment, stages, model, task, splits)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from raytrain_speedup.experiment_file import parse_overrides, read_yaml
 from raytrain_speedup.methods.curriculum.base import FULL
-from raytrain_speedup.methods.curriculum.budget import Budget
+from raytrain_speedup.methods.plain_loop import loop_budget, loop_pruner
 from raytrain_speedup.metric import Direction
 from raytrain_speedup.script import SETTINGS, AnyExperiment, ScriptExperiment, load_any, load_script
 from raytrain_speedup.settings import UserError, explain, flatten
@@ -151,8 +151,9 @@ def _check_saving(experiment: AnyExperiment) -> None:
     pruning = experiment.pruning
     if getattr(pruning, "saving", None) is None:
         return
-    budget = Budget(experiment.train.epochs * pruning.budget_factor(), ANY_NUMBER, [FULL])
-    pruning.build(ANY_NUMBER, budget.epoch_ends(), last_epoch_fraction=budget.last_epoch_fraction, seed=0)
+    loop_pruner(
+        pruning, ANY_NUMBER, loop_budget(pruning, [FULL], experiment.train.epochs, ANY_NUMBER), seed=0
+    )
 
 
 def _check_objectives(path: Path, objectives: Mapping[str, Direction], base: AnyExperiment) -> None:

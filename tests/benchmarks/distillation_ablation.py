@@ -70,7 +70,11 @@ def fresh(method: str, student_steps: int, **keys: Any) -> dict[str, Any]:
 # instead of 94.8. The papers' 2,000 and 500 steps a batch would take hours.
 METHODS: dict[str, dict[str, Any]] = {
     **{f"{reuse}-{k}": fastdfkd(k, reuse=reuse) for reuse in ("common", "sequential", "none") for k in RATES},
-    **{f"common-{k}-memoryless": fastdfkd(k, bn_momentum=0.0) for k in RATES},
+    **{
+        f"{reuse}-{k}-memoryless": fastdfkd(k, reuse=reuse, bn_momentum=0.0)
+        for reuse in ("common", "sequential", "none")
+        for k in RATES
+    },
     **{f"common-{k}-corrected": fastdfkd(k, bn_bias_correction=True) for k in RATES},
     **{f"common-{k}-half": fastdfkd(k, bn_momentum=0.0, synthesis_scale=0.5) for k in RATES},
     "dafl": fresh("dafl", 5, generator_steps=3),
