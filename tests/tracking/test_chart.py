@@ -36,3 +36,26 @@ def test_names_cover_nothing_and_stay_inside(count: int) -> None:
         for other_left, other_height, other in found[:i]:
             apart = left >= other_left + LETTER * len(other) or other_left >= left + LETTER * len(text)
             assert apart or abs(height - other_height) >= LINE - 0.1
+
+
+def name_of(*trials: tuple[float, float]) -> tuple[float, float]:
+    """The height of a name whose point is at (1, 0), and how far above or below it the closest trial is."""
+    points = [Point(1.0, 0.0, "winner", "", label="setting"), *(Point(*at, "trial", "") for at in trials)]
+    drawn = str(
+        chart(axis("", str, [0.0, 2.0]), axis("", str, [-1.0, 1.0]), points=points, name="one among trials")
+    )
+    (height,) = re.findall(r'y="([\d.]+)"[^>]*class="label winner"', drawn)
+    dots = [tuple(map(float, dot)) for dot in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)]
+    return float(height), min((abs(float(height) - up) for _, up in dots[1:]), default=LINE)
+
+
+def test_a_name_covers_no_trial_where_there_is_room_nearby() -> None:
+    alone, _ = name_of()
+    height, distance = name_of((1.1, 0.03))
+    assert height != alone and distance >= LINE
+
+
+def test_where_there_is_none_it_covers_some() -> None:
+    cloud = [(1.1, step / 20) for step in range(-20, 20)]
+    height, distance = name_of(*cloud)
+    assert height == name_of()[0] and distance < LINE

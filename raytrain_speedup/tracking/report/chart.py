@@ -28,6 +28,9 @@ PHONE = 1.5
 SHIFTS = [step * 7 * sign for step in range(1, 60) for sign in (-1, 1)]
 """Where a label may stand, seen from its point: as close as there is room."""
 
+NEAR = 60
+"""How far a name goes out of an unnamed point's way."""
+
 TICKS = 5
 POINTS_OF_A_LINE = 120
 
@@ -193,10 +196,16 @@ def _point(x: Axis, y: Axis, point: Point) -> Html:
 
 
 def _labels(x: Axis, y: Axis, points: Sequence[Point]) -> list[Html]:
-    """The points' names beside them, each moved up or down until it covers no other and no named point; where there
-    is no room, a name is left to the point's tip."""
-    dots = [(float(_up(y, point.y)), float(_across(x, point.x))) for point in points if point.label]
-    taken = [(up, across - DOT, across + DOT) for up, across in dots]
+    """The points' names beside them, each moved up or down until it covers no other name and no point, or at least
+    no named one; where there is no room, a name is left to the point's tip."""
+    taken, others = (
+        [
+            (float(_up(y, point.y)), float(_across(x, point.x)) - DOT, float(_across(x, point.x)) + DOT)
+            for point in points
+            if bool(point.label) == named
+        ]
+        for named in (True, False)
+    )
     found = []
     for point in points:
         below = point.y < y.low
@@ -206,11 +215,15 @@ def _labels(x: Axis, y: Axis, points: Sequence[Point]) -> list[Html]:
         across, up, length = float(_across(x, point.x)), float(_up(y, point.y)), LETTER * len(text)
         beyond = across + 10 + PHONE * length > WIDTH
         left = across - 10 - length if beyond else across + 10
-        places = (up + shift for shift in SHIFTS if TOP <= up + shift <= HEIGHT - BOTTOM)
         right = left + length
-        place = next((height for height in places if _is_free(taken, height, left, right)), None)
-        if place is None:
+        heights = [up + shift for shift in SHIFTS if TOP <= up + shift <= HEIGHT - BOTTOM]
+        free = [height for height in heights if _is_free(taken, height, left, right)]
+        near = [
+            height for height in free if abs(height - up) <= NEAR and _is_free(others, height, left, right)
+        ]
+        if not free:
             continue
+        place = (near or free)[0]
         taken.append((place, left, right))
         found.append(_text(text, f"{left:.0f}", f"{place:.1f}", "start", class_=f"label {point.kind}"))
     return found

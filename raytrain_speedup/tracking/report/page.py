@@ -18,6 +18,7 @@ from raytrain_speedup.tracking.report.html import Html, element
 from raytrain_speedup.tracking.report.words import (
     bounds,
     difference_of,
+    margin_of,
     seed_count,
     speedup_of,
     spoken_time,
@@ -104,7 +105,7 @@ def _facts(report: Report) -> Html:
 
 
 def _certainty(row: Row) -> str:
-    over = f"over {seed_count(len(row.seeds))}, margin {row.margin:g}{' points' * (row.ranking.sign > 0)}"
+    over = f"over {seed_count(len(row.seeds))}, margin {margin_of(row)}"
     return over if row.plan is None else f"{over}, error {row.plan.error:.0%} over all looks and winners"
 
 

@@ -13,6 +13,7 @@ from raytrain_speedup.tracking.plot import cut_level, pareto_front
 from raytrain_speedup.tracking.report.chart import Axis, Interval, Line, Point, axis, chart
 from raytrain_speedup.tracking.report.content import Curve, Report
 from raytrain_speedup.tracking.report.html import Html, element, joined
+from raytrain_speedup.tracking.report.words import margin_of
 
 MOST_POINTS = 400
 """Trials of the front's plot, the best: more are a cloud, and megabytes."""
@@ -49,9 +50,7 @@ def front(report: Report) -> Html | None:
         lines=[Line(edge, "front", "Pareto front of what was confirmed", steps=True)]
         if len(edge) > 1
         else [],
-        levels=[(-margin, f"margin: {margin:g}{' points' * (rows[0].ranking.sign > 0)}")]
-        if y.low < -margin < y.high
-        else [],
+        levels=[(-margin, f"margin: {margin_of(rows[0])}")] if y.low < -margin < y.high else [],
         name="Speedup against the difference in quality, of every setting",
     )
 

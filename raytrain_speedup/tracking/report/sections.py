@@ -9,19 +9,19 @@ from raytrain_speedup.tracking.outcome import row_in_words
 from raytrain_speedup.tracking.report import plots
 from raytrain_speedup.tracking.report.content import Missing, Report
 from raytrain_speedup.tracking.report.html import Html, element, joined
-from raytrain_speedup.tracking.report.words import spoken_time, verdict_class
+from raytrain_speedup.tracking.report.words import margin_of, spoken_time, verdict_class
 from raytrain_speedup.tracking.table import cells, columns
 
 MOST_TRIALS = 40
 """Rows of the search in the table: the best ones."""
 
-LEGEND = element(
-    "span",
-    [element("span", name, class_=f"key {name}") for name in ("baseline", "winner", "control", "trial")],
-    class_="keys",
-)
+KINDS = ("baseline", "winner", "control", "trial")
 MOST_IDS = 6
 COMMIT_CHARACTERS = 10
+
+
+def _legend(*kinds: str) -> Html:
+    return element("span", [element("span", kind, class_=f"key {kind}") for kind in kinds], class_="keys")
 
 
 def front_section(report: Report) -> Html:
@@ -33,10 +33,10 @@ def front_section(report: Report) -> Html:
         element("figure", drawn),
         element(
             "p",
-            LEGEND,
+            _legend(*KINDS, "front"),
             " To the right is faster, up is better; the bars are the intervals of both, cut where "
-            "they leave the frame. A trial is one seed, on "
-            "validation data: chosen, and no evidence.",
+            "they leave the frame. A trial is one seed, on validation data: chosen, and no evidence. Nothing that "
+            "is confirmed beats the front in both.",
             class_="quiet",
         ),
     )
@@ -131,8 +131,8 @@ def curves(report: Report) -> Html:
         return element("p", "No run was evaluated more than once.")
     return joined(
         element("div", [element("figure", one) for one in drawn], class_="pair"),
-        element("p", LEGEND, " Validation data, after every evaluation; of a setting with several seeds the first. "
-                "Seconds are wall seconds of training, which a busy machine stretches.", class_="quiet"),
+        element("p", _legend(*KINDS), " Validation data, after every evaluation; of a setting with several seeds "
+                "the first. Seconds are wall seconds of training, which a busy machine stretches.", class_="quiet"),
     )  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def negative(report: Report) -> Html:
     if below:
         lines.append(
             f"{len(below)} of {len(report.trials)} trials of the search ended more than the margin of "
-            f"{below[0].margin:g} points below the baseline (one seed, validation data)."
+            f"{margin_of(below[0])} below the baseline (one seed, validation data)."
         )
     if not report.controls:
         lines.append("No control ran beside the baseline: nothing says that a simpler saving would not do.")

@@ -18,6 +18,11 @@ def difference_of(row: Row) -> str:
     return "unknown" if row.difference is None else row.ranking.difference(row.difference, None)
 
 
+def margin_of(row: Row) -> str:
+    """In points, where more is better."""
+    return f"{row.margin:g}" + (row.ranking.sign > 0) * f" point{'s' * (row.margin != 1)}"
+
+
 def bounds(interval: tuple[float, float] | None, form: Callable[[float], str], confidence: str) -> str:
     if interval is None:
         return "no interval before the third seed"
