@@ -73,7 +73,7 @@ class JsonTracker(Tracker):
         other._patience = Patience(self.uri, lambda error: False)
         return other
 
-    def how_to_look(self) -> str:
+    def how_to_look(self, run_id: str) -> str:
         return str(self.folder)
 
     def start(self, experiment: str, name: str, tags: Mapping[str, str], *, parent: str | None = None) -> str:

@@ -186,6 +186,13 @@ def best(rows: Sequence[Row]) -> Row | None:
     return max(proven, key=lambda row: row.speedup or 0.0, default=None)
 
 
+def fastest_control(rows: Sequence[Row]) -> Row | None:
+    """The fastest control that is lossless: none of a search's merit, but a schedule all the same."""
+    others = (*SEARCHED, "baseline")
+    proven = [row for row in rows if row.role not in others and row.verdict == "lossless"]
+    return max(proven, key=lambda row: row.speedup or 0.0, default=None)
+
+
 def safest(rows: Sequence[Row]) -> Row | None:
     """The setting of a search whose loss is bounded best, proven or not: confirmed ones before the others."""
     searched = [(row, row.comparison) for row in rows if row.role in SEARCHED and row.comparison is not None]

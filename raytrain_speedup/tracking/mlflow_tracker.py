@@ -50,6 +50,9 @@ EXPERIMENT_NOTE = (
     "Runs of raytrain_speedup. A sweep is a run that holds its trials; its note has the answer. "
     "`speedup leaderboard` compares them all."
 )
+UI = "http://127.0.0.1:5000"
+"""Where `mlflow ui` is by default."""
+
 SHA = re.compile(r"[0-9a-f]{40}")
 LONGEST_DIGEST = 36
 
@@ -95,8 +98,13 @@ class MlflowTracker(Tracker):
         other.client = MlflowClient(self.uri)
         return other
 
-    def how_to_look(self) -> str:
-        return self.uri if self.uri.startswith("http") else f"mlflow ui --backend-store-uri {self.uri}"
+    def how_to_look(self, run_id: str) -> str:
+        # Without the last part MLflow's pages begin with traces of language models, whatever the experiment's kind.
+        of = self.client.get_run(run_id).info.experiment_id
+        page = f"/#/experiments/{of}/runs/{run_id}?workflowType=machine_learning"
+        if self.uri.startswith("http"):
+            return self.uri.rstrip("/") + page
+        return f"mlflow ui --backend-store-uri {self.uri}, then {UI}{page}"
 
     def start(self, experiment: str, name: str, tags: Mapping[str, str], *, parent: str | None = None) -> str:
         native = {"mlflow.source.type": "LOCAL"} | ({PARENT: parent} if parent is not None else {})

@@ -85,8 +85,8 @@ class Tracker(ABC):
         return self
 
     @abstractmethod
-    def how_to_look(self) -> str:
-        """What to type, or to open, to see the runs."""
+    def how_to_look(self, run_id: str) -> str:
+        """What to type, or to open, to see a run and those in it."""
 
     # --- runs ---
 

@@ -28,7 +28,14 @@ from raytrain_speedup.settings import RunFailed, UserError, explain
 from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.export import experiment_of, export, find, free_name
 from raytrain_speedup.tracking.heartbeat import Heartbeat
-from raytrain_speedup.tracking.leaderboard import DEFAULT_MARGIN, Row, best, leaderboard, safest
+from raytrain_speedup.tracking.leaderboard import (
+    DEFAULT_MARGIN,
+    Row,
+    best,
+    fastest_control,
+    leaderboard,
+    safest,
+)
 from raytrain_speedup.tracking.outcome import log_outcome
 from raytrain_speedup.tracking.plot import plot_leaderboard
 from raytrain_speedup.tracking.table import show
@@ -258,7 +265,7 @@ def _conclude(
         console.print(f"schedule     {schedule}: {exported.headline()}", highlight=False, soft_wrap=True)
         if schedule.name != "schedule.yaml":
             console.print("             (schedule.yaml was there already, and is left as it is)")
-    console.print(f"runs         {tracker.how_to_look()}", highlight=False, soft_wrap=True)
+    console.print(f"runs         {tracker.how_to_look(parent)}", highlight=False, soft_wrap=True)
     return SweepResult(name, tracker.uri, rows, plot, schedule, chosen)
 
 
@@ -269,6 +276,11 @@ def _unproven(rows: Sequence[Row], name: str) -> str:
     known = [seeds for seeds in missing if seeds]
     more = f" (about {min(known)} more)" if known else ""
     lines = ["[bold]no setting is proven lossless[/bold], so there is no schedule"]
+    if (control := fastest_control(rows)) is not None:
+        lines = ["[bold]no setting is proven lossless[/bold] but controls, so there is no schedule"]
+        lines.append(
+            f"speedup export {control.run_id[:8]} -o schedule.yaml      writes the fastest, {control.label}"
+        )
     if open_rows:
         lines.append(f"speedup confirm {name} --max-seeds N      runs more seeds{more}")
     if (least := safest(rows)) is not None:

@@ -18,7 +18,7 @@ from raytrain_speedup.engine.statistics.verdict import fixed_look, plan_for, set
 from raytrain_speedup.metric import Metric
 from raytrain_speedup.settings import RunFailed, UserError
 from raytrain_speedup.tracking import open_tracker, store, uri_or_default
-from raytrain_speedup.tracking.leaderboard import Row, best, leaderboard, rows, safest
+from raytrain_speedup.tracking.leaderboard import Row, best, fastest_control, leaderboard, rows, safest
 from raytrain_speedup.tracking.mlflow_database import absolute_uri
 from raytrain_speedup.tracking.run_log import RunLog, log_run
 from raytrain_speedup.tracking.store import STATE, short_ids
@@ -49,6 +49,29 @@ def test_seeds_are_one_row_and_the_lucky_trial_is_no_evidence(
     assert winner.difference == pytest.approx(-0.1) and winner.settings == "prune_ratio=0.4"
     assert best([baseline, winner, control]) is winner, "a control is no schedule, however fast"
     assert best([baseline, control]) is None and safest([baseline, control]) is None
+
+
+def test_the_fastest_control_that_is_lossless(
+    tracker: Tracker, experiment_name: str, write: Callable[..., str]
+) -> None:
+    for seed in range(3):
+        write("baseline", seed, accuracy=97.0 + seed)
+        write("winner", seed, keys=INFOBATCH, accuracy=96.9 + seed, train_seconds=2.0)
+        write("slower", seed, keys=RANDOM, accuracy=96.9 + seed, train_seconds=6.0)
+        write(
+            "faster",
+            seed,
+            keys=RANDOM | {"pruning.prune_ratio": 0.6},
+            accuracy=96.9 + seed,
+            train_seconds=5.0,
+        )
+        write(
+            "lossy", seed, keys=RANDOM | {"pruning.prune_ratio": 0.7}, accuracy=80.0 + seed, train_seconds=3.0
+        )
+    found = rows_of(tracker, experiment_name)
+    control = fastest_control(found)
+    assert control is not None and control.label == "faster" and control.verdict == "lossless"
+    assert fastest_control([row for row in found if row.role in ("baseline", "winner", "lossy")]) is None
 
 
 def test_what_is_lossy_or_unknown_is_never_crowned(

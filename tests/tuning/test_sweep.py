@@ -80,6 +80,7 @@ def test_a_sweep_of_the_engine(tmp_path: Path, uri: str, monkeypatch: pytest.Mon
     assert not (tmp_path / "schedule.yaml").exists()
     assert "too few for a verdict" in text and "no setting is proven lossless" in text
     assert f"speedup export {row.run_id[:8]} --unproven" in text
+    assert f"/runs/{holding.info.run_id}?workflowType=machine_learning" in text
     assert not list(tmp_path.glob("mlruns")), "artifacts belong beside the database"
 
 
