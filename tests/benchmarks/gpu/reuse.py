@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_speedup.config import Experiment, load_experiment
+from raytrain_speedup.config import Experiment
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.run import run
 from raytrain_speedup.engine.statistics.estimate import Estimate
+from tests.benchmarks.gpu.dfkd import STUDENT_STEPS, on_cifar10
 from tests.benchmarks.gpu.rows import Kit, Row, Rows, table
 
 RATES = {2: {"lr_g": 5e-3, "lr_z": 0.015}, 5: {"lr_g": 3e-3, "lr_z": 0.01}}
 """Of the paper, by k."""
 
 REUSE = ("common", "sequential", "none")
-CALLS, WARMUP, STEPS, BATCH = 100, 10, 40, 256
+CALLS, WARMUP = 100, 10
 TEACHER_EPOCHS = 15
 SHOWN = ("teacher_accuracy", "accuracy", "val_agreement", "synthesis_seconds", "train_seconds")
 
@@ -44,7 +45,7 @@ def measure(rows: Rows, kit: Kit) -> str:
         _add(rows, kit, "real", {"distillation.method": "real"}, seed)
     columns = {"images": "", "seeds": "", **dict.fromkeys(SHOWN, ""), "less": ""}
     return (
-        f"{CALLS} calls of {STEPS} student steps; means and standard deviations over the seeds. `less`: accuracy "
+        f"{CALLS} calls of {STUDENT_STEPS} student steps; means and standard deviations over the seeds. `less`: accuracy "
         "below that of common with the same k, 90 %, paired by seed\n\n"
         f"{table(_over_seeds(rows.rows), columns)}"
     )
@@ -82,42 +83,8 @@ def _less(rows: list[Row], images: str) -> str | None:
 
 
 def _base(kit: Kit) -> Experiment:
-    keys: dict[str, Any] = {
-        "data.source": "parquet",
-        "data.train": str(kit.data / "cifar10-train.parquet"),
-        "data.test": str(kit.data / "cifar10-test.parquet"),
-        "data.image_size": 32,
-        "data.augment": "crop-flip",
-        "data.val_fraction": 0,
-        "teacher.model.name": "wrn16_2",
-        "teacher.train.epochs": TEACHER_EPOCHS,
-        "teacher.train.batch_size": 512,
-        "teacher.train.lr": 0.4,
-        "train.epochs": CALLS,
-        "train.batch_size": BATCH,
-        "train.precision": "bf16",
-        "train.eval_every": 0,
-        "train.checkpoint_every": 0,
-        "train.device": kit.device.type,
-        "distillation.batch_size": BATCH,
-        "distillation.warmup": WARMUP,
-        "distillation.student_steps": STEPS,
-    }
-    if kit.tiny:
-        keys |= {
-            "data.image_size": 8,
-            "teacher.model.name": "wrn16_1",
-            "teacher.train.epochs": 1,
-            "teacher.train.batch_size": 64,
-            "teacher.train.precision": "fp32",
-            "train.epochs": 1,
-            "train.batch_size": 16,
-            "train.precision": "fp32",
-            "distillation.batch_size": 16,
-            "distillation.warmup": 1,
-            "distillation.student_steps": 2,
-        }
-    return load_experiment("cifar10-wrn40_2-wrn16_1", keys)
+    own = {"teacher.model.name": "wrn16_2", "teacher.train.epochs": TEACHER_EPOCHS, "train.epochs": CALLS}
+    return on_cifar10(kit, own | {"distillation.warmup": WARMUP})
 
 
 def _teacher(kit: Kit, seed: int) -> Path:
