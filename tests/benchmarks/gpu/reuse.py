@@ -45,8 +45,8 @@ def measure(rows: Rows, kit: Kit) -> str:
         _add(rows, kit, "real", {"distillation.method": "real"}, seed)
     columns = {"images": "", "seeds": "", **dict.fromkeys(SHOWN, ""), "less": ""}
     return (
-        f"{CALLS} calls of {STUDENT_STEPS} student steps; means and standard deviations over the seeds. `less`: accuracy "
-        "below that of common with the same k, 90 %, paired by seed\n\n"
+        f"{CALLS} calls of {STUDENT_STEPS} student steps; means and standard deviations over the seeds. `less`: "
+        "accuracy below that of common with the same k, 90 %, paired by seed\n\n"
         f"{table(_over_seeds(rows.rows), columns)}"
     )
 
