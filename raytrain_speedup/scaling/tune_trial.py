@@ -66,4 +66,9 @@ def _to_tune(kind: str, metrics: Mapping[str, Any]) -> None:
 def trial(config: dict[str, Any]) -> None:
     """The function Tune runs: `config["experiment"]` is an experiment as plain data, `config["test"]` whether the
     test split is read."""
-    run_any(load_any_dict(config["experiment"]), trial_reporter(config), test=config.get("test", True))
+    reporter = trial_reporter(config)
+    if reporter.watches and (
+        notice := reporter.notice()
+    ):  # Tune gives a process that it keeps the next trial
+        reporter.leave(notice)
+    run_any(load_any_dict(config["experiment"]), reporter, test=config.get("test", True))

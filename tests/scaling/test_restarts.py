@@ -14,6 +14,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.experiment import Trial
 
 from raytrain_speedup.engine.reporter import Notice
+from raytrain_speedup.scaling import tune_trial
 from raytrain_speedup.scaling.board import NodeTakenBack, TellFailures, cause_of
 from raytrain_speedup.scaling.restarts import Restarts
 from raytrain_speedup.scaling.tune_trial import TrialReporter
@@ -149,6 +150,31 @@ def test_to_tune_leaving_is_no_report() -> None:
 
     with pytest.raises(NodeTakenBack):
         guarded(leaving)({})
+
+
+def test_a_process_that_tune_keeps_begins_nothing_on_a_node_that_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Here(TrialReporter):
+        watches = True
+
+        def __init__(self, notice: Notice | None) -> None:
+            self.told = notice
+
+        def notice(self) -> Notice | None:
+            return self.told
+
+    begun: list[str] = []
+    monkeypatch.setattr(tune_trial, "run_any", lambda experiment, reporter, test: begun.append(experiment))
+    monkeypatch.setattr(tune_trial, "load_any_dict", str)
+    monkeypatch.setattr(tune_trial, "trial_reporter", lambda config: Here(config["notice"]))
+    with pytest.raises(NodeTakenBack):
+        tune_trial.trial({"experiment": "first", "notice": Notice(("x",))})
+    tune_trial.trial({"experiment": "second", "notice": None})
+    assert begun == ["second"]
+
+
+def test_tune_counts_a_trial_that_left_as_no_failure() -> None:
     one = Trial("stub", stub=True)
     for cause, failures in ((NodeTakenBack("node x"), 0), (ValueError("x"), 1)):
         one._handle_ray_task_error(RayTaskError("train", "Traceback", cause).as_instanceof_cause())
