@@ -79,8 +79,12 @@ def test_every_way_to_end(sitting: Sitting) -> None:
         sitting.callback.on_trial_start(0, trials, one)
     stopped.run_metadata.last_result = {"progress": 0.25}
     sitting.callback.on_trial_complete(1, trials, stopped)
+    for report in ({"epoch": 1, "train_seconds": 5.0}, {"epoch": 1, "partial": True}):
+        sitting.callback.on_trial_result(1, trials, trials[2], report)
     sitting.callback.on_trial_result(2, trials, failed, {"error": "CUDA out of memory", "traceback": "..."})
     sitting.callback.on_experiment_end(trials)
+    (interrupted,) = [run for run in store.records(sitting.tracker, sitting.name) if run.name == "trial-03"]
+    assert interrupted.wall_seconds == 5.0
     assert sitting.state() == {"trial-01": "stopped", "trial-02": "failed", "trial-03": "interrupted"}
     assert [reason for _, state, reason, _ in sitting.told if state != "running"] == [
         *("behind the others at 25%", "CUDA out of memory", "")
