@@ -73,7 +73,7 @@ def index_data(
     """
     from raytrain_speedup.data.indexing import make_index
 
-    pool = _nodes_for(source) if processes is None else None
+    pool = _nodes_for([source]) if processes is None else None
     began = time.perf_counter()
     with _progress() as progress:
         index = make_index(source, out, labels=labels, processes=processes, pool=pool, progress=progress)
@@ -86,11 +86,11 @@ def index_data(
     )
 
 
-def _nodes_for(source: str) -> Executor | None:
-    """A cluster's nodes, where this is a job of one and all of them may read the source."""
+def _nodes_for(sources: list[str]) -> Executor | None:
+    """A cluster's nodes, where this is a job of one and all of them may read the sources."""
     from raytrain_speedup.data.object_store import is_remote, read_here
 
-    if not is_remote(source):
+    if not all(map(is_remote, sources)):
         return None
     from raytrain_speedup.config import ScalingSettings
     from raytrain_speedup.scaling.cluster import connect, on_cluster
@@ -115,14 +115,17 @@ def check_data(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="tell, and write no list")] = False,
-    processes: Annotated[int | None, typer.Option(min=1, help="default: one for each core")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="on this machine; default: one for each core")
+    ] = None,
 ) -> None:
     """Read every sample of an index once, and put into quarantine what should not be trained on.
 
     Unreadable: no decoder takes it. Misplaced: the same file in several classes.
     Leaked: the same file in an index of validation or test data. Duplicate: the
     same file again in its class. The list is INDEX/quarantine.csv, for you to read
-    and edit; trainings leave its rows out.
+    and edit; trainings leave its rows out. In a job of a Ray cluster the samples of
+    indexes of a URI are read and decoded by tasks on all of its nodes.
 
     speedup data check train.index val.index
     speedup data check train.index -q unreadable -q duplicate
@@ -133,8 +136,9 @@ def check_data(
     checked = open_index(index, "data check")
     others = [open_index(path, "data check") for path in evaluated or []]
     kinds = [kind.value for kind in quarantine] if quarantine else ["unreadable", "misplaced", "leaked"]
+    pool = _nodes_for([one.root for one in (checked, *others)]) if processes is None else None
     with _progress() as progress:
-        faults = check_samples(checked, others, processes=processes, progress=progress)
+        faults = check_samples(checked, others, processes=processes, pool=pool, progress=progress)
     table = Table("fault", "samples", "in quarantine", "the first")
     for kind in KINDS:
         found = [fault for fault in faults if fault.kind == kind]

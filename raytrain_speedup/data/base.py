@@ -307,7 +307,8 @@ class DataSettings(Settings):
     timeout: float = Field(
         600,
         gt=0,
-        description="seconds that these may take for a batch; then the run ends, and names its files",
+        description="seconds that these may take for a batch; then the run ends, and names its files; "
+        "without such processes the log names them, and the run waits on",
     )
     max_corrupt_fraction: float = Field(
         0.01, ge=0, le=1, description="fraction of unreadable images above which the run is refused"

@@ -15,7 +15,8 @@ import csv
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from raytrain_speedup.data.base import Buffer, CorruptSample
 from raytrain_speedup.data.decode import decode
 from raytrain_speedup.data.indexed import IndexedSource
 from raytrain_speedup.data.object_store import read_here
-from raytrain_speedup.data.shards import QUARANTINE, Index, open_index
+from raytrain_speedup.data.shards import QUARANTINE, Index, IndexPart, open_index
 
 Kind = Literal["unreadable", "misplaced", "leaked", "duplicate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -58,6 +59,7 @@ def check_samples(
     evaluated: Sequence[Index] = (),
     *,
     processes: int | None = None,
+    pool: Executor | None = None,
     progress: Progress | None = None,
 ) -> list[Fault]:
     """Read every sample, those in quarantine too.
@@ -65,14 +67,21 @@ def check_samples(
     Args:
         evaluated: indexes of validation and test data, whose images must not be trained on.
         processes: default: one for each core.
+        pool: that reads and decodes in place of processes of this machine, such as tasks of a cluster. It need not
+            see the folders of the indexes, but all that these name.
         progress: shows how far it is.
 
     Returns:
         One fault a sample at most, the first that applies of unreadable, leaked, misplaced and duplicate; by row.
     """
-    with ProcessPoolExecutor(processes or os.cpu_count() or 1, initializer=read_here) as pool:
-        digest_N, unreadable = _digests(index, pool, progress)
-        others = [_digests(other, pool, progress, decoded=False)[0] for other in evaluated]
+    own = (
+        nullcontext(pool) if pool else ProcessPoolExecutor(processes or os.cpu_count(), initializer=read_here)
+    )
+    with own as readers:
+        digest_N, unreadable = _digests(index, readers, progress, sent=pool is not None)
+        others = [
+            _digests(other, readers, progress, sent=pool is not None, decoded=False)[0] for other in evaluated
+        ]
     source = IndexedSource(index, index.targets)
     faults = {row: Fault(row, "unreadable", source.locate(row), why) for row, why in unreadable.items()}
     for other, other_N in zip(evaluated, others, strict=True):
@@ -108,29 +117,42 @@ def write_quarantine(index: Index, faults: Iterable[Fault], kinds: Sequence[Kind
 
 
 def _digests(
-    index: Index, pool: ProcessPoolExecutor, progress: Progress | None, *, decoded: bool = True
+    index: Index, pool: Executor, progress: Progress | None, *, sent: bool, decoded: bool = True
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """(N,) of the files' digests, and why rows cannot be read, nor `decoded`. They are read in the files' order."""
+    """(N,) of the files' digests, and why rows cannot be read, nor `decoded`. They are read in the files' order, by
+    processes that open the index, or that are `sent` what they need of it."""
     order_N = np.lexsort((index.rows["offset"], index.rows["shard"]))
     starts = range(0, len(order_N), _CHUNK)
     chunks = [order_N[start : start + _CHUNK] for start in starts]
     digest_N = np.zeros(len(order_N), dtype=f"V{_DIGEST}")
     unreadable: dict[int, str] = {}
-    found = pool.map(partial(_check, index.folder, decoded=decoded), chunks)
+    if sent:
+        found = pool.map(partial(_check_part, decoded=decoded), map(index.part, chunks))
+    else:
+        found = pool.map(partial(_check, index.folder, decoded=decoded), chunks)
     parts: Iterable[tuple[bytes, dict[int, str]]] = found
     if progress is not None:
         parts = progress.track(found, total=len(chunks), description=f"checking {index.folder.name}")
     for rows, (digests, failed) in zip(chunks, parts, strict=True):
         digest_N[rows] = np.frombuffer(digests, dtype=digest_N.dtype)
-        unreadable |= failed
+        unreadable |= {int(rows[position]): why for position, why in failed.items()}
     return digest_N, unreadable
 
 
 def _check(folder: Path, rows: np.ndarray, *, decoded: bool) -> tuple[bytes, dict[int, str]]:
-    """Digests of rows, one behind the other, and why some cannot be read."""
-    source, digests, failed = _source_of(folder), [], {}
-    wanted = rows.tolist()
-    for row, found in zip(wanted, source.encoded_many(wanted), strict=True):
+    """Digests of rows, one behind the other, and why some cannot be read, by their position."""
+    return _check_rows(_source_of(folder), rows.tolist(), decoded=decoded)
+
+
+def _check_part(part: IndexPart, *, decoded: bool) -> tuple[bytes, dict[int, str]]:
+    """As `_check`."""
+    index = part.as_index()
+    return _check_rows(IndexedSource(index, index.targets), list(range(len(part.rows))), decoded=decoded)
+
+
+def _check_rows(source: IndexedSource, wanted: list[int], *, decoded: bool) -> tuple[bytes, dict[int, str]]:
+    digests, failed = [], {}
+    for position, (row, found) in enumerate(zip(wanted, source.encoded_many(wanted), strict=True)):
         content: Buffer = b""
         try:
             if isinstance(found, CorruptSample):
@@ -139,7 +161,7 @@ def _check(folder: Path, rows: np.ndarray, *, decoded: bool) -> tuple[bytes, dic
             if decoded:
                 decode(content, source, row, _SMALLEST)
         except CorruptSample as error:
-            failed[row] = error.why
+            failed[position] = error.why
         digests.append(hashlib.blake2b(content, digest_size=_DIGEST).digest())
     return b"".join(digests), failed
 

@@ -92,8 +92,45 @@ class Index:
                 rows.add(int(row))
         return np.array(sorted(rows), dtype=np.int64)
 
+    def part(self, rows: np.ndarray) -> IndexPart:
+        """Some rows, and what is needed to read them where the index is not.
+
+        Args:
+            rows: (n,) of the samples.
+        """
+        part_n = self.rows[rows]
+        used, part_n["shard"] = np.unique(part_n["shard"], return_inverse=True)
+        names = tuple(self.name(shard) for shard in used.tolist())
+        return IndexPart(self.root, part_n, self.shards[used], names)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return open_index, (self.folder,)  # a mapped array would be sent whole
+
+
+@dataclass(frozen=True)
+class IndexPart:
+    """Rows of an index that are sent elsewhere.
+
+    Attributes:
+        root: as that of the index.
+        rows: (n,) of `ROW`, their shards counted among these.
+        shards: (s,) of `SHARD`.
+        names: the shards' paths.
+    """
+
+    root: str
+    rows: np.ndarray
+    shards: np.ndarray
+    names: tuple[str, ...]
+
+    def as_index(self) -> Index:
+        """An index of these rows alone, in no folder, without classes."""
+        encoded = [os.fsencode(name) for name in self.names]
+        shards = self.shards.copy()
+        shards["name_end"] = np.cumsum([len(name) for name in encoded], dtype=np.uint64)
+        names = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        none = np.zeros(len(self.rows), dtype=np.int64)
+        return Index(Path(os.devnull), self.root, "", (), self.rows, none, shards, names)
 
 
 def open_index(folder: Path, key: str = "data.train") -> Index:

@@ -16,6 +16,7 @@ With `data.decode=device` the processes only read, and `device_decode.py` does t
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +36,10 @@ from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.processes import START_METHOD
 from raytrain_speedup.data.requests import BatchDataset, Decoded, Drawn, Request
 from raytrain_speedup.data.splits import Splits
+from raytrain_speedup.data.watchdog import watched
 from raytrain_speedup.settings import Stalled, UserError
+
+log = logging.getLogger("raytrain_speedup.data")
 
 _LOOKED_AT = 16  # files, for their usual size
 
@@ -223,7 +227,9 @@ class _Group:
         self._asked.clear()
         self._requests.pending = self._noted(requests)
         try:
-            for decoded in self._loader:
+            for decoded in (
+                self._loader if self._workers else watched(self._loader, self._timeout, self._tell)
+            ):
                 self._asked.popleft()
                 yield decoded
         except UserError as error:
@@ -244,13 +250,25 @@ class _Group:
             yield request
 
     def _stalled(self, request: Request) -> Stalled:
-        """A batch did not come: where its samples are."""
-        read = [index for index in request.index.tolist() if index not in request.files]
-        places = list(dict.fromkeys(self._source.locate(index).partition(" bytes ")[0] for index in read))
+        """A batch did not come from the processes."""
         return Stalled(
             f"data.timeout: no batch came from {self._workers} loading processes for {self._timeout:g} s; it is of "
-            f"{some(places)}; expected a storage that answers, or more time"
+            f"{self._places(request)}; expected a storage that answers, or more time"
         )
+
+    def _tell(self) -> None:
+        """A batch does not come that this process reads itself."""
+        log.warning(
+            "data.timeout: this process has read one batch for %g s, of %s; it goes on waiting, for it cannot be "
+            "interrupted (loading processes can: data.num_workers=1 or more)",
+            self._timeout,
+            self._places(self._asked[0]) if self._asked else "files that it looks at before the first batch",
+        )
+
+    def _places(self, request: Request) -> str:
+        """Where the samples of a request are that have to be read."""
+        read = [index for index in request.index.tolist() if index not in request.files]
+        return some(list(dict.fromkeys(self._source.locate(index).partition(" bytes ")[0] for index in read)))
 
     def _lost_a_worker(self) -> bool:
         workers = getattr(self._loader._iterator, "_workers", [])

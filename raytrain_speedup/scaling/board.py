@@ -6,8 +6,9 @@ imports nothing that takes long.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayActorError
@@ -84,14 +85,30 @@ class TellFailures(UserCallback):
         self._board = board
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        self._board.put.remote("failure", {"cause": cause_of(worker_exceptions)})
+        self._board.put.remote("failure", {"cause": cause_of(worker_exceptions, run_context)})
 
 
-def cause_of(errors: Mapping[int, Exception]) -> str:
-    """In a line, why workers ended. Those that died come first: what the others say follows from that.
+class Group(Protocol):
+    """What a trainer and Ray Train's context of a run both say of the workers."""
+
+    scaling_config: Any
+    backend_config: Any
+
+
+_WAITED = re.compile(r"Timed out waiting|CollectiveTimeoutError")
+"""What gloo, NCCL's store and Ray Train say when others do not come."""
+
+_LEFT_ALONE = re.compile(r"reset by peer|closed by peer")
+"""What gloo says when another is gone, of which Ray hears before it misses a node."""
+
+
+def cause_of(errors: Mapping[int, Exception], group: Group) -> str:
+    """In a line, why workers ended. Those that died come first, then an error of a worker's own, and a wait for
+    others last: what the others say follows from that.
 
     Args:
         errors: by rank, as Ray Train has them.
+        group: the workers.
     """
     dead = {}
     for rank, error in sorted(errors.items()):
@@ -101,15 +118,26 @@ def cause_of(errors: Mapping[int, Exception]) -> str:
         if isinstance(cause, RayActorError):
             dead[rank] = cause
     if dead:
-        ranks = f"worker{'s' if len(dead) > 1 else ''} {', '.join(map(str, dead))}"
-        if any(error.preempted for error in dead.values()):
-            return f"the node of {ranks} was taken back by the cloud"
-        lost = any("node has died" in str(error) or "node was" in str(error) for error in dead.values())
-        return f"the node of {ranks} was lost" if lost else f"the process of {ranks} died"
-    rank, error = min(errors.items())
-    said = (str(error).strip() or type(error).__name__).splitlines()[-1]
-    if (
-        "reset by peer" in said or "closed by peer" in said
-    ):  # gloo's, which Ray hears of before it misses a node
-        said = "a worker that it exchanges gradients with is gone"
-    return f"worker {rank} failed: {said}"
+        whose = f"worker{'s' if len(dead) > 1 else ''} {', '.join(map(str, dead))}"
+        return end_of(dead.values(), whose)
+    rank, said = min(
+        ((rank, str(error).strip() or type(error).__name__) for rank, error in errors.items()),
+        key=lambda one: (bool(_LEFT_ALONE.search(one[1])), bool(_WAITED.search(one[1])), one[0]),
+    )
+    if _WAITED.search(said):
+        workers, seconds = group.scaling_config.num_workers, group.backend_config.timeout_s
+        silent = [other for other in range(workers if isinstance(workers, int) else 0) if other not in errors]
+        named = ", ".join(f"worker {other}" for other in silent) or "a worker that has answered since"
+        return f"worker {rank} waited {seconds} s for the others (scaling.timeout); not heard of meanwhile: {named}"
+    if _LEFT_ALONE.search(said):
+        return f"worker {rank} failed: a worker that it exchanges gradients with is gone"
+    return f"worker {rank} failed: {said.splitlines()[-1]}"
+
+
+def end_of(deaths: Iterable[RayActorError], whose: str) -> str:
+    """In a line, how processes ended, those of `whose`."""
+    deaths = list(deaths)
+    if any(error.preempted for error in deaths):
+        return f"the node of {whose} was taken back by the cloud"
+    lost = any("node has died" in str(error) or "node was" in str(error) for error in deaths)
+    return f"the node of {whose} was lost" if lost else f"the process of {whose} died"

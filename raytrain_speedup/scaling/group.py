@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import ray
@@ -15,7 +14,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raytrain_speedup.config import ScalingSettings
-from raytrain_speedup.scaling.board import EndAtMistake, TellFailures
+from raytrain_speedup.scaling.board import EndAtMistake, TellFailures, cause_of
 from raytrain_speedup.scaling.cluster import ATTEMPTS, set_ray_environment
 from raytrain_speedup.scaling.storage import PathOrUri, inside, parent_and_name
 from raytrain_speedup.scaling.uri_store import store_of
@@ -117,27 +116,10 @@ def fit_group(trainer: TorchTrainer) -> ray.train.Result:
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {0: error}
         raise RunFailed(
-            f"{_told(failures, trainer)}; and again after every restart (scaling.max_failures)"
+            f"{cause_of(failures, trainer)}; and again after every restart (scaling.max_failures)"
         ) from error
     finally:
         shutil.rmtree(trainer.run_config.storage_path, ignore_errors=True)
-
-
-_WAITED = re.compile(r"Timed out waiting|CollectiveTimeoutError")
-"""What gloo, NCCL's store and Ray Train say when others do not come."""
-
-
-def _told(failures: Mapping[int, Exception], trainer: TorchTrainer) -> str:
-    """What became of the workers, by rank."""
-    rank, failure = min(failures.items(), key=lambda one: (bool(_WAITED.search(str(one[1]))), one[0]))
-    if not _WAITED.search(str(failure)):
-        return f"worker {rank} failed: {_last_line(failure)}"
-    workers = trainer.scaling_config.num_workers
-    silent = [other for other in range(workers if isinstance(workers, int) else 0) if other not in failures]
-    return (
-        f"worker {rank} waited {trainer.backend_config.timeout_s} s for the others (scaling.timeout); not heard of "
-        f"meanwhile: {', '.join(f'worker {other}' for other in silent) or 'a worker that has answered since'}"
-    )
 
 
 def _last_line(error: Exception) -> str:

@@ -31,6 +31,10 @@ CLAIM_SHARED, CLAIM_HEAD = "speedup-shared", "speedup-head"
 PORT = 6379
 """Of Ray in a SkyPilot task; SkyPilot's own Ray has another one."""
 
+GRACE_SECONDS, DRAIN_SECONDS = 60, 50
+"""That Kubernetes gives a GPU pod between SIGTERM and SIGKILL, and of them, for which Ray drains the node. A node
+that is shut down may give less: GKE's spot nodes 15 s."""
+
 
 def read_cluster(path: Path) -> Plain:
     """A `cluster.yaml`.
@@ -55,7 +59,9 @@ def kuberay(cluster: Mapping[str, Any], *, image: str, memory_per_cpu: int) -> P
     """A `RayCluster` of the same node types, which starts and ends its GPU pods by itself.
 
     Types of equal resources, such as spot and on demand, are one group: a pod does not say which machine it is put
-    on, and Kubernetes' own autoscaler has that choice.
+    on, and Kubernetes' own autoscaler has that choice. A GPU pod that is evicted, of a spot node that is taken back
+    too, hears SIGTERM: `ray start --block`, as KubeRay starts Ray, then drains its node, of which runs hear
+    (`scaling/spot_notice.py`), and ends after `DRAIN_SECONDS` or when nothing runs there.
 
     Args:
         cluster: of `read_cluster`.
@@ -84,7 +90,7 @@ def kuberay(cluster: Mapping[str, Any], *, image: str, memory_per_cpu: int) -> P
                     "minReplicas": group.least,
                     "maxReplicas": group.most,
                     "rayStartParams": _start(group.kind["resources"]),
-                    "template": _pod("ray-worker", image, group.kind["resources"], memory_per_cpu),
+                    "template": _gpu_pod(image, group.kind["resources"], memory_per_cpu),
                 }
                 for group in groups_of(cluster, lambda kind: kind["resources"])
             ],
@@ -93,7 +99,8 @@ def kuberay(cluster: Mapping[str, Any], *, image: str, memory_per_cpu: int) -> P
 
 
 def skypilot(cluster: Mapping[str, Any], *, accelerators: str, nodes: int, command: str) -> Plain:
-    """A task of SkyPilot that starts Ray on its nodes and runs a command on the first.
+    """A task of SkyPilot that starts Ray on its nodes and watches for the notice of each, and runs a command on the
+    first.
 
     Args:
         cluster: of `read_cluster`; its node types say nothing of accelerators' names.
@@ -114,7 +121,11 @@ def skypilot(cluster: Mapping[str, Any], *, accelerators: str, nodes: int, comma
         "resources": {"accelerators": accelerators, "disk_size": 200, **market},
         "setup": f"python3 -m venv ~/venv\n~/venv/bin/pip install -q . {ray} {packages}\n",
         # SkyPilot brings the script: it starts Ray on every node, and on the first waits for the others.
-        "run": "export PATH=$HOME/venv/bin:$PATH\n~/sky_templates/ray/start_cluster\n"
+        # The watcher is in a session of its own: on the other nodes the task ends here, and Ray stays, as it does.
+        "run": "export PATH=$HOME/venv/bin:$PATH\n"
+        f'setsid -f speedup cluster watch --address "$(echo "$SKYPILOT_NODE_IPS" | head -n1):{PORT}" '
+        ">> ~/watch.log 2>&1 < /dev/null\n"
+        "~/sky_templates/ray/start_cluster\n"
         'if [ "$SKYPILOT_NODE_RANK" = 0 ]; then\n'
         f"  RAY_ADDRESS=127.0.0.1:{PORT} {command}\n"
         "fi\n",
@@ -199,6 +210,13 @@ def _start(resources: Mapping[str, float]) -> dict[str, str]:
     own = {name: value for name, value in resources.items() if name not in ("CPU", "GPU")}
     known = {"num-cpus": str(resources.get("CPU", 0)), "num-gpus": str(resources.get("GPU", 0))}
     return known | ({"resources": json.dumps(json.dumps(own))} if own else {})
+
+
+def _gpu_pod(image: str, resources: Mapping[str, float], memory_per_cpu: int) -> Plain:
+    pod = _pod("ray-worker", image, resources, memory_per_cpu)
+    (container,) = pod["spec"]["containers"]
+    container["env"].append({"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(DRAIN_SECONDS)})
+    return {"spec": {"terminationGracePeriodSeconds": GRACE_SECONDS, **pod["spec"]}}
 
 
 def _pod(

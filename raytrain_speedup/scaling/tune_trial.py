@@ -17,16 +17,13 @@ from ray import tune
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.reporter import Notice
 from raytrain_speedup.engine.script_run import run_any
+from raytrain_speedup.scaling.board import NodeTakenBack
 from raytrain_speedup.scaling.cluster import drains_watched
 from raytrain_speedup.script import load_any_dict
 
 
 class TrialReporter(LocalReporter):
-    """Reports to the Tune trial this process is.
-
-    Where its node is soon taken back, it saves, and trains on until then: Tune would begin it again on the same
-    node, whose place it keeps.
-    """
+    """Reports to the Tune trial this process is."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, _to_tune)
@@ -39,6 +36,15 @@ class TrialReporter(LocalReporter):
         if here not in deadlines:
             return None
         return Notice((ray.util.get_node_ip_address(),), deadlines[here] / 1000 or None)
+
+    def leave(self, notice: Notice) -> None:
+        """Ends the trial, which Tune begins again elsewhere: Ray places nothing on a node that is drained, and this
+        process ends with the trial.
+
+        Raises:
+            NodeTakenBack: always.
+        """
+        raise NodeTakenBack(str(notice))
 
 
 def trial_reporter(config: Mapping[str, Any]) -> LocalReporter:
@@ -60,4 +66,9 @@ def _to_tune(kind: str, metrics: Mapping[str, Any]) -> None:
 def trial(config: dict[str, Any]) -> None:
     """The function Tune runs: `config["experiment"]` is an experiment as plain data, `config["test"]` whether the
     test split is read."""
-    run_any(load_any_dict(config["experiment"]), trial_reporter(config), test=config.get("test", True))
+    reporter = trial_reporter(config)
+    if reporter.watches and (
+        notice := reporter.notice()
+    ):  # Tune gives a process that it keeps the next trial
+        reporter.leave(notice)
+    run_any(load_any_dict(config["experiment"]), reporter, test=config.get("test", True))

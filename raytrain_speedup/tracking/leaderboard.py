@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from statistics import fmean, stdev
@@ -182,14 +182,16 @@ def rows(records: Sequence[Record]) -> list[Row]:
 
 def best(rows: Sequence[Row]) -> Row | None:
     """The fastest proven setting of a search; None where none is lossless."""
-    proven = [row for row in rows if row.role in SEARCHED and row.verdict == "lossless"]
-    return max(proven, key=lambda row: row.speedup or 0.0, default=None)
+    return _fastest(row for row in rows if row.role in SEARCHED)
 
 
 def fastest_control(rows: Sequence[Row]) -> Row | None:
     """The fastest control that is lossless: none of a search's merit, but a schedule all the same."""
-    others = (*SEARCHED, "baseline")
-    proven = [row for row in rows if row.role not in others and row.verdict == "lossless"]
+    return _fastest(row for row in rows if row.role not in (*SEARCHED, "baseline"))
+
+
+def _fastest(rows: Iterable[Row]) -> Row | None:
+    proven = [row for row in rows if row.verdict == "lossless"]
     return max(proven, key=lambda row: row.speedup or 0.0, default=None)
 
 

@@ -133,7 +133,7 @@ class RunLog:
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
         """Log the metrics of an epoch, once however often it is reported."""
-        self._spent = seconds_of(metrics)
+        self._spent = max(self._spent, seconds_of(metrics))  # a checkpoint within an epoch tells none
         number = int(metrics.get("epoch", 0))
         if number <= self.last_epoch:
             return

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
+from ray import cloudpickle
+from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
 
 from raytrain_speedup.engine.final_metrics import FinalMetrics, is_final
 from raytrain_speedup.engine.statistics.verdict import Plan
+from raytrain_speedup.scaling.board import NodeTakenBack, end_of
 from raytrain_speedup.script import AnyExperiment, load_any_dict
 from raytrain_speedup.tracking.heartbeat import Heartbeat
 from raytrain_speedup.tracking.run_log import RunLog, settings_of
@@ -23,8 +27,8 @@ FAILURE = {"error", "traceback", "again"}
 
 
 class Listener(Protocol):
-    """Hears of the runs of a sweep: `name` is the run's, `state` one of `store.Record`'s; the settings are told
-    when it begins."""
+    """Hears of the runs of a sweep: `name` is the run's, `state` one of `store.Record`'s, or waiting for a
+    place to go on; the settings are told when it begins."""
 
     def __call__(
         self, name: str, state: str, metrics: Mapping[str, Any], reason: str = "", settings: str = ""
@@ -110,6 +114,12 @@ class SweepCallback(Callback):
             log.epoch(metrics)
             self.listener(trial.config["run_name"], "running", metrics)
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Tune begins a trial again whose process is gone."""
+        if trial.trial_id in self._logs:
+            reason = f"{why_gone(trial)}; it goes on from its last checkpoint"
+            self.listener(trial.config["run_name"], "waiting", {}, reason)
+
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._end(trial, "stopped", self.stopped.get(trial.config["run_name"], ""))
 
@@ -133,6 +143,18 @@ def own_metrics(result: Mapping[str, Any], *, failures: bool = False) -> dict[st
     """A Tune result without what Tune added, and without what a failed trial reports unless it is asked for."""
     foreign = TUNES_OWN if failures else TUNES_OWN | FAILURE
     return {key: value for key, value in result.items() if key not in foreign}
+
+
+def why_gone(trial: Trial) -> str:
+    """Why the process of a trial ended, which Tune begins again."""
+    try:
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except Exception:  # it is of another process, and a line for the user
+        return "its process was lost"
+    cause = getattr(error, "cause", error)
+    if isinstance(cause, NodeTakenBack) or not isinstance(cause, RayActorError):
+        return str(cause).strip().splitlines()[-1]
+    return end_of([cause], "the trial")
 
 
 def last_line(trial: Trial) -> str:

@@ -1,7 +1,7 @@
 """The sweep on the screen: a live table of its runs on a terminal, lines elsewhere.
 
 Both say the same: how far each run is, what is best so far and how sure that is, what was spent, how long it may
-take, and of every run that ended how and why.
+take, and of every run that ended, or begins again, how and why.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from raytrain_speedup.tracking.outcome import row_in_words
 from raytrain_speedup.tuning.standing import Standing
 
 ROWS_SHOWN = 18
-COLOURS = {"finished": "green", "stopped": "yellow", "failed": "red", "interrupted": "yellow"}
+COLOURS = {
+    "finished": "green",
+    "failed": "red",
+    **dict.fromkeys(("stopped", "interrupted", "waiting"), "yellow"),
+}
 LOG_SECONDS = 60.0
 """Between two lines that say how far everything is, where there is no terminal."""
 

@@ -10,6 +10,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from raytrain_speedup.config import ScalingSettings
+from raytrain_speedup.scaling.board import NodeTakenBack
 from raytrain_speedup.scaling.cluster import driver_resources
 from raytrain_speedup.scaling.group_trial import group_trial
 from raytrain_speedup.scaling.storage import inside, is_uri, parent_and_name
@@ -64,13 +65,15 @@ def fit(sweep: Sweep, plan: SweepPlan, callback: SweepCallback, trainable: Train
 def guarded(trainable: Trainable) -> Trainable:
     """A trial whose error is a report: it ends with its reason, its process lives on for the next trial.
 
-    Only the loss of the process is left for Tune to retry. `again` says whether the plan may try once more: not
-    what the user got wrong, and not what did not fit into memory.
+    Only the loss of the process, or of its node, is left for Tune to retry. `again` says whether the plan may try
+    once more: not what the user got wrong, and not what did not fit into memory.
     """
 
     def run(config: dict[str, Any]) -> None:
         try:
             trainable(config)
+        except NodeTakenBack:
+            raise
         except Exception as error:
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             again = not isinstance(error, UserError) and OUT_OF_MEMORY not in reason.lower()

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from raytrain_speedup.cli import app
-from raytrain_speedup.data import SOURCES, open_data
+from raytrain_speedup.data import SOURCES, checking, open_data
 from raytrain_speedup.data.checking import check_samples, write_quarantine
 from raytrain_speedup.data.indexing import make_index
 from raytrain_speedup.data.shards import Index, open_index
@@ -82,6 +83,18 @@ def test_sound_data_have_no_faults(tmp_path: Path, val: Index) -> None:
     sound = indexed(tmp_path / "train", {})
     assert check_samples(sound, processes=2) == []
     assert [fault.row for fault in check_samples(sound, [val, sound], processes=1)] == list(range(12))
+
+
+def test_a_pool_that_sees_no_index_finds_the_same(
+    spoilt: Index, val: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of chunks that end within a class; the folder with the tables is gone when they are checked."""
+    found = check_samples(spoilt, [val], processes=1)
+    monkeypatch.setattr(checking, "_CHUNK", 5)
+    for index in (spoilt, val):
+        index.folder.rename(index.folder.with_suffix(".away"))
+    with ThreadPoolExecutor(2) as pool:
+        assert check_samples(spoilt, [val], pool=pool) == found
 
 
 def test_files_that_are_gone_are_unreadable_and_equal_nothing(spoilt: Index) -> None:

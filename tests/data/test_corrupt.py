@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -154,6 +155,43 @@ def test_a_file_that_does_not_answer_is_named(folder, steps_of) -> None:
         with pytest.raises(Stalled, match=f"{said}{re.escape(str(target))}; "):
             list(batches)
         assert time.monotonic() - began < 20
+
+
+def test_a_file_that_this_process_waits_for_is_named(folder, steps_of, tmp_path, caplog) -> None:
+    """Without loading processes nothing can end the wait; when the file answers, the batch comes."""
+    settings = ImageFolderSettings(
+        root=folder, image_size=24, val_fraction=0, num_workers=0, loader="workers", timeout=0.3
+    )
+    splits = open_data(settings, seed=0)
+    loader = build_loader(splits, settings, device="cpu", seed=0)
+    steps = steps_of(len(splits.train), 3)
+    target = Path(splits.train.locate(steps[1].index[1].item()))
+    content, pipe = target.read_bytes(), tmp_path / "pipe"
+
+    def answer() -> None:
+        until = time.monotonic() + 20
+        while str(target) not in caplog.text and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(0.5)  # it is told once
+        target.unlink()
+        target.write_bytes(content)
+        pipe.write_bytes(content)  # to who waits
+
+    with contextlib.closing(loader):
+        batches = loader.train_batches(steps, epoch=0)
+        assert next(batches) is not None
+        os.mkfifo(pipe)
+        target.unlink()
+        target.symlink_to(pipe)
+        time.sleep(0.5)  # a long step is no wait
+        assert not caplog.records
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert [len(batch["index"]) for batch in batches] == [len(step.index) for step in steps[1:]]
+        thread.join()
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told.startswith("data.timeout: this process has read one batch for 0.3 s, of ")
+    assert str(target) in told
 
 
 def test_the_share_is_of_the_samples_met_once_there_are_enough() -> None:

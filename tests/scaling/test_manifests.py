@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shlex
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from raytrain_speedup.cli import app
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster.yaml"
+DRAIN_VARIABLE = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
 
 def printed(*arguments: str) -> Any:
@@ -51,6 +55,9 @@ def test_kuberay_has_the_nodes_of_the_file(described: Any) -> None:
     assert container["image"] == "registry/speedup:1"
     wanted = {"cpu": 8, "memory": "64Gi", "nvidia.com/gpu": 1}
     assert container["resources"] == {"requests": wanted, "limits": wanted}
+    drained = {entry["name"]: int(entry["value"]) for entry in container["env"]}[DRAIN_VARIABLE]
+    grace = workers["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert 30 <= drained < grace, "Ray's processes end before Kubernetes kills them"
     assert (
         "nvidia.com/gpu"
         not in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -86,6 +93,42 @@ def test_skypilot_runs_the_command_on_the_first_node(described: Any) -> None:
     lines = found["run"].splitlines()
     inside = lines[lines.index('if [ "$SKYPILOT_NODE_RANK" = 0 ]; then') + 1 : lines.index("fi")]
     assert [line.strip() for line in inside] == [f"RAY_ADDRESS=127.0.0.1:6379 {command}"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_node_of_skypilot_has_a_watcher(rank: int, tmp_path: Path) -> None:
+    """The task as a shell runs it, with other programs in their places: the watcher's session is its own, so that
+    it stays where the task ends, and it is told which Ray is meant, for SkyPilot has one too."""
+    programs = {"venv/bin/speedup": "speedup", "sky_templates/ray/start_cluster": "start_cluster"}
+    for place, name in programs.items():
+        program = tmp_path / place
+        program.parent.mkdir(parents=True)
+        program.write_text(
+            f'#!/bin/sh\nprintf "%s\\n" "{name} $*; $(ps -o sid= -p $$ | tr -d " ")" >> $HOME/ran\n'
+        )
+        program.chmod(0o755)
+    task = printed("skypilot", "speedup recipes", "--cluster", str(CLUSTER), "--nodes", "2")["run"]
+    given = {
+        "HOME": str(tmp_path),
+        "SKYPILOT_NODE_RANK": str(rank),
+        "SKYPILOT_NODE_IPS": "10.0.0.7\n10.0.0.8",
+    }
+    shell = ["bash", "-c", f"{task}\nps -o sid= -p $$"]
+    done = subprocess.run(shell, env={**os.environ, **given}, capture_output=True, text=True, check=True)
+    for _ in range(200):
+        ran = (tmp_path / "ran").read_text().splitlines()
+        if len(ran) == 3 - rank:
+            break
+        time.sleep(0.05)
+    sessions = {command: session for command, _, session in (line.partition("; ") for line in ran)}
+    watch = "cluster watch --address 10.0.0.7:6379"
+    assert sessions.keys() == {
+        "start_cluster ",
+        f"speedup {watch}",
+        *(["speedup recipes"] if rank == 0 else []),
+    }
+    assert sessions[f"speedup {watch}"] != done.stdout.strip() == sessions["start_cluster "]
+    assert CliRunner().invoke(app, [*watch.split()[:2], "--help"]).exit_code == 0
 
 
 def without(described: Any, *names: str) -> Any:

@@ -184,7 +184,7 @@ def test_a_job_sweeps(head: Head, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_indexes_a_bucket_by_tasks(head: Head, tmp_path: Path) -> None:
+def test_jobs_index_a_bucket_and_check_it_by_tasks(head: Head, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
     for number in range(3):
@@ -198,14 +198,18 @@ def test_a_job_indexes_a_bucket_by_tasks(head: Head, tmp_path: Path) -> None:
         # Ray's tasks have the environment of their node, which a cluster's role would give them.
         known = {"env_vars": {key: os.environ[key] for key in os.environ if key.startswith("AWS_")}}
         where = ("--address", head.address, "--runtime-env-json", json.dumps(known))
-        job = subprocess.run(
-            [RAY, "job", "submit", *where, "--", *SPEEDUP, "data", "index", uri, "-o", f"{tmp_path}/index"],
-            env=head.environment,
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
-    assert job.returncode == 0 and "3 samples of 3 classes in 3 files" in job.stdout, job.stdout + job.stderr
+        for command, said in (
+            (("index", uri, "-o", f"{tmp_path}/index"), "3 samples of 3 classes in 3 files"),
+            (("check", f"{tmp_path}/index"), "3 of 3 samples are left out"),
+        ):
+            job = subprocess.run(
+                [RAY, "job", "submit", *where, "--", *SPEEDUP, "data", *command],
+                env=head.environment,
+                capture_output=True,
+                text=True,
+                timeout=280,
+            )
+            assert job.returncode == 0 and said in job.stdout, job.stdout + job.stderr
     assert open_index(tmp_path / "index").class_names == ("0", "1", "2")
 
 

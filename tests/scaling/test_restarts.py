@@ -1,17 +1,24 @@
 """The line that a user reads when workers began anew: why, from where, and what was lost."""
 
 import pickle
-from itertools import starmap
+import re
+from types import SimpleNamespace
 from typing import Any
 
-from ray.exceptions import ActorUnavailableError, RayActorError
+import pytest
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.train import UserCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling.default import _is_preemption_failure
 from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.tune.experiment import Trial
 
+from raytrain_speedup.engine.reporter import Notice
+from raytrain_speedup.scaling import tune_trial
 from raytrain_speedup.scaling.board import NodeTakenBack, TellFailures, cause_of
 from raytrain_speedup.scaling.restarts import Restarts
+from raytrain_speedup.scaling.tune_trial import TrialReporter
+from raytrain_speedup.tuning.trials import guarded
 
 
 class At:
@@ -97,6 +104,13 @@ def test_the_cause_is_the_first_death_and_not_what_the_others_say_of_it() -> Non
         return WorkerHealthCheckFailedError("check failed", RayActorError("id", text, preempted=preempted))
 
     closed = RuntimeError("[gloo/pair.cc] Read error [127.0.0.1]:6: Connection reset by peer. Check the logs")
+    waited = RuntimeError(
+        "[gloo/unbound_buffer.cc:78] Timed out waiting 3000ms for recv operation to complete"
+    )
+    group = SimpleNamespace(
+        scaling_config=SimpleNamespace(num_workers=4), backend_config=SimpleNamespace(timeout_s=3)
+    )
+    in_vain = "worker 1 waited 3 s for the others (scaling.timeout); not heard of meanwhile: "
     causes = {
         "the node of worker 1 was lost": {0: closed, 1: died("The actor is dead because its node has died.")},
         "the process of workers 0, 1 died": {
@@ -107,16 +121,61 @@ def test_the_cause_is_the_first_death_and_not_what_the_others_say_of_it() -> Non
         "node x is taken back": {0: closed, 1: NodeTakenBack("node x is taken back")},
         "worker 0 failed: a worker that it exchanges gradients with is gone": {0: closed, 1: closed},
         "worker 0 failed: out of memory": {0: MemoryError("at once:\nout of memory")},
+        "worker 3 failed: its own": {0: closed, 1: waited, 3: ValueError("its own")},
+        f"{in_vain}worker 2, worker 3": {0: closed, 1: waited},
+        f"{in_vain}a worker that has answered since": {0: closed, 1: waited, 2: waited, 3: waited},
+        "the process of worker 2 died": {1: waited, 2: died("worker process has died")},
+        "worker 2 failed: MemoryError": {2: MemoryError()},
     }
-    assert list(starmap(lambda said, errors: cause_of(errors) == said, causes.items())) == [True] * 6, [
-        cause_of(errors) for errors in causes.values()
-    ]
+    assert [cause_of(errors, group) for errors in causes.values()] == list(causes)
 
 
 def test_to_ray_train_leaving_is_no_failure() -> None:
-    """By its own rule for `max_failures`, and over the wire."""
+    """By its own rule for `max_failures`, and over the wire. A trial of one worker leaves as a group does."""
     left = pickle.loads(pickle.dumps(NodeTakenBack("node x is taken back")))
     assert str(left) == "node x is taken back" and left.preempted
     assert _is_preemption_failure(WorkerGroupError("two", {0: left, 1: left}))
     assert not _is_preemption_failure(WorkerGroupError("two", {0: RayActorError("id", "died")}))
     assert issubclass(TellFailures, UserCallback)
+    notice = Notice(("x",))
+    with pytest.raises(NodeTakenBack, match=f"^{re.escape(str(notice))}$"):
+        TrialReporter.leave(None, notice)  # type: ignore[arg-type]
+
+
+def test_to_tune_leaving_is_no_report() -> None:
+    """A trial's other errors are; this one is Tune's to see, which does not count it."""
+
+    def leaving(config: dict[str, Any]) -> None:
+        raise NodeTakenBack("node x is taken back")
+
+    with pytest.raises(NodeTakenBack):
+        guarded(leaving)({})
+
+
+def test_a_process_that_tune_keeps_begins_nothing_on_a_node_that_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Here(TrialReporter):
+        watches = True
+
+        def __init__(self, notice: Notice | None) -> None:
+            self.told = notice
+
+        def notice(self) -> Notice | None:
+            return self.told
+
+    begun: list[str] = []
+    monkeypatch.setattr(tune_trial, "run_any", lambda experiment, reporter, test: begun.append(experiment))
+    monkeypatch.setattr(tune_trial, "load_any_dict", str)
+    monkeypatch.setattr(tune_trial, "trial_reporter", lambda config: Here(config["notice"]))
+    with pytest.raises(NodeTakenBack):
+        tune_trial.trial({"experiment": "first", "notice": Notice(("x",))})
+    tune_trial.trial({"experiment": "second", "notice": None})
+    assert begun == ["second"]
+
+
+def test_tune_counts_a_trial_that_left_as_no_failure() -> None:
+    one = Trial("stub", stub=True)
+    for cause, failures in ((NodeTakenBack("node x"), 0), (ValueError("x"), 1)):
+        one._handle_ray_task_error(RayTaskError("train", "Traceback", cause).as_instanceof_cause())
+        assert one.num_failures == failures

@@ -1,6 +1,7 @@
 """The notice of a cloud, from a service on loopback that answers as those of EC2 and Google Cloud do, to Ray."""
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from raytrain_speedup.cli import app
 from raytrain_speedup.scaling import spot_notice
+from raytrain_speedup.scaling.manifests import DRAIN_SECONDS, kuberay, read_cluster
 from raytrain_speedup.scaling.spot_notice import (
     EARLY_SECONDS,
     GOOGLE_SECONDS,
@@ -28,6 +30,7 @@ from raytrain_speedup.scaling.spot_notice import (
 )
 from raytrain_speedup.settings import UserError
 
+CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
 INSTANCE_ACTION = "/latest/meta-data/spot/instance-action"
 
 
@@ -179,3 +182,56 @@ def test_ray_is_told_of_the_node_and_the_deadline(tmp_path: Path) -> None:
     assert f"drains {{True: {int(1000 * (deadline - EARLY_SECONDS))}}}" in done.stdout, done.stderr[-2000:]
     assert "trial True None\n" in done.stdout and f"trial True {deadline - EARLY_SECONDS}\n" in done.stdout
     assert "watching for the notice of AWS" in done.stdout and "taken back by AWS in" in done.stdout
+
+
+EVICTED = """
+import subprocess, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+start = f"ulimit -n 1024; ray start --address={cluster.address} --num-cpus=1 --block"
+pod = subprocess.Popen(["bash", "-c", "--", start], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+try:
+    ray.init(address=cluster.address, log_to_driver=False)
+
+    @ray.remote(num_cpus=1)
+    class Worker:
+        def notice(self):
+            from raytrain_speedup.scaling.tune_trial import TrialReporter
+            return TrialReporter(Path("trial")).notice()
+
+    worker = Worker.remote()
+    print("before:", ray.get(worker.notice.remote()))
+    evicted = time.time()
+    pod.terminate()
+    while (notice := ray.get(worker.notice.remote())) is None:
+        time.sleep(0.1)
+    print("drained for:", round(notice.deadline - evicted), "s")
+    ray.kill(worker)
+    pod.wait(40)
+    print("gone with the last of its workers")
+finally:
+    pod.kill()
+"""
+
+
+@pytest.mark.slow
+def test_a_pod_that_is_evicted_drains_its_node(tmp_path: Path) -> None:
+    """A GPU pod of `speedup cluster kuberay`, started as KubeRay starts one and told to end as Kubernetes does."""
+    (kind, *_) = kuberay(read_cluster(CLUSTER), image="", memory_per_cpu=4)["spec"]["workerGroupSpecs"]
+    (container,) = kind["template"]["spec"]["containers"]
+    own = {variable["name"]: variable["value"] for variable in container["env"]}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, "-c", EVICTED],
+        env=plain_environment() | {"TMPDIR": "/tmp", "PATH": path} | own,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        cwd=tmp_path,
+    )
+    assert done.stdout.splitlines()[-3:] == [
+        *("before: None", f"drained for: {DRAIN_SECONDS} s", "gone with the last of its workers")
+    ], done.stdout + done.stderr[-2000:]

@@ -6,13 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 import ray.train
 import ray.train.collective
 import torch
 import torch.distributed as dist
 
 from raytrain_speedup.config import ScalingSettings
-from raytrain_speedup.scaling.board import EndAtMistake
+from raytrain_speedup.scaling.board import EndAtMistake, TellFailures, new_board
 from raytrain_speedup.scaling.group import fit_group, trainer_of
 from raytrain_speedup.settings import RunFailed, Stalled, UserError
 
@@ -32,12 +33,12 @@ def test_who_is_waited_for_is_named(where: str, ray_session: None) -> None:
             ray.train.collective.barrier()
 
     scaling = ScalingSettings(workers=2, timeout=SECONDS, max_failures=0, start_timeout=200)
+    board = new_board()
     with pytest.raises(RunFailed) as error:
-        fit_group(trainer_of(function, scaling, name="stalled"))
-    assert str(error.value) == (
-        f"worker 0 waited {SECONDS} s for the others (scaling.timeout); not heard of meanwhile: worker 1; "
-        "and again after every restart (scaling.max_failures)"
-    )
+        fit_group(trainer_of(function, scaling, name="stalled", callbacks=(TellFailures(board),)))
+    cause = f"worker 0 waited {SECONDS} s for the others (scaling.timeout); not heard of meanwhile: worker 1"
+    assert str(error.value) == f"{cause}; and again after every restart (scaling.max_failures)"
+    assert ray.get(board.take.remote()) == [("failure", {"cause": cause})], "and so at a restart"
 
 
 def test_what_did_not_come_may_come_after_a_restart(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import cloudpickle
+from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.experiment import Trial
 
 from raytrain_speedup.config import load_experiment
+from raytrain_speedup.scaling.board import NodeTakenBack
 from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.heartbeat import Beat, Heartbeat
 from raytrain_speedup.tracking.tracker import Tracker
@@ -75,12 +79,44 @@ def test_every_way_to_end(sitting: Sitting) -> None:
         sitting.callback.on_trial_start(0, trials, one)
     stopped.run_metadata.last_result = {"progress": 0.25}
     sitting.callback.on_trial_complete(1, trials, stopped)
+    for report in ({"epoch": 1, "train_seconds": 5.0}, {"epoch": 1, "partial": True}):
+        sitting.callback.on_trial_result(1, trials, trials[2], report)
     sitting.callback.on_trial_result(2, trials, failed, {"error": "CUDA out of memory", "traceback": "..."})
     sitting.callback.on_experiment_end(trials)
+    (interrupted,) = [run for run in store.records(sitting.tracker, sitting.name) if run.name == "trial-03"]
+    assert interrupted.wall_seconds == 5.0
     assert sitting.state() == {"trial-01": "stopped", "trial-02": "failed", "trial-03": "interrupted"}
     assert [reason for _, state, reason, _ in sitting.told if state != "running"] == [
         *("behind the others at 25%", "CUDA out of memory", "")
     ]
+
+
+def test_a_trial_that_begins_again_says_why(
+    sitting: Sitting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Tune keeps the error: of a process that left its node, and of one that died."""
+    one, kept = trial("trial-01"), tmp_path / "error.pkl"
+    monkeypatch.setattr(Trial, "pickled_error_file", str(kept))
+    sitting.callback.on_trial_recover(0, [one], one)
+    assert not sitting.told, "it is not known"
+    sitting.callback.on_trial_start(1, [one], one)
+    notice = NodeTakenBack("node 10.0.0.7 is taken back by the cloud (notice of 114 s)")
+    for error in (
+        RayTaskError("train", "Traceback ...", notice).as_instanceof_cause(),
+        RayActorError("id", "its node has died"),
+        RayActorError("id", "gone", preempted=True),
+    ):
+        kept.write_bytes(cloudpickle.dumps(error))
+        sitting.callback.on_trial_recover(2, [one], one)
+    kept.unlink()
+    sitting.callback.on_trial_recover(3, [one], one)
+    assert [(state, reason.partition("; it goes on")[0]) for _, state, reason, _ in sitting.told[1:]] == [
+        ("waiting", str(notice)),
+        ("waiting", "the node of the trial was lost"),
+        ("waiting", "the node of the trial was taken back by the cloud"),
+        ("waiting", "its process was lost"),
+    ]
+    assert sitting.state() == {"trial-01": "running"}
 
 
 def test_a_driver_that_was_replaced_writes_no_more(sitting: Sitting) -> None:

@@ -136,6 +136,11 @@ def test_without_a_terminal_lines_say_the_same(monkeypatch: pytest.MonkeyPatch) 
             "search: 5 of 6 runs in 1:00, 1 stopped; spent 0:45 of run time, at most 0:12 to go",
             "     trial-03  50%  70.00 %  4.0 s",
         ]
+        table("trial-03", "waiting", {}, "its process was lost")
+        assert printed(console)[-1].endswith("  70.00 %  4.0 s  waiting: its process was lost")
+        clock[0] += live.LOG_SECONDS
+        table("trial-02", "running", {})
+        assert "trial-03" not in printed(console)[-1], "until it is heard of again"
 
 
 def test_a_distance_is_not_in_percent() -> None:
