@@ -90,7 +90,7 @@ def test_a_pool_that_sees_no_index_finds_the_same(
 ) -> None:
     """Of chunks that end within a class; the folder with the tables is gone when they are checked."""
     found = check_samples(spoilt, [val], processes=1)
-    monkeypatch.setattr(checking, "_CHUNK", 5)
+    monkeypatch.setattr(checking, "_CHUNK", 3)
     for index in (spoilt, val):
         index.folder.rename(index.folder.with_suffix(".away"))
     with ThreadPoolExecutor(2) as pool:
