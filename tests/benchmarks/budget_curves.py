@@ -6,15 +6,17 @@
 
     --budgets 5 12 30    compute of a full run, in its epochs
     --saving 0.3         the fraction of it that all methods but `none` save
-    --only rs2 seta      some of the methods (`none` and `epochs` are what they are compared with)
+    --only rs2 seta      some of the methods (`none` and `epochs` are what they are compared with); also
+                         composer-resize and timm-progressive, and for a ViT patch-dropout
     --seeds 0 1 2
     --minutes 7          start no run after so long; ask again to go on
     --log FILE           a line of JSON per run (by default beside this script); those are not run again
 
-Digits need nothing; CIFAR-10 its parquet files (SPEEDUP_DATA): `cifar10` is a ResNet-8 on the first rows, and
-`airbench` the recipe `cifar10-airbench` on all of them, with the augmentation of the other. At one budget all
-methods but `none` spend the same compute, so that their accuracies are compared as they stand: pruners leave
-out samples, a curriculum has fewer epochs of smaller images, both together leave out samples of as many. The
+Digits need nothing; CIFAR-10 its parquet files (SPEEDUP_DATA): `cifar10` is a ResNet-8 on the first rows,
+`cifar10-vit` a small vision transformer with all curricula, and `airbench` the recipe `cifar10-airbench` on all of
+them, with the augmentation of the other. At one budget all methods but `none` spend the same compute, so that
+their accuracies are compared as they stand: pruners leave out samples, a curriculum has fewer epochs of smaller
+images, both together leave out samples of as many. The
 interval is 90 %, of the differences paired by seed. The compute of a row is what was measured, not what was
 asked for. Accuracy is that of the test split after the last epoch. Times say nothing here: other programs may
 run beside it. For several processes at once give each its own seeds and log; their lines together are the log
@@ -47,7 +49,19 @@ PRUNERS = ("random", "rs2", "infobatch", "orderdp", "seta", "el2n", "forgetting"
 CURRICULA = ("efficienttrain++", "resize")
 BOTH = "infobatch + efficienttrain++"
 METHODS = ("none", FEWER, *PRUNERS, *CURRICULA, BOTH)
-BUDGETS = {"digits": (5, 12, 30), "cifar10": (4, 8, 16), "airbench": (8, 16, 32)}
+PROGRESSIVE = ("composer-resize", "timm-progressive")
+OF_VIT = ("patch-dropout",)
+STAGED = (*CURRICULA, *PROGRESSIVE, *OF_VIT)
+BUDGETS = {"digits": (5, 12, 30), "cifar10": (4, 8, 16), "cifar10-vit": (8, 16), "airbench": (8, 16, 32)}
+VIT = {
+    "model.name": "timm/vit_tiny_patch16_224",
+    "model.options": {"patch_size": 4, "depth": 3, "embed_dim": 64, "num_heads": 4},
+    "train.optimizer": "adamw",
+    "train.lr": 2e-3,
+    "train.weight_decay": 0.05,
+}
+"""A vision transformer of 64 tokens, for curricula that leave out patches."""
+
 KEPT = ("accuracy", "samples_shown", "passes_saved", "compute_spent", "train_flops", "epoch")
 """Metrics of a run that the log keeps."""
 
@@ -69,7 +83,7 @@ def experiment_of(base: Experiment, key: Key) -> Experiment:
     """The run itself."""
     method, budget, saving, seed = key
     pruner, _, curriculum = method.partition(" + ")
-    if pruner in CURRICULA:
+    if pruner in STAGED:
         pruner, curriculum = "none", pruner
     pruning = {} if pruner == "none" else {"pruning.saving": saving}
     epochs = budget * (1 - saving) if curriculum and pruner == "none" else budget
@@ -87,8 +101,8 @@ def experiment_of(base: Experiment, key: Key) -> Experiment:
 def base_of(data: str, rows: int, folder: Path) -> Experiment:
     """What all runs have in common."""
     shared = {"train.eval_every": 0, "train.checkpoint_every": 0, "train.threads": 1}
-    if data == "cifar10":
-        return small_cifar10(folder, rows, shared)
+    if data.startswith("cifar10"):
+        return small_cifar10(folder, rows, shared | (VIT if data.endswith("vit") else {}))
     if data == "airbench":
         files = {f"data.{name}": str(data_folder() / f"cifar10-{name}.parquet") for name in ("train", "test")}
         return load_experiment(
@@ -187,15 +201,16 @@ def main() -> None:
     parser.add_argument("data", choices=list(BUDGETS))
     parser.add_argument("--budgets", nargs="+", type=int)
     parser.add_argument("--saving", type=float, default=0.3)
-    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
+    parser.add_argument("--only", nargs="+", choices=dict.fromkeys((*METHODS, *STAGED)), metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=10_000, help="images of CIFAR-10's training file")
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--log", type=Path)
     asked = parser.parse_args()
-    name = f"cifar10-{asked.rows}" if asked.data == "cifar10" else asked.data
+    name = f"{asked.data}-{asked.rows}" if asked.data.startswith("cifar10") else asked.data
+    methods = asked.only or (("none", FEWER, *STAGED) if asked.data == "cifar10-vit" else METHODS)
     log = asked.log or RESULTS / f"budget-curves-{name}.jsonl"
-    wanted = list(keys(asked.only, asked.budgets or BUDGETS[asked.data], asked.saving, asked.seeds))
+    wanted = list(keys(methods, asked.budgets or BUDGETS[asked.data], asked.saving, asked.seeds))
     found, end = recorded(log), time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory() as folder:
         base = base_of(asked.data, asked.rows, Path(folder))
