@@ -95,7 +95,7 @@ def test_the_page_answers_what_its_reader_asks(made: tuple[Report, str, Path], w
     assert f"between {low:+.2f} and {high:+.2f} (95 %)" in top, "at what accuracy"
     low, high = row.speedup_interval
     assert f"between {low:.2f} and {high:.2f} (90 %)" in top, "how much faster"
-    assert "lossless over 3 seeds, margin 1 points, error 5%" in top, "how sure"
+    assert "lossless over 3 seeds, margin 1 point, error 5%" in top, "how sure"
     assert f"speedup export {row.run_id[:8]}" in top, "how to use it"
     assert "load_schedule(" in page.sections["How to use it"]
     assert "models:/written-schedule@proven" in page.sections["How to use it"]
@@ -133,7 +133,7 @@ def test_what_did_not_help_and_what_was_left_out(made: tuple[Report, str, Path])
     sections = Page(text).sections
     assert "control: random saving=0.3: lossy, -3.92 points" in sections["Controls and negative results"]
     assert (
-        "2 of 4 trials of the search ended more than the margin of 1 points"
+        "2 of 4 trials of the search ended more than the margin of 1 point"
         in (sections["Controls and negative results"])
     )
     assert {(one.state, one.reason) for one in report.left_out} == {
