@@ -6,7 +6,7 @@
 Read from MLflow's record of the newest sweep. A run's own work is `wall_seconds`: training, evaluation, its last
 checkpoint. What is left is to be asked for, handed to a process, begun and ended in MLflow. The first run of each
 process is left out: it waits for Ray and for torch. Where a process has nothing to do until another run has come
-back, that time counts to the run after it.
+back, that is a wait: from its own last run's end to that of the other.
 """
 
 from __future__ import annotations
@@ -35,24 +35,31 @@ def main(uri: str = "sqlite:///mlflow.db") -> None:
         (run for run in runs if run.data.tags[PARENT] == newest), key=lambda run: run.info.start_time
     )
     rows = list(overheads(ours))
-    print("| run | its own work | beside it |\n|---|--:|--:|")
-    for run, beside in rows:
-        print(f"| {run.info.run_name} | {run.data.metrics['wall_seconds']:.1f} s | {beside:.2f} s |")
-    seconds = sorted(beside for _, beside in rows)
-    print(f"\n{len(seconds)} runs: median {median(seconds):.2f} s, most {seconds[-1]:.2f} s")
+    print("| run | its own work | waiting for another run | beside both |\n|---|--:|--:|--:|")
+    for run, waited, beside in rows:
+        own = run.data.metrics["wall_seconds"]
+        print(f"| {run.info.run_name} | {own:.1f} s | {waited:.2f} s | {beside:.2f} s |")
+    seconds = sorted(beside for _, _, beside in rows)
+    waits = sum(waited > 0 for _, waited, _ in rows)
+    print(
+        f"\n{len(seconds)} runs: median {median(seconds):.2f} s, most {seconds[-1]:.2f} s; {waits} had to wait"
+    )
 
 
-def overheads(runs: list[Run]) -> list[tuple[Run, float]]:
-    """Seconds beside a run's own work, of those that followed another one: each end is followed by one begin."""
+def overheads(runs: list[Run]) -> list[tuple[Run, float, float]]:
+    """Seconds that its process waited before a run, and those beside its own work, of runs that followed another
+    one: each end is followed by one begin."""
     ends = sorted(run.info.end_time for run in runs)
+    followed = list(ends)
     found = []
     for run in runs:
-        before = [end for end in ends if end <= run.info.start_time]
+        before = [end for end in followed if end <= run.info.start_time]
         if not before:  # the first of its process
             continue
-        ends.remove(before[-1])
-        taken = (run.info.end_time - before[-1]) / 1000
-        found.append((run, taken - run.data.metrics["wall_seconds"]))
+        followed.remove(before[-1])
+        last = max(end for end in ends if end <= run.info.start_time)
+        waited, taken = (last - before[-1]) / 1000, (run.info.end_time - last) / 1000
+        found.append((run, waited, taken - run.data.metrics["wall_seconds"]))
     return found
 
 
