@@ -16,7 +16,6 @@ finds such files beforehand.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from raytrain_speedup.data.base import Buffer, CorruptSample, Source
 from raytrain_speedup.data.decode import Resampling, decode
+from raytrain_speedup.data.unreadable import log
 
 BLOCK = 1 << 25
 """Values of a block of parts, padded: 128 MiB of float32. One part alone may be larger."""
@@ -92,6 +92,7 @@ class DeviceDecoder:
         self._decodes = device if device.type == "cuda" else torch.device("cpu")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._warned = False
 
     def squares(self, source: Source, encoded: Encoded) -> tuple[Tensor, list[CorruptSample], np.ndarray]:
         """The images of a batch's files.
@@ -103,11 +104,12 @@ class DeviceDecoder:
             (j, size, size, 3) uint8 on the device, what could not be decoded, and (j,) bool: which could.
         """
         whole, errors = self._decoded(source, encoded, encoded.files())
-        parts = []
-        for image, (left, top, right, bottom) in zip(whole, encoded.part.tolist(), strict=True):
-            blank = torch.zeros(3, 1, 1, dtype=torch.uint8, device=self._decodes)
-            parts.append(blank if image is None else image[:, top:bottom, left:right])
         kept = np.array([image is not None for image in whole], dtype=bool)
+        blank = torch.zeros(3, 1, 1, dtype=torch.uint8, device=self._decodes)
+        parts = [
+            blank if image is None else image[:, top:bottom, left:right]
+            for image, (left, top, right, bottom) in zip(whole, encoded.part.tolist(), strict=True)
+        ]
         return resample_parts(parts, encoded.size, encoded.resampling).to(self.device), errors, kept
 
     def ahead(self, work: Iterator[Any], complete: Any) -> Iterator[Any]:
@@ -137,8 +139,8 @@ class DeviceDecoder:
         """(3, H, W) uint8 each, None for those that could not be decoded."""
         try:
             return list(_decode_jpegs(files, self._decodes)), []
-        except RuntimeError:  # of one of them, it does not say which
-            pass
+        except RuntimeError as error:  # of one of them, it does not say which
+            refusal = str(error).splitlines()[0]
         images: list[Tensor | None] = []
         errors = []
         for index, file in zip(encoded.sample.tolist(), files, strict=True):
@@ -148,6 +150,14 @@ class DeviceDecoder:
             except CorruptSample as error:
                 images.append(None)
                 errors.append(error)
+        if not errors and not self._warned:
+            self._warned = True
+            log.warning(
+                "data.decode=device: the decoder of %s refuses what this process can read (%s); such batches are "
+                "decoded by this process, which is slow",
+                self._decodes,
+                refusal,
+            )
         return images, errors
 
     def _in_stream(self, complete: Any, each: Any) -> tuple[Any, Any]:
@@ -169,12 +179,10 @@ class DeviceDecoder:
 
 
 def _decode_jpegs(files: list[Tensor], device: torch.device) -> list[Tensor]:
-    """torchvision's decoder; it is to move to TorchCodec, which it warns of."""
+    """torchvision's decoder, which is to move to TorchCodec: it warns of that."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
+    return decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
 
 
 def resample_parts(parts: Sequence[Tensor], size: int, resampling: Resampling) -> Tensor:

@@ -22,6 +22,8 @@ from raytrain_speedup.data.masks import MaskFolderSettings
 from raytrain_speedup.data.parquet import ParquetSettings
 from raytrain_speedup.methods.curriculum.base import FULL, Stage
 
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
+
 LEVELS = 2.1 / 255 / 0.22
 """Two levels of a pixel, of normalised inputs."""
 
@@ -219,6 +221,20 @@ class TestLoader:
             assert caplog.text.count("RandAugment magnitudes have no effect on JPEGs") == times
 
 
+def test_a_decoder_that_refuses_everything_is_told_of_once(both, steps_of, monkeypatch, caplog) -> None:
+    def refuse(files, device):
+        raise RuntimeError("not compiled with nvjpeg\nframes")
+
+    theirs, ours = both()
+    expected = list(theirs.train_batches(steps_of(40, 12), epoch=1))
+    monkeypatch.setattr(device_decode, "_decode_jpegs", refuse)
+    with caplog.at_level(logging.WARNING, logger="raytrain_speedup.data"):
+        found = list(ours.train_batches(steps_of(40, 12), epoch=1))
+    assert caplog.text.count("refuses what this process can read (not compiled with nvjpeg)") == 1
+    for one, other in zip(expected, found, strict=True):
+        assert (one["inputs"] - other["inputs"]).abs().max() < LEVELS
+
+
 def bogus_scan(file: bytes) -> bytes:
     """A progressive JPEG whose second scan is of a component that there is none of: readable up to there."""
     scans = [found.start() for found in re.finditer(rb"\xff\xda", file)]
@@ -226,7 +242,7 @@ def bogus_scan(file: bytes) -> bytes:
     return file[: scans[1] + 5] + b"\x99" + file[scans[1] + 6 :]
 
 
-def test_a_file_that_the_device_refuses_costs_no_other(tmp_path, steps_of) -> None:
+def test_a_file_that_the_device_refuses_costs_no_other(tmp_path, steps_of, caplog) -> None:
     files = [jpeg(noise(24, 24, i), progressive=True) for i in range(12)]
     files[5] = bogus_scan(files[5])
     assert is_whole_jpeg(files[5])
@@ -246,6 +262,7 @@ def test_a_file_that_the_device_refuses_costs_no_other(tmp_path, steps_of) -> No
         loader = build_loader(open_data(section, seed=0), section, device="cpu", seed=0)
         batches.append(list(loader.train_batches(steps_of(12, 6), epoch=0)))
         assert loader.skipped["train"].count == 1 and "row 5: " in loader.skipped["train"].names[0]
+        assert "refuses what this process can read" not in caplog.text, "it is the file's fault"
         loader.close()
     for theirs, ours in zip(*batches, strict=True):
         assert torch.equal(theirs["index"], ours["index"]) and 5 not in ours["index"]
