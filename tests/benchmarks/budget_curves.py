@@ -142,7 +142,7 @@ def table(found: dict[Key, Metrics], wanted: Sequence[Key]) -> None:
         cells = [
             str(budget),
             method,
-            f"{saved:.1%}",
+            f"{round(saved, 4) + 0:.1%}",
             *spent,
             spread([metrics["accuracy"] for metrics in done]),
             *difference(found, method, budget, saving, seeds),
