@@ -78,10 +78,9 @@ def check_samples(
         nullcontext(pool) if pool else ProcessPoolExecutor(processes or os.cpu_count(), initializer=read_here)
     )
     with own as readers:
-        digest_N, unreadable = _digests(index, readers, progress, sent=pool is not None)
-        others = [
-            _digests(other, readers, progress, sent=pool is not None, decoded=False)[0] for other in evaluated
-        ]
+        digests = partial(_digests, pool=readers, progress=progress, sent=pool is not None)
+        digest_N, unreadable = digests(index)
+        others = [digests(other, decoded=False)[0] for other in evaluated]
     source = IndexedSource(index, index.targets)
     faults = {row: Fault(row, "unreadable", source.locate(row), why) for row, why in unreadable.items()}
     for other, other_N in zip(evaluated, others, strict=True):

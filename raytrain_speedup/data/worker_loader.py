@@ -16,7 +16,6 @@ With `data.decode=device` the processes only read, and `device_decode.py` does t
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -36,10 +35,9 @@ from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.processes import START_METHOD
 from raytrain_speedup.data.requests import BatchDataset, Decoded, Drawn, Request
 from raytrain_speedup.data.splits import Splits
+from raytrain_speedup.data.unreadable import log
 from raytrain_speedup.data.watchdog import watched
 from raytrain_speedup.settings import Stalled, UserError
-
-log = logging.getLogger("raytrain_speedup.data")
 
 _LOOKED_AT = 16  # files, for their usual size
 

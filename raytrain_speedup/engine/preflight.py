@@ -193,7 +193,7 @@ def _check(loop: Loop, stages: Sequence[Stage], samples: float, steps: int) -> S
         loader_rate=batch / loader_seconds,
         workers=_workers(loop),
         memory=peak_memory(loop.device),
-        may_decode=loop.device.type == "cuda" and _decoding(loop) == "workers",
+        may_decode=loop.device.type == "cuda" and loop.experiment.data.decode == "workers",
     )
 
 
@@ -222,11 +222,6 @@ def _timed_batches(loop: Loop, plan: Sequence[Step]) -> tuple[list[Batch], float
 def _workers(loop: Loop) -> int | None:
     """Processes that decode; None where nothing is decoded during the run."""
     return loop.loader.settings.num_workers if isinstance(loop.loader, WorkerLoader) else None
-
-
-def _decoding(loop: Loop) -> str | None:
-    """Who decodes during the run; None where nobody does."""
-    return loop.loader.settings.decode if isinstance(loop.loader, WorkerLoader) else None
 
 
 def _timed_steps(loop: Loop, plan: Sequence[Step], batches: Sequence[Batch]) -> float:
