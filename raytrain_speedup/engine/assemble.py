@@ -11,6 +11,7 @@ from torch import nn
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Loader, Splits, TokenLoader, build_loader, check_readable
+from raytrain_speedup.engine.checkpoint import read_epoch
 from raytrain_speedup.engine.cost.measure import Stopwatch, asked, forward_flops, training_flops
 from raytrain_speedup.engine.evaluate import sample_features
 from raytrain_speedup.engine.learner import DTYPES
@@ -60,7 +61,7 @@ def assemble(
     with watch.phase("warmup"):
         check_readable(splits, experiment.data)
         loop, passes = build(experiment, splits, reporter, watch, latest)
-        loop.warm_up(_distinct(loop.budget.stages))
+        loop.warm_up(_distinct(_stages_ahead(loop.budget, latest)))
     return loop, passes
 
 
@@ -283,6 +284,12 @@ def _real_loader(experiment: Experiment, splits: Splits, reporter: Reporter, dev
 def _distinct(stages: Sequence[Stage]) -> list[Stage]:
     """One stage of each input shape, the last and hardest."""
     return list({(stage.size, stage.batch_factor, stage.tokens): stage for stage in stages}.values())
+
+
+def _stages_ahead(budget: Budget, latest: Path | None) -> Sequence[Stage]:
+    """What the run will still meet: one that goes on from a checkpoint does not compile what lies behind it."""
+    begun = 0.0 if latest is None else budget.progress(read_epoch(latest), 0.0)
+    return [stage for stage in budget.stages if stage.ends_at > begun] or budget.stages[-1:]
 
 
 def _flops_of(

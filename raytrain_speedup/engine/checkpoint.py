@@ -49,6 +49,12 @@ def read_shared(folder: Path, device: torch.device) -> dict[str, Any]:
     return _load(folder / "run.pt", device)
 
 
+def read_epoch(folder: Path) -> int:
+    """The epoch in which it was taken; none of its weights are read. Raises as `read_shared`."""
+    epoch: int = _load(folder / "run.pt", torch.device("cpu"), mmap=True)["epoch"]
+    return epoch
+
+
 def read_own(folder: Path, rank: int) -> dict[str, Any] | None:
     """What a rank alone knows, on the CPU; None if fewer ranks wrote the checkpoint."""
     path = folder / rank_file(rank)
@@ -65,9 +71,9 @@ def save_json(content: Any, path: Path) -> None:
     _save(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
 
 
-def _load(path: Path, device: torch.device) -> dict[str, Any]:
+def _load(path: Path, device: torch.device, *, mmap: bool = False) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except UNREADABLE as error:
         reason = why_unreadable(error)
         raise UserError(f"{path}: not a whole checkpoint ({reason}); expected one of this package") from error

@@ -144,17 +144,24 @@ class Learner:
         restore_random_state(random)
 
     def warm_up(self, stage: Stage, batch: Batch) -> None:
-        """A forward and a backward pass, so that its compilation is over before the clock starts.
-
-        DDP cannot follow a model whose parameters change with the size; such stages are met cold.
-        """
+        """A forward and a backward pass, so that its compilation is over before the clock starts."""
         size = stage.size or self.full_size
-        if self.parallel is not None and size_of(self.model) not in (None, size):
-            return
         keep_tokens(self.model, stage.tokens)
-        with at_size(self.model, size), within_memory(len(batch["inputs"]), size, self.task.inputs):
+        with self._at_size(size), within_memory(len(batch["inputs"]), size, self.task.inputs):
             self.task.losses(self.forward, batch).losses.sum().backward()
             self.model.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def _at_size(self, size: int) -> Iterator[None]:
+        """The model at another size for the length of a `with`, on all workers at once. What is compiled meanwhile
+        is kept: the wrapper that the stage begins with finds it by the shapes of the parameters."""
+        changes = self.parallel is not None and size_of(self.model) not in (None, size)
+        with at_size(self.model, size):
+            if changes:
+                self._wrap()
+            yield
+        if changes:
+            self._wrap()
 
     # --- a step ----------------------------------------------------------------------------------------
 
