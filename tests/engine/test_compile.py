@@ -72,5 +72,5 @@ def test_a_resumed_run_compiles_what_is_ahead_of_it(tmp_path: Path) -> None:
         graphs(Diary(tmp_path, stop_after=26), "aot_eager")
     diary = Diary(tmp_path)
     count, _ = graphs(diary, "aot_eager")
-    assert len(diary.epochs) > 1
+    assert diary.epochs
     assert count == 1  # the last stage's
