@@ -4,6 +4,8 @@ A checkpoint is a folder (`checkpoint_store.py` says where). Rank 0 writes what 
 rank what it alone knows (`rank-3.pt`: its random state, its loader's). Files are written beside their final name
 and renamed, so a full disk or a kill in the middle leaves the previous checkpoint as it was. A storage that is
 away for a moment is waited for (`outage.py`).
+
+Training waits for a copy in memory alone (`snapshot`); the files are written beside it (`saver.py`).
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from raytrain_speedup.engine.outage import outlast, reason_of
 from raytrain_speedup.models.pretrained import UNREADABLE, why_unreadable
@@ -26,22 +31,59 @@ class CheckpointFailed(RunFailed):
     """A checkpoint could not be written; the one before is intact."""
 
 
-def write_checkpoint(
-    folder: Path, *, rank: int, own: Mapping[str, Any], shared: Mapping[str, Any] | None
-) -> None:
-    """Write this rank's part of a checkpoint; `shared` is the common part, given on rank 0.
+@dataclass(frozen=True)
+class Checkpoint:
+    """This rank's files of a checkpoint, yet to be written.
 
-    Raises:
-        CheckpointFailed: if the disk is full, say; nothing half-written is left behind.
+    Attributes:
+        folder: where they go.
+        files: their contents by name, which nobody changes any more (`snapshot`). `*.json` is written as JSON, all
+            else by `torch.save`.
     """
-    save_tensors(dict(own), folder / rank_file(rank))
-    if shared is not None:
-        save_tensors(dict(shared), folder / "run.pt")
+
+    folder: Path
+    files: Mapping[str, Any]
+
+    def write(self) -> None:
+        """Write the files.
+
+        Raises:
+            CheckpointFailed: if the disk is full, say; nothing half-written is left behind.
+        """
+        for name, content in self.files.items():
+            save = save_json if name.endswith(".json") else save_tensors
+            save(content, self.folder / name)
+
+
+def snapshot(content: Any) -> Any:
+    """A copy on the CPU of nested dicts and lists of tensors, which training no longer changes. Tensors that share
+    their memory, as tied weights do, share it in the copy."""
+    copies: dict[Any, Tensor] = {}
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            place = value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride()
+            key = (*place, value.dtype) if value.numel() else id(value)
+            if key not in copies:
+                copies[key] = value.detach().to("cpu", copy=True)
+            return copies[key]
+        if isinstance(value, Mapping):
+            return {key: copied(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(map(copied, value))
+        return value
+
+    return copied(content)
 
 
 def rank_file(rank: int) -> str:
     """Name of the file of what a rank alone knows."""
     return f"rank-{rank}.pt"
+
+
+def is_rank_file(name: str) -> bool:
+    """Whether a file has the name of a rank's own."""
+    return re.fullmatch(r"rank-\d+\.pt", name) is not None
 
 
 def read_shared(folder: Path, device: torch.device) -> dict[str, Any]:

@@ -16,16 +16,20 @@ a checkpoint (`scaling/uri_store.py`).
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import json
 import logging
 import re
 import shutil
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from raytrain_speedup.engine.checkpoint import CheckpointFailed, rank_file, save_json
+from raytrain_speedup.engine.checkpoint import CheckpointFailed, is_rank_file, rank_file, save_json
 from raytrain_speedup.engine.outage import outlast, reason_of
 from raytrain_speedup.settings import UserError
 
@@ -33,6 +37,9 @@ log = logging.getLogger("raytrain_speedup.storage")
 
 KEPT = 2
 """Checkpoints kept: the last, and the one before in case the last turns out bad."""
+
+PARTS_SECONDS = 1800.0
+"""For what rank 0 waits for the files of the others; a worker that failed ends the group sooner."""
 
 MANIFEST = "manifest.json"
 NAME = r"checkpoint-\d{6,}"
@@ -73,7 +80,7 @@ class CheckpointStore(ABC):
 
     @abstractmethod
     def hand_over(self, folder: Path, number: int) -> None:
-        """Bring this rank's files from `folder` of `begin` to where the others see them."""
+        """Bring this rank's files from `folder` of `begin` to where rank 0 sees them, its `rank-R.pt` last."""
 
     @abstractmethod
     def fetch(self, name: str, rank: int) -> Path:
@@ -93,13 +100,14 @@ class CheckpointStore(ABC):
         try:
             names = outlast(self._names, self.location)
         except OSError as error:
-            raise UserError(
-                f"{self.location}: cannot be read ({reason_of(error)}); expected a folder or URI that all workers "
-                "see (scaling.storage)"
-            ) from error
+            raise self._unreadable(error) from error
         problems: list[str] = []
         for name in sorted(names, reverse=True):
-            if (problem := self._problem(name)) is None:
+            try:
+                problem = outlast(functools.partial(self._problem, name), self.path_of(name))
+            except OSError as error:
+                raise self._unreadable(error) from error
+            if problem is None:
                 self._tell(problems, name)
                 return name
             problems.append(f"{name}: {problem}")
@@ -108,6 +116,12 @@ class CheckpointStore(ABC):
                 f"{self.location}: not one whole checkpoint ({'; '.join(problems)}); expected one"
             )
         return None
+
+    def _unreadable(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self.location}: cannot be read ({reason_of(error)}); expected a folder or URI that all workers "
+            "see (scaling.storage)"
+        )
 
     def _tell(self, problems: Sequence[str], name: str) -> None:
         """Say once which later checkpoints are left out."""
@@ -121,25 +135,38 @@ class CheckpointStore(ABC):
         return max((int(name.rpartition("-")[2]) for name in self._names()), default=-1) + 1
 
     def commit(self, number: int, world: int) -> str:
-        """Make a checkpoint out of what all ranks handed over, and remove old ones; gives its name.
+        """Make a checkpoint of what all ranks hand over, as soon as they have, and remove old ones; gives its name.
 
         Raises:
-            CheckpointFailed: naming it.
+            CheckpointFailed: naming it, and the file that did not come.
         """
         name = checkpoint_name(number)
         try:
-            outlast(lambda: self._publish(number, world), self.path_of(name))
+            self._await_parts(number, world)
+            outlast(lambda: self._publish(number), self.path_of(name))
         except OSError as error:
             raise CheckpointFailed(
                 f"{self.path_of(name)}: checkpoint not written ({reason_of(error)})"
             ) from error
         with contextlib.suppress(OSError):  # one too many is no harm; the next commit tries again
-            self._remove_old()
+            self._remove_old(name)
         return name
 
-    def _remove_old(self) -> None:
+    def _await_parts(self, number: int, world: int) -> None:
+        """Each file is whole once it can be seen, and a rank's own is its last. The ranks do not meet for this:
+        they are at their next steps."""
+        deadline, pause = time.monotonic() + PARTS_SECONDS, 0.01
+        wanted = {rank_file(rank) for rank in range(world)}
+        while missing := wanted - outlast(lambda: self._parts(number), self.location).keys():
+            if time.monotonic() > deadline:
+                raise FileNotFoundError(errno.ENOENT, f"{min(missing)} did not come in {PARTS_SECONDS:g} s")
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    def _remove_old(self, last: str) -> None:
+        """All but the newest whole ones; `last` was just made, whatever a storage shows of it."""
         names = sorted(self._names())
-        whole = [name for name in names if self._problem(name) is None]
+        whole = [name for name in names if name == last or self._problem(name) is None]
         for old in set(names) - set(whole[-KEPT:]):
             self._remove(old)
 
@@ -150,15 +177,19 @@ class CheckpointStore(ABC):
         """Of all checkpoints, whole or not."""
 
     @abstractmethod
-    def _manifest(self, name: str) -> Mapping[str, int] | None:
-        """The sizes that files should have; None if there is no manifest that can be read."""
+    def _read_manifest(self, name: str) -> bytes:
+        """Raises `FileNotFoundError` where there is none, and another `OSError` where the storage is away."""
 
     @abstractmethod
     def _sizes(self, name: str) -> Mapping[str, int]:
         """The sizes that files have."""
 
     @abstractmethod
-    def _publish(self, number: int, world: int) -> None:
+    def _parts(self, number: int) -> Mapping[str, int]:
+        """The sizes of the files that were handed over."""
+
+    @abstractmethod
+    def _publish(self, number: int) -> None:
         """Write the manifest and give the checkpoint its name; may be repeated."""
 
     @abstractmethod
@@ -166,9 +197,12 @@ class CheckpointStore(ABC):
 
     def _problem(self, name: str) -> str | None:
         """What a checkpoint lacks to be whole."""
-        wanted = self._manifest(name)
-        if wanted is None:
+        try:
+            wanted = json.loads(self._read_manifest(name))["files"]
+        except FileNotFoundError:
             return f"no {MANIFEST}"
+        except (ValueError, KeyError):
+            return f"{MANIFEST} is cut off"
         found = self._sizes(name)
         cut = [file for file, size in wanted.items() if found.get(file) != size]
         return f"{cut[0]} has {found.get(cut[0], 0)} of {wanted[cut[0]]} bytes" if cut else None
@@ -217,20 +251,20 @@ class FolderStore(CheckpointStore):
     def _names(self) -> list[str]:
         return [path.name for path in self.folder.iterdir() if re.fullmatch(NAME, path.name)]
 
-    def _manifest(self, name: str) -> Mapping[str, int] | None:
-        return read_manifest(self.folder / name / MANIFEST)
+    def _read_manifest(self, name: str) -> bytes:
+        return (self.folder / name / MANIFEST).read_bytes()
 
     def _sizes(self, name: str) -> Mapping[str, int]:
         return {path.name: path.stat().st_size for path in (self.folder / name).iterdir()}
 
-    def _publish(self, number: int, world: int) -> None:
+    def _parts(self, number: int) -> Mapping[str, int]:
+        return {path.name: path.stat().st_size for path in sorted(self._partial(number).glob("[!.]*"))}
+
+    def _publish(self, number: int) -> None:
         partial, final = self._partial(number), self.folder / checkpoint_name(number)
         if final.is_dir():  # renamed by an attempt whose answer was lost
             return
-        own = {path.name for path in partial.iterdir()} - {MANIFEST}
-        names = own | {rank_file(rank) for rank in range(world)}  # a directory may be listed late on NFS
-        files = {name: (partial / name).stat().st_size for name in sorted(names)}
-        save_json({"workers": world, "files": files}, partial / MANIFEST)
+        save_json(manifest(self._parts(number)), partial / MANIFEST)
         partial.rename(final)
 
     def _remove(self, name: str) -> None:
@@ -245,9 +279,7 @@ def checkpoint_name(number: int) -> str:
     return f"checkpoint-{number:06d}"
 
 
-def read_manifest(path: Path) -> Mapping[str, int] | None:
-    """The sizes of a manifest's files; None if it is missing or cut."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
-        return None
+def manifest(parts: Mapping[str, int]) -> dict[str, Any]:
+    """What makes a checkpoint of files, whose sizes are given: their sizes, and how many ranks wrote them."""
+    files = {name: size for name, size in parts.items() if name != MANIFEST}
+    return {"workers": sum(map(is_rank_file, files)), "files": files}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raytrain_speedup.engine.checkpoint import Checkpoint
 from raytrain_speedup.engine.checkpoint_store import FolderStore
 from raytrain_speedup.engine.reporter import Metrics, Reporter
+from raytrain_speedup.engine.saver import Saver
 from raytrain_speedup.settings import RunFailed
 
 Listener = Callable[[str, Mapping[str, Any]], None]
@@ -37,8 +40,9 @@ class LocalReporter(Reporter):
         self._store.clear()
         self._number = self._store.next_number()
         self._last: str | None = None
+        self._saver = Saver()
 
-    def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
+    def report(self, metrics: Metrics, checkpoint: Checkpoint | None = None) -> None:
         # The listener first: a process that is killed in between shows the epoch again, and whoever writes it down
         # does so once. The other way round nobody would hear of an epoch that is not run again.
         try:
@@ -46,8 +50,18 @@ class LocalReporter(Reporter):
                 self._listener("report", metrics)
         finally:  # a listener that fails costs no checkpoint
             if checkpoint is not None:
-                name = self._store.commit(self._number, self.world)
-                self._last, self._number = self._store.path_of(name), self._number + 1
+                self._saver.start(functools.partial(self._save, checkpoint, self._number))
+                self._number += 1
+
+    def _save(self, checkpoint: Checkpoint, number: int) -> None:
+        checkpoint.write()
+        self._last = self._store.path_of(self._store.commit(number, self.world))
+
+    def settle(self) -> None:
+        self._saver.settle()
+
+    def close(self) -> None:
+        self._saver.wait()
 
     def image(self, name: str, epoch: int, png: bytes) -> None:
         file = self.folder / "images" / f"{name}-{epoch:04d}.png"
@@ -60,6 +74,7 @@ class LocalReporter(Reporter):
             self._listener("image", {"name": file.name, "png": png})
 
     def progress(self, metrics: Metrics) -> None:
+        self._saver.check()
         now = time.monotonic()
         if self._listener is not None and now - self._last_progress > PROGRESS_SECONDS:
             self._last_progress = now
@@ -69,6 +84,7 @@ class LocalReporter(Reporter):
         return self.stop_requested
 
     def latest(self) -> Path | None:
+        self._saver.wait()
         name = self._store.newest()
         if name is None:
             return None
@@ -77,6 +93,7 @@ class LocalReporter(Reporter):
 
     @property
     def last(self) -> str | None:
+        self._saver.wait()
         return self._last
 
     def new_folder(self) -> Path:

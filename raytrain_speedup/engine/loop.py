@@ -22,12 +22,14 @@ from raytrain_speedup.config import Experiment
 from raytrain_speedup.data.batch import WARM_UP, Batch, BatchSource, Step, blank, draw_keys
 from raytrain_speedup.engine.alarm import LossAlarm, NonFinite
 from raytrain_speedup.engine.checkpoint import (
+    Checkpoint,
     CheckpointFailed,
     random_state,
+    rank_file,
     read_own,
     read_shared,
     restore_random_state,
-    write_checkpoint,
+    snapshot,
 )
 from raytrain_speedup.engine.cost.costs import Costs
 from raytrain_speedup.engine.cost.measure import Stopwatch
@@ -259,6 +261,7 @@ class Loop:
         self.tally.flops_spent += self.loader.spent_flops()
         if self.reporter.should_stop():
             self._save_partial()
+            self.reporter.settle()
             raise Stopped(
                 f"stopped before the first step of epoch {self.epoch + 1}; "
                 f"the checkpoint is {self.reporter.last}"
@@ -291,6 +294,7 @@ class Loop:
         if stop or notice or due:
             self._save_partial()
         if stop:
+            self.reporter.settle()
             raise Stopped(
                 f"stopped in epoch {self.epoch + 1} after step {self.next_step} of {steps}; "
                 f"the checkpoint is {self.reporter.last}"
@@ -301,6 +305,7 @@ class Loop:
         """What a notice asked for is saved: go on elsewhere, or here to the end."""
         if notice is None:
             return
+        self.reporter.settle()
         if self.reporter.rank == 0:
             log.warning("%s: the checkpoint is %s", notice, self.reporter.last)
         self.reporter.leave(notice)
@@ -337,13 +342,13 @@ class Loop:
         if due and self.has_val:
             self.last_val = self.evaluate("val")
             metrics |= {f"val_{name}": value for name, value in self.last_val.items()}
-        folder = self.save() if self._saves(self.epoch) else None
+        checkpoint = self.save() if self._saves(self.epoch) else None
         metrics |= self.costs().to_dict()
         metrics |= self.loader.metrics()
         if due and self.reporter.rank == 0:
             for name, image in self.images().items():
                 self.reporter.image(name, self.epoch, image)
-        self.reporter.report(metrics, folder)
+        self.reporter.report(metrics, checkpoint)
 
     def images(self) -> dict[str, bytes]:
         """PNG files by name: what the loader has to show, and what the task shows of the network. Called on one
@@ -373,16 +378,15 @@ class Loop:
 
     # --- checkpoints -----------------------------------------------------------------------------------
 
-    def save(self) -> Path:
-        """Write a checkpoint and name its folder."""
+    def save(self, more: Mapping[str, Any] | None = None) -> Checkpoint:
+        """This rank's part of a checkpoint, as the run is now; `more` are files of rank 0's by name."""
         with self.watch.phase("checkpoint"):
-            folder = self.reporter.new_folder()
-            state = self.state_dict()
-            rank = self.reporter.rank
-            own = {"random": random_state(), "loader": self.loader.state_dict()}
-            write_checkpoint(folder, rank=rank, own=own, shared=state if rank == 0 else None)
+            shared, rank = self.state_dict(), self.reporter.rank
+            files = {rank_file(rank): {"random": random_state(), "loader": self.loader.state_dict()}}
+            if rank == 0:
+                files |= {"run.pt": shared, **(more or {})}
             self.lookout.saved()
-            return folder
+            return Checkpoint(self.reporter.new_folder(), snapshot(files))
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint, whatever number of workers wrote it.

@@ -23,6 +23,7 @@ from raytrain_speedup.data.base import CorruptSample
 from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.data.splits import Splits
 from raytrain_speedup.engine.assemble import assemble
+from raytrain_speedup.engine.checkpoint import Checkpoint
 from raytrain_speedup.engine.cost.measure import Stopwatch, peak_memory, synchronize, within_memory
 from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.reporter import Metrics, Reporter
@@ -239,7 +240,7 @@ def _timed_steps(loop: Loop, plan: Sequence[Step], batches: Sequence[Batch]) -> 
 class _Nowhere(Reporter):
     """Nothing of a preflight is kept."""
 
-    def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
+    def report(self, metrics: Metrics, checkpoint: Checkpoint | None = None) -> None:
         """Not called: there are no epochs."""
 
     def latest(self) -> Path | None:

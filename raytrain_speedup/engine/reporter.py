@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from raytrain_speedup.engine.checkpoint import Checkpoint
+
 Metrics = Mapping[str, float | int | str | bool]
 Decision = TypeVar("Decision")
 
@@ -45,11 +47,22 @@ class Reporter(ABC):
     """Whether `notice` may ever have something to say; where not, nobody asks."""
 
     @abstractmethod
-    def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
-        """Hand over metrics and, if there is one, a checkpoint folder written by this rank.
+    def report(self, metrics: Metrics, checkpoint: Checkpoint | None = None) -> None:
+        """Hand over metrics and, if there is one, this rank's part of a checkpoint, which is written while the
+        training goes on; waits for the checkpoint before.
 
         Every rank calls it equally often. A report may be repeated after a fault: `epoch` is in `metrics`,
         so whoever writes them down can do so idempotently.
+
+        Raises:
+            CheckpointFailed: of the checkpoint before.
+        """
+
+    def settle(self) -> None:  # noqa: B027 - where nothing is kept, nothing is waited for
+        """Wait until the last checkpoint is there, for all ranks; all call it equally often.
+
+        Raises:
+            CheckpointFailed: if it could not be written.
         """
 
     @abstractmethod
@@ -82,6 +95,9 @@ class Reporter(ABC):
 
     def image(self, name: str, epoch: int, png: bytes) -> None:  # noqa: B027
         """An image to keep beside the metrics of an epoch, as a PNG file; from rank 0."""
+
+    def close(self) -> None:  # noqa: B027 - as `settle`
+        """At the end of the run, whatever became of it: nothing is written after this."""
 
     def progress(self, metrics: Metrics) -> None:  # noqa: B027 - most places have no terminal
         """Metrics for a progress bar, a few times a second at most; may be dropped."""

@@ -14,7 +14,7 @@ import torch
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import open_data
 from raytrain_speedup.engine.assemble import assemble
-from raytrain_speedup.engine.checkpoint import random_state, restore_random_state, save_json, save_tensors
+from raytrain_speedup.engine.checkpoint import Checkpoint, random_state, restore_random_state
 from raytrain_speedup.engine.cost.measure import Stopwatch, hardware, peak_memory
 from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.identity import check_same, comparison_keys, identity, setup_of
@@ -60,13 +60,14 @@ def run(
             reporter.report(metrics.to_dict())
             return metrics
         loop, passes = assemble(experiment, splits, reporter, watch, latest=latest)
-        with contextlib.closing(loop.loader):
+        with contextlib.closing(reporter), contextlib.closing(loop.loader):
             if latest is not None:
                 loop.resume(latest)
             loop.fit()
             metrics = _final_metrics(loop, passes, test=test)
             with loop.naming_last_checkpoint():
-                reporter.report(metrics.to_dict(), _save_result(loop, metrics))
+                reporter.report(metrics.to_dict(), _result(loop, metrics))
+                reporter.settle()
     return metrics
 
 
@@ -128,15 +129,12 @@ def _final_metrics(loop: Loop, passes: float, *, test: bool) -> FinalMetrics:
     )
 
 
-def _save_result(loop: Loop, metrics: FinalMetrics) -> Path | None:
+def _result(loop: Loop, metrics: FinalMetrics) -> Checkpoint | None:
     """A last checkpoint, with the evaluated weights alone (`model.pt`) and the metrics."""
     if not loop.train.checkpoint_every:
         return None
-    folder = loop.save()
-    if loop.reporter.rank == 0:
-        save_tensors(loop.learner.result.state_dict(), folder / "model.pt")
-        save_json({"identity": loop.identity, "metrics": metrics.to_dict()}, folder / METRICS)
-    return folder
+    told = {"identity": loop.identity, "metrics": metrics.to_dict()}
+    return loop.save({"model.pt": loop.learner.result.state_dict(), METRICS: told})
 
 
 def _read_metrics(folder: Path, expected: dict[str, Any]) -> FinalMetrics:

@@ -16,6 +16,7 @@ own, nor a test metric of a run that is part of a search.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import random
@@ -29,12 +30,12 @@ import numpy as np
 import torch
 
 from raytrain_speedup.engine.checkpoint import (
+    Checkpoint,
     random_state,
     rank_file,
     read_own,
     restore_random_state,
-    save_json,
-    save_tensors,
+    snapshot,
 )
 from raytrain_speedup.engine.cost.costs import Costs
 from raytrain_speedup.engine.cost.measure import Stopwatch, hardware, peak_memory
@@ -210,6 +211,7 @@ class Run:
         told = {"epoch": self._reports, "progress": now, **values, **self._costs().to_dict()}
         self._reporter.report(told, self._checkpoint())
         if self._reporter.should_stop():
+            self._reporter.settle()
             raise Stopped(f"stopped at {now:.0%} of {self.experiment.name}")
 
     def finish(self, **metrics: Any) -> None:
@@ -236,6 +238,7 @@ class Run:
         self._progress = 1.0
         self.metrics = self._final(values)
         self._reporter.report(self.metrics.to_dict(), self._checkpoint())
+        self._reporter.settle()
 
     def _check_methods(self) -> None:
         """A method that the script does not ask for would look like one that saves nothing."""
@@ -310,13 +313,14 @@ class Run:
             del keys[free]
         return {"trainable": self.experiment.trainable, "metric": self.experiment.metric, **keys}
 
-    def _checkpoint(self) -> Path | None:
-        """The folder that the script has filled since the last report; in it what the run has cost, and the random
-        state of each rank."""
+    def _checkpoint(self) -> Checkpoint | None:
+        """The folder that the script has filled since the last report; to it comes what the run has cost, and the
+        random state of each rank."""
         folder, self._folder = self._folder, None
-        if folder is not None:
-            save_tensors({"random": random_state()}, folder / rank_file(self.rank))
-        if folder is not None and self.rank == 0:
+        if folder is None:
+            return None
+        files: dict[str, Any] = {rank_file(self.rank): {"random": random_state()}}
+        if self.rank == 0:
             content: dict[str, Any] = {
                 "identity": self._identity() | {"code": self.experiment.code},
                 "watch": self._watch.state_dict(),
@@ -327,8 +331,8 @@ class Run:
             }
             if self._yardstick is not None:
                 content["yardstick"] = self._yardstick.state_dict()
-            save_json(content, folder / COSTS)
-        return folder
+            files[COSTS] = content
+        return Checkpoint(folder, snapshot(files))
 
     def _go_on(self, folder: Path) -> None:
         """Take up the costs of a checkpoint; the rest of it is the script's.
@@ -357,7 +361,7 @@ def run_script(
     """Let the script train, and measure it; arguments, result and errors as of `engine.run.run`."""
     main, train = experiment.main(), experiment.train
     watch = Stopwatch(device or pick_device(train.device))
-    with numerics(train.seed, train.threads), watch.phase("setup"):
+    with contextlib.closing(reporter), numerics(train.seed, train.threads), watch.phase("setup"):
         random.seed(train.seed)
         np.random.seed(train.seed % 2**32)  # noqa: NPY002 - what a script may draw from
         run = Run(experiment, reporter, watch, test=test)

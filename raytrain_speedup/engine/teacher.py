@@ -14,7 +14,7 @@ from torch import nn
 from raytrain_speedup.config import Experiment, TeacherSettings
 from raytrain_speedup.data import Splits, build_loader
 from raytrain_speedup.engine.alarm import NonFinite
-from raytrain_speedup.engine.checkpoint import random_state, read_shared, restore_random_state
+from raytrain_speedup.engine.checkpoint import Checkpoint, random_state, read_shared, restore_random_state
 from raytrain_speedup.engine.cost.measure import Stopwatch, training_flops
 from raytrain_speedup.engine.identity import check_same, identity
 from raytrain_speedup.engine.loop import Loop, Stopped
@@ -150,7 +150,7 @@ class _Apprenticeship(Reporter):
         self._reporter = reporter
         self.rank, self.world = reporter.rank, reporter.world
 
-    def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
+    def report(self, metrics: Metrics, checkpoint: Checkpoint | None = None) -> None:
         """The teacher's epochs are no epochs of the run."""
 
     def progress(self, metrics: Metrics) -> None:

@@ -26,6 +26,7 @@ class Board:
 
     def __init__(self) -> None:
         self._notes: list[tuple[str, dict[str, Any]]] = []
+        self._stop = False
 
     def put(self, kind: str, metrics: dict[str, Any]) -> None:
         self._notes.append((kind, metrics))
@@ -34,6 +35,14 @@ class Board:
         """What was put there since the last call."""
         notes, self._notes = self._notes, []
         return notes
+
+    def ask_to_stop(self) -> None:
+        """The user wishes that the workers save and end."""
+        self._stop = True
+
+    def asked_to_stop(self) -> bool:
+        """Whether the user does."""
+        return self._stop
 
 
 def new_board() -> Any:

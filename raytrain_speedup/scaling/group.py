@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from typing import Any, Literal
@@ -21,6 +24,8 @@ from raytrain_speedup.scaling.uri_store import store_of
 from raytrain_speedup.scaling.worker import train_worker
 from raytrain_speedup.script import AnyExperiment
 from raytrain_speedup.settings import RunFailed, UserError
+
+log = logging.getLogger("raytrain_speedup")
 
 
 def worker_group(
@@ -50,7 +55,37 @@ def worker_group(
     }
     if board is not None:
         callbacks = (*callbacks, TellFailures(board))
-    return trainer_of(train_worker, experiment.scaling, name=name, config=config, callbacks=callbacks)
+    trainer = trainer_of(train_worker, experiment.scaling, name=name, config=config, callbacks=callbacks)
+    if board is not None:
+        trainer.ask = functools.partial(_ask_to_stop, board)
+    return trainer
+
+
+def _ask_to_stop(board: Any) -> None:
+    log.warning("the workers save and stop within some seconds; another Ctrl-C ends them at once")
+    board.ask_to_stop.remote()
+
+
+class _Group(TorchTrainer):
+    """Asks its workers to stop at a Ctrl-C. The second one ends them, as Ray does at the first.
+
+    Attributes:
+        ask: what asks them; None: Ray's own way.
+    """
+
+    ask: Callable[[], None] | None = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        super()._register_sigint_handler(controller)  # there is no public way
+        if self.ask is None:
+            return
+        at_once, ask = signal.getsignal(signal.SIGINT), self.ask
+
+        def first(number: int, frame: Any) -> None:
+            signal.signal(signal.SIGINT, at_once)
+            ask()
+
+        signal.signal(signal.SIGINT, first)
 
 
 def trainer_of(
@@ -61,7 +96,7 @@ def trainer_of(
     config: dict[str, Any] | None = None,
     callbacks: tuple[UserCallback, ...] = (),
     placement: Literal["PACK", "SPREAD"] = "PACK",
-) -> TorchTrainer:
+) -> _Group:
     """The workers that run a function, given `config` where there is one.
 
     Args:
@@ -71,7 +106,7 @@ def trainer_of(
     resources = {"CPU": scaling.cpus_per_worker}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
-    return TorchTrainer(
+    return _Group(
         function,
         train_loop_config=config,
         torch_config=TorchConfig(timeout_s=math.ceil(scaling.timeout)),

@@ -89,7 +89,8 @@ def _launch_here(experiment: AnyExperiment, folder: Path, listener: Listener) ->
 def _launch_group(experiment: AnyExperiment, folder: PathOrUri, listener: Listener) -> FinalMetrics:
     connect(experiment.scaling)
     board = new_board()
-    with _listening(board, listener) as heard, _interrupt_as_stop():
+    # Again, for Ray has put up a handler of its own, which ends the process 3 s after a SIGTERM.
+    with termination_as_interrupt(), _listening(board, listener) as heard, _interrupt_as_stop():
         metrics = fit_group(worker_group(experiment, folder, board=board)).return_value
     if not heard.end:
         listener("report", metrics)  # it was lost with the board

@@ -55,7 +55,9 @@ class Restarts:
         elif kind == "checkpoint" and metrics["steps"] is not None:
             self._heard = self._clock()
             self._saved[metrics["name"]] = metrics["steps"]
-            self._places.append(Place(metrics["steps"], self._heard))
+            # It was written beside later steps, which may have been heard of.
+            if not self._places or metrics["steps"] > self._places[-1].steps:
+                self._places.append(Place(metrics["steps"], self._heard))
         return None
 
     def _begin(self, checkpoint: str | None) -> str | None:

@@ -9,15 +9,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pyarrow import ArrowException
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+from pyarrow.fs import (
+    AzureFileSystem,
+    FileSelector,
+    FileSystem,
+    FileType,
+    GcsFileSystem,
+    LocalFileSystem,
+    S3FileSystem,
+    copy_files,
+)
 
-from raytrain_speedup.engine.checkpoint import CheckpointFailed, rank_file
+from raytrain_speedup.engine.checkpoint import CheckpointFailed, is_rank_file, rank_file
 from raytrain_speedup.engine.checkpoint_store import (
     MANIFEST,
     NAME,
     CheckpointStore,
     FolderStore,
     checkpoint_name,
+    manifest,
 )
 from raytrain_speedup.engine.outage import outlast, reason_of
 from raytrain_speedup.scaling.storage import PathOrUri, inside, is_uri
@@ -27,6 +37,9 @@ from raytrain_speedup.settings import UserError
 def store_of(folder: PathOrUri) -> CheckpointStore:
     """The checkpoints of the run in a folder or behind a URI."""
     return UriStore(str(folder)) if is_uri(folder) else FolderStore(Path(folder))
+
+
+OBJECT_STORES = (S3FileSystem, GcsFileSystem, AzureFileSystem)
 
 
 class UriStore(CheckpointStore):
@@ -61,13 +74,8 @@ class UriStore(CheckpointStore):
 
         def bring() -> None:
             self._files.create_dir(target)
-            for file in sorted(folder.iterdir()):
-                copy_files(
-                    str(file),
-                    f"{target}/{file.name}",
-                    source_filesystem=LocalFileSystem(),
-                    destination_filesystem=self._files,
-                )
+            for file in sorted(folder.iterdir(), key=lambda file: is_rank_file(file.name)):
+                self._bring(file, f"{target}/{file.name}")
 
         name = self.path_of(checkpoint_name(number))
         try:
@@ -78,6 +86,13 @@ class UriStore(CheckpointStore):
             for file in folder.iterdir():
                 file.unlink()
             folder.rmdir()
+
+    def _bring(self, file: Path, target: str) -> None:
+        """Seen whole or not at all: so are objects, and elsewhere a file gets its name when it is there."""
+        beside = target if isinstance(self._files, OBJECT_STORES) else f"{target}.partial"
+        copy_files(str(file), beside, source_filesystem=LocalFileSystem(), destination_filesystem=self._files)
+        if beside != target:
+            self._files.move(beside, target)
 
     def fetch(self, name: str, rank: int) -> Path:
         """A copy without what only the other ranks need."""
@@ -104,26 +119,21 @@ class UriStore(CheckpointStore):
         names = [info.base_name for info in found if info.type == FileType.Directory]
         return [name for name in names if re.fullmatch(NAME, name)]
 
-    def _manifest(self, name: str) -> Mapping[str, int] | None:
-        try:
-            with self._files.open_input_stream(f"{self._path(name)}/{MANIFEST}") as file:
-                return json.loads(file.read())["files"]
-        except (OSError, ValueError, KeyError):
-            return None
+    def _read_manifest(self, name: str) -> bytes:
+        with self._files.open_input_stream(f"{self._path(name)}/{MANIFEST}") as file:
+            return file.read()
 
     def _sizes(self, name: str) -> Mapping[str, int]:
         found = self._files.get_file_info(FileSelector(self._path(name)))
         return {info.base_name: info.size for info in found if info.type == FileType.File}
 
-    def _publish(self, number: int, world: int) -> None:
-        name = checkpoint_name(number)
-        files = dict(self._sizes(name))
-        files.pop(MANIFEST, None)
-        missing = {rank_file(rank) for rank in range(world)} - files.keys()
-        if missing:
-            raise FileNotFoundError(f"{min(missing)} is not there yet")
-        with self._files.open_output_stream(f"{self._path(name)}/{MANIFEST}") as file:
-            file.write(json.dumps({"workers": world, "files": files}, indent=2).encode())
+    def _parts(self, number: int) -> Mapping[str, int]:
+        return self._sizes(checkpoint_name(number))
+
+    def _publish(self, number: int) -> None:
+        told = json.dumps(manifest(self._parts(number)), indent=2)
+        with self._files.open_output_stream(f"{self._path(checkpoint_name(number))}/{MANIFEST}") as file:
+            file.write(told.encode())
 
     def _remove(self, name: str) -> None:
         self._files.delete_dir(self._path(name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import time
 from pathlib import Path
@@ -13,15 +15,17 @@ import ray.train.collective
 import ray.train.torch
 from ray.exceptions import RayError
 
-from raytrain_speedup.engine.checkpoint_store import checkpoint_name
+from raytrain_speedup.engine.checkpoint import Checkpoint
 from raytrain_speedup.engine.local import PROGRESS_SECONDS
 from raytrain_speedup.engine.reporter import Decision, Metrics, Notice, Reporter
+from raytrain_speedup.engine.saver import Saver
 from raytrain_speedup.engine.script_run import run_any
 from raytrain_speedup.scaling.board import BOARD_SECONDS, NodeTakenBack
 from raytrain_speedup.scaling.cluster import drains_watched
 from raytrain_speedup.scaling.storage import PathOrUri
 from raytrain_speedup.scaling.uri_store import store_of
 from raytrain_speedup.script import load_any_dict
+from raytrain_speedup.settings import UserError
 
 log = logging.getLogger("raytrain_speedup")
 
@@ -30,7 +34,8 @@ class TrainReporter(Reporter):
     """Writes the run's checkpoints and reports to Ray Train; rank 0 also pins its metrics to the board.
 
     Checkpoints are not Ray's but this package's (`engine/checkpoint_store.py`): a process or another number of
-    workers reads them. Every rank writes its own files, and when all have, rank 0 makes a checkpoint of them.
+    workers reads them. Every rank writes its own files beside its steps, and when all are there, rank 0 makes a
+    checkpoint of them.
 
     Args:
         folder: the run's folder or URI, which all workers see.
@@ -40,7 +45,8 @@ class TrainReporter(Reporter):
     def __init__(self, folder: PathOrUri, board: Any = None) -> None:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.watches = drains_watched()
+        self.watches = drains_watched() or board is not None
+        self._stop = False
         self._board = board if self.rank == 0 else None
         self._last_progress = 0.0
         self._steps: float | int | str | bool | None = None  # of the run
@@ -54,22 +60,33 @@ class TrainReporter(Reporter):
             found = newest, self._store.next_number()
         # one looks, so that no storage that lags behind makes the others go on from another checkpoint
         self._newest, self._number = ray.train.collective.broadcast_from_rank_zero(found)
+        self._saver = Saver()
         self._pin("begin", {"checkpoint": self._newest})
 
-    def report(self, metrics: Metrics, checkpoint: Path | None = None) -> None:
+    def report(self, metrics: Metrics, checkpoint: Checkpoint | None = None) -> None:
         # First, as in `LocalReporter`: Ctrl-C may end this process between any two lines.
         self._pin("report", dict(metrics), wait=True)
         if checkpoint is not None:
-            self._store.hand_over(checkpoint, self._number)
-            ray.train.collective.barrier()
-            if self.rank == 0:
-                name = self._store.commit(self._number, self.world)
-                self._pin("checkpoint", {"name": name, "steps": self._steps})
-        ray.train.report(dict(metrics))  # when all are here: the checkpoint is there for all of them
-        if checkpoint is not None:
-            self._newest, self._number = checkpoint_name(self._number), self._number + 1
+            self._saver.start(functools.partial(self._save, checkpoint, self._number, self._steps))
+            self._number += 1
+        ray.train.report(dict(metrics))
+
+    def _save(self, checkpoint: Checkpoint, number: int, steps: Any) -> None:
+        checkpoint.write()
+        self._store.hand_over(checkpoint.folder, number)
+        if self.rank == 0:
+            self._newest = self._store.commit(number, self.world)
+            self._pin("checkpoint", {"name": self._newest, "steps": steps})
+
+    def settle(self) -> None:
+        self._saver.settle()
+        self._newest = ray.train.collective.broadcast_from_rank_zero(self._newest)  # when all are here
+
+    def close(self) -> None:
+        self._saver.wait()
 
     def progress(self, metrics: Metrics) -> None:
+        self._saver.check()
         self._steps = metrics.get("steps") if metrics.get("of") != "teacher" else None
         now = time.monotonic()
         if now - self._last_progress > PROGRESS_SECONDS:
@@ -77,9 +94,25 @@ class TrainReporter(Reporter):
             self._pin("progress", dict(metrics))
 
     def agree(self, decision: Decision) -> Decision:
-        return ray.train.collective.broadcast_from_rank_zero(decision)
+        """And all hear whether the user asked to stop."""
+        told = decision, self._asked_to_stop()
+        decision, self._stop = ray.train.collective.broadcast_from_rank_zero(told)
+        return decision
+
+    def should_stop(self) -> bool:
+        return self._stop
+
+    def _asked_to_stop(self) -> bool:
+        if self._board is None:
+            return False
+        try:
+            return ray.get(self._board.asked_to_stop.remote(), timeout=BOARD_SECONDS)
+        except RayError:
+            return False
 
     def notice(self) -> Notice | None:
+        if not drains_watched():
+            return None
         info = ray.train.get_preemption_info()  # what rank 0 was told
         if info is None:
             return None
@@ -119,7 +152,12 @@ class TrainReporter(Reporter):
 
     @property
     def last(self) -> str | None:
-        return self._store.path_of(self._newest) if self._newest is not None else None
+        self._saver.wait()
+        newest = self._newest
+        if self.rank:  # only rank 0 hears when one is there
+            with contextlib.suppress(UserError):
+                newest = self._store.newest()
+        return self._store.path_of(newest) if newest is not None else None
 
     def new_folder(self) -> Path:
         return self._store.begin(self._number)

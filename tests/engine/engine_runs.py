@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine import run as engine
+from raytrain_speedup.engine.checkpoint import Checkpoint
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.reporter import Metrics, Notice, Reporter
 
@@ -98,16 +99,13 @@ class WorkerDiary(Diary):
         super().__init__(folder, **options)
         self.rank, self.world = rank, 2
 
-    def new_folder(self) -> Path:
+    def _save(self, checkpoint: Checkpoint, number: int) -> None:
+        checkpoint.write()
         if self.rank == 0:
-            super().new_folder()
-        dist.barrier()
-        (partial,) = self.folder.glob(".checkpoint-*.partial")
-        return partial
+            self._last = self._store.path_of(self._store.commit(number, self.world))
 
-    def report(self, metrics: Any, checkpoint: Path | None = None) -> None:
-        dist.barrier()
-        super().report(metrics, checkpoint if self.rank == 0 else None)
+    def settle(self) -> None:
+        super().settle()
         dist.barrier()
 
     def agree(self, decision: Any) -> Any:

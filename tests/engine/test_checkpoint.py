@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import resource
-import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 from engine_runs import CPU, Diary, same, tiny, trained, weights
 
-from raytrain_speedup.engine.checkpoint import CheckpointFailed, read_own, read_shared, write_checkpoint
+from raytrain_speedup.engine.checkpoint import Checkpoint, CheckpointFailed, read_own, read_shared
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.run import run
@@ -38,22 +37,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @contextmanager
 def file_limit(size: int) -> Iterator[None]:
-    """Writing beyond `size` bytes of a file fails, as on a full disk."""
+    """Writing beyond `size` bytes of a file fails, as on a full disk; the signal is one that Python ignores."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 class Filling(Diary):
     """Fills the disk after the first checkpoint."""
 
-    def report(self, metrics: Any, checkpoint: Path | None = None) -> None:
+    def report(self, metrics: Any, checkpoint: Checkpoint | None = None) -> None:
         super().report(metrics, checkpoint)
+        self.settle()
         with (self.folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(b"\0" * 4096)
@@ -77,12 +75,13 @@ def test_a_full_disk_leaves_the_previous_checkpoint_intact(small_disk: Path, tmp
 
 def test_a_write_that_breaks_off_leaves_nothing_half_written(tmp_path: Path):
     state = {"weights": torch.zeros(1 << 20)}
-    write_checkpoint(tmp_path, rank=0, own={"random": 7}, shared={"weights": torch.ones(1 << 20)})
+    files = {"rank-0.pt": {"random": 7}, "run.pt": {"weights": torch.ones(1 << 20)}}
+    Checkpoint(tmp_path, files).write()
     with (
         file_limit(1 << 20),
         pytest.raises(CheckpointFailed, match=r"run.pt: checkpoint not written \(File too large\)"),
     ):
-        write_checkpoint(tmp_path, rank=0, own={"random": 7}, shared=state)
+        Checkpoint(tmp_path, files | {"run.pt": state}).write()
     assert torch.equal(read_shared(tmp_path, CPU)["weights"], torch.ones(1 << 20))
     assert read_own(tmp_path, rank=0) == {"random": 7}
     assert read_own(tmp_path, rank=1) is None
@@ -99,10 +98,10 @@ def test_a_image_that_cannot_be_written_is_reported_in_a_line(tmp_path: Path):
 
 def test_the_last_file_of_a_run_may_fail_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """`model.pt` does not fit any more: the message is that of every checkpoint."""
-    from raytrain_speedup.engine import run as module
+    from raytrain_speedup.engine import checkpoint as module
 
     def limited(content: Any, path: Path) -> None:
-        with file_limit(1000):
+        with file_limit(1000) if path.name == "model.pt" else nullcontext():
             module_save(content, path)
 
     module_save = module.save_tensors
@@ -178,8 +177,9 @@ class Away(Diary):
         super().__init__(folder)
         self.seconds = seconds
 
-    def report(self, metrics: Any, checkpoint: Path | None = None) -> None:
+    def report(self, metrics: Any, checkpoint: Checkpoint | None = None) -> None:
         super().report(metrics, checkpoint)
+        self.settle()
         mount = self.folder.parent
         if len(self.reports) == 1:
             away = mount.rename(mount.with_name("away"))
@@ -218,7 +218,6 @@ def test_a_report_is_heard_before_its_checkpoint_is_there(tmp_path: Path) -> Non
         raise RunFailed("nobody listens")
 
     reporter = LocalReporter(tmp_path, hear)
-    write_checkpoint(reporter.new_folder(), rank=0, own={}, shared={})
     with pytest.raises(RunFailed, match="nobody listens"):
-        reporter.report({"epoch": 1}, tmp_path)
+        reporter.report({"epoch": 1}, Checkpoint(reporter.new_folder(), {"rank-0.pt": {}, "run.pt": {}}))
     assert there == [[]] and reporter.latest() == tmp_path / "checkpoint-000000"

@@ -1,6 +1,7 @@
 """Ctrl-C in a real `speedup train`: exit code 130, the checkpoint named, nothing of the run lost by it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,8 +51,14 @@ def speedup_train(folder: Path, *arguments: str) -> Iterator[subprocess.Popen]:
         process.wait()
 
 
-def interrupted(process: subprocess.Popen, *, after: str, by: int = signal.SIGINT) -> str:
-    """Press Ctrl-C (or another signal) when a line begins with `after`; gives everything the process wrote."""
+def interrupted(
+    process: subprocess.Popen, *, after: str, by: int = signal.SIGINT, alone: bool = False
+) -> str:
+    """Press Ctrl-C (or another signal) when a line begins with `after`; gives everything the process wrote.
+
+    Args:
+        alone: not to its children: Ray's own processes end at a SIGTERM.
+    """
     assert process.stdout is not None
     written = ""
     for line in process.stdout:
@@ -60,7 +67,7 @@ def interrupted(process: subprocess.Popen, *, after: str, by: int = signal.SIGIN
             break
     assert process.poll() is None, written
     time.sleep(0.05)
-    os.killpg(process.pid, by)
+    (os.kill if alone else os.killpg)(process.pid, by)
     written += process.stdout.read()
     process.wait(timeout=60)
     return written
@@ -113,10 +120,17 @@ def test_a_run_that_is_ended_twice_goes_on_as_if_nothing_had_happened(tmp_path: 
 
 @pytest.mark.timeout(300)
 def test_two_workers_stop_and_name_where_to_go_on(tmp_path: Path) -> None:
-    with speedup_train(tmp_path, "train.epochs=500", "scaling.workers=2") as process:
-        written = interrupted(process, after="epoch   2")
+    """SIGTERM too: a checkpoint is taken where they are, in the middle of an epoch, though none was due."""
+    keys = "train.epochs=500", "scaling.workers=2", "train.checkpoint_every=400"
+    with speedup_train(tmp_path, *keys) as process:
+        written = interrupted(process, after="epoch   2", by=signal.SIGTERM, alone=True)
     assert process.returncode == 130, written
     assert "Traceback" not in written
     (folder,) = tmp_path.glob("digits-*")
-    assert f"--resume {folder}" in written
-    assert list(folder.glob("checkpoint-*/run.pt"))
+    (checkpoint,) = folder.glob("checkpoint-*")
+    said = re.search(
+        r"stopped in epoch (\d+) after step (\d+) of \d+; the checkpoint is (\S+); go on with", written
+    )
+    assert said is not None and said[3] == str(checkpoint) and f"--resume {folder}" in written
+    state = torch.load(checkpoint / "run.pt", weights_only=True)
+    assert (state["epoch"] + 1, state["next_step"]) == (int(said[1]), int(said[2]))

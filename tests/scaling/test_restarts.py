@@ -59,6 +59,16 @@ def test_what_was_lost_is_since_the_checkpoint() -> None:
     )
 
 
+def test_a_checkpoint_that_is_written_beside_later_steps_takes_none_of_them_back() -> None:
+    at = At()
+    at.note(0, "begin", checkpoint=None)
+    at.note(5, "progress", steps=40)
+    at.note(7, "progress", steps=60)
+    at.note(8, "checkpoint", name="checkpoint-000000", steps=40)
+    at.note(9, "failure", cause="the node of worker 1 was lost")
+    assert str(at.note(10, "begin", checkpoint="checkpoint-000000")).endswith("; 20 steps (2.0 s) lost")
+
+
 def test_nothing_is_lost_where_the_last_step_was_saved() -> None:
     at = At()
     at.note(0, "begin", checkpoint=None)

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -30,8 +33,43 @@ class Clock(ABC):
         """Seconds up to now. The caller has synchronised the device."""
 
 
+class _Beside:
+    """The CPU seconds of threads of this process that work beside a run."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ended = 0.0
+        self._began: dict[int, float] = {}  # by the thread
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        thread, began = threading.get_ident(), time.thread_time()
+        with self._lock:
+            self._began[thread] = began
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._ended += time.thread_time() - self._began.pop(thread)
+
+    def seconds(self) -> float:
+        with self._lock:  # so no thread in it is gone
+            return self._ended + sum(
+                time.clock_gettime(time.pthread_getcpuclockid(thread)) - began
+                for thread, began in self._began.items()
+            )
+
+
+_BESIDE = _Beside()
+
+
+def no_work_of_the_run() -> AbstractContextManager[None]:
+    """What the calling thread does inside (it writes a checkpoint, say) is no CPU second of the run."""
+    return _BESIDE.working()
+
+
 class CpuClock(Clock):
-    """CPU seconds of all threads of this process and of the processes that load for it."""
+    """CPU seconds of all threads of this process that work for the run, and of the processes that load for it."""
 
     name = "cpu"
 
@@ -45,7 +83,7 @@ class CpuClock(Clock):
                     self._children[child.pid] = time.clock_gettime(_clock_of(child.pid))
                 except OSError:  # it has ended: what it had worked when last seen stays counted
                     continue
-        return time.process_time() + sum(self._children.values())
+        return time.process_time() - _BESIDE.seconds() + sum(self._children.values())
 
 
 class DeviceClock(Clock):
