@@ -72,10 +72,10 @@ def test_the_next_one_waits_for_it(tmp_path: Path) -> None:
 
 
 def test_a_failure_is_told_between_two_steps(tmp_path: Path) -> None:
-    full = Slow(tmp_path, steps=6, full=True)
+    full = Slow(tmp_path, steps=41, full=True)
     with pytest.raises(CheckpointFailed, match="the disk is full; there is no checkpoint before it"):
-        run(tiny(epochs=50), full, device=CPU)
-    assert full.steps < 9 * 4, "told long before the end"
+        run(tiny(epochs=20, checkpoint_every=10), full, device=CPU)
+    assert full.steps < 80, "told before the next one"
 
 
 def test_the_end_waits_for_the_last_one(tmp_path: Path) -> None:
