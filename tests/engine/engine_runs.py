@@ -71,6 +71,7 @@ class Diary(LocalReporter):
             self.reports.append(dict(metrics))
 
     def progress(self, metrics: Metrics) -> None:
+        super().progress(metrics)
         if metrics.get("of") == "teacher":
             return
         self.steps += 1
