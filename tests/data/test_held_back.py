@@ -53,6 +53,7 @@ def test_it_is_disjoint_by_class_and_the_same_for_every_seed(kind: str, tmp_path
     other = opened(keys, seed=1, split_seed=None, val_fraction=0)
     assert places(other.test) == parts[2] and len(other.train) == 12
     assert not set(places(other.train)) & set(parts[2])
+    assert places(opened(keys, split_seed=5).test) == parts[2]
     assert splits.test.decode(0).shape[2] == 3
 
 
