@@ -49,7 +49,11 @@ def index_data(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the index to write")],
     labels: Annotated[
-        Path | None, typer.Option(help="text file of lines NAME CLASS, where neither folder nor .cls says it")
+        Path | None,
+        typer.Option(
+            help="where neither folder nor .cls says the class: text file of lines NAME CLASS, or ILSVRC2012's "
+            "development kit as downloaded"
+        ),
     ] = None,
     processes: Annotated[
         int | None,
@@ -67,7 +71,7 @@ def index_data(
     on all of its nodes.
 
     speedup data index ILSVRC2012_img_train.tar -o train.index
-    speedup data index ILSVRC2012_img_val.tar --labels val.txt -o val.index
+    speedup data index ILSVRC2012_img_val.tar --labels ILSVRC2012_devkit_t12.tar.gz -o val.index
     speedup data index s3://mine/shards -o train.index
     speedup train mine.yaml data.source=index data.train=train.index data.test=val.index
     """

@@ -16,7 +16,8 @@ BUDGET = "train.epochs"
 BESIDE = {
     *("data.root", "data.train", "data.test", "data.val", "data.download", "data.images", "data.masks"),
     *("data.loader", "data.memory_limit_gb", "data.replay_limit_gb", "data.num_workers"),
-    *("data.max_corrupt_fraction", "data.val_fraction", "data.split_seed", "model.pretrained"),
+    *("data.max_corrupt_fraction", "data.val_fraction", "data.test_fraction", "data.split_seed"),
+    "model.pretrained",
 }
 """Keys that say where data and weights are, how they are read, and what a search keeps back of them."""
 

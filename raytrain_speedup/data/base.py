@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from pathlib import Path
+from typing import Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raytrain_speedup.settings import Settings
 
@@ -243,9 +244,19 @@ class Subset(Source):
     def prepare(self, memory_limit: float) -> None:
         self.source.prepare(memory_limit)
 
+    def subset(self, positions: np.ndarray) -> Source:
+        return Subset(self.source, self.positions[positions])  # of one table, however often it is cut
+
     def window(self) -> Window | None:
         whole = self.source.window()
         return whole and Window(whole.stretch[self.positions], whole.samples)
+
+
+def leaving_out(source: Source, positions: np.ndarray | None) -> Source:
+    """The samples of a source but those at some positions, (n,) int64, distinct; itself where there are none."""
+    if positions is None or not len(positions):
+        return source
+    return source.subset(np.setdiff1d(np.arange(len(source)), positions, assume_unique=True))
 
 
 class DataSettings(Settings):
@@ -264,6 +275,13 @@ class DataSettings(Settings):
     )
     split_seed: int | None = Field(
         0, ge=0, description="seed of that choice; null: another validation split for every training seed"
+    )
+    test_fraction: float | None = Field(
+        None,
+        gt=0,
+        le=0.5,
+        description="fraction of the training data held back as the test split, class by class, where the "
+        "data have none of their own; the same samples for every seed",
     )
     augment: Augment = Field(
         "crop-flip",
@@ -335,14 +353,35 @@ class DataSettings(Settings):
         raise NotImplementedError
 
 
+class FilesSettings(DataSettings):
+    """Common part of the sections that name a file or a folder for each split."""
+
+    train: Path = Field(description="training data")
+    test: Path | None = Field(None, description="test data; read once, at the end; default: `test_fraction`")
+
+    @model_validator(mode="after")
+    def _have_one_test_split(self) -> Self:
+        if self.test is None and self.test_fraction is None:
+            raise ValueError("test is missing; expected the test data, or a test_fraction such as 0.01")
+        if self.test is not None and self.test_fraction is not None:
+            raise ValueError(
+                f"test_fraction: {self.test_fraction} is given beside test: {self.test}; expected one of them, the "
+                "other null"
+            )
+        return self
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """What `DataSettings.read` found; `val` only where the source has a validation split of its own."""
+    """What `DataSettings.read` found; `val` and `test` only where the source has such a split of its own."""
 
     train: Source
-    test: Source
+    test: Source | None
     class_names: tuple[str, ...]
     val: Source | None = None
     channels: int = 3
     sequence_length: int | None = None
     """Tokens of a row, where samples are such rows and the classes are all tokens; None where they are images."""
+    left_out: np.ndarray | None = None
+    """(n,) int64, distinct: positions in `train` of what nobody is to be shown. A test split is drawn before they
+    go, so that it loses those among them and stays the same otherwise."""

@@ -28,7 +28,8 @@ _NAMES = 5  # of many, in a message
 class ImageFolderSettings(DataSettings):
     """`root`/train/CLASS/FILE and `root`/test/CLASS/FILE, and `root`/val if the data have such a split.
 
-    Without test/, or where it has no class folders (ImageNet's has no labels), val/ is the test split.
+    Without test/, or where it has no class folders (ImageNet's has no labels), val/ is the test split. With
+    `test_fraction` there is no test/, and val/, if it is there, is the validation split.
     """
 
     source: Literal["imagefolder"] = "imagefolder"
@@ -46,26 +47,36 @@ class ImageFolderSettings(DataSettings):
         classes = _class_folders(folders["train"])
         sources = {split: _scan(folder, classes) for split, folder in folders.items()}
         class_names = tuple(shown(name) for name in classes)
-        return Dataset(sources["train"], sources["test"], class_names, val=sources.get("val"))
+        return Dataset(sources["train"], sources.get("test"), class_names, val=sources.get("val"))
 
     def _split_names(self) -> dict[str, str]:
         """The folder's name for every split.
 
         Raises:
-            UserError: if there is none for the training or the test split.
+            UserError: if there is none for the training or the test split, or one for the latter too many.
         """
         present = {entry.name for entry in listed(_KEY, self.root) if is_folder(_KEY, entry)}
         labelled = {name for name in {"train", "test", "val"} & present if _class_folders(self.root / name)}
-        names = split_folders(labelled.__contains__)
+        names = self._held_back(labelled) if self.test_fraction else split_folders(labelled.__contains__)
         for name in names.values():
             if name not in labelled:
                 raise UserError(
                     f"{_KEY}: there is no folder {name}/ with one folder for each class in "
-                    f"{shown(self.root.absolute())}; expected train/ and test/, or train/ and val/"
+                    f"{shown(self.root.absolute())}; expected train/ and test/, or train/ and val/, or train/ and "
+                    "a data.test_fraction, such as 0.01, that is held back of it"
                 )
         for name in sorted(present & {"test", "val"} - labelled):
             log.warning("%s: %s has no class folders in it and is not read", _KEY, shown(self.root / name))
         return names
+
+    def _held_back(self, labelled: set[str]) -> dict[str, str]:
+        """The folder's name for every split but the test split, which is held back of the training data."""
+        if "test" in labelled:
+            raise UserError(
+                f"data.test_fraction: {self.test_fraction} is given, and there is {shown(self.root / 'test')}; "
+                "expected null, or no such folder"
+            )
+        return {name: name for name in ("train", "val") if name == "train" or name in labelled}
 
 
 class FolderSource(Source):

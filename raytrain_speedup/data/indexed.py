@@ -15,10 +15,10 @@ from raytrain_speedup.data.base import (
     Buffer,
     CorruptSample,
     Dataset,
-    DataSettings,
+    FilesSettings,
     Source,
-    Subset,
     Window,
+    leaving_out,
 )
 from raytrain_speedup.data.decode import decode
 from raytrain_speedup.data.range_cache import RangeCache
@@ -31,12 +31,15 @@ log = logging.getLogger("raytrain_speedup.data")
 _LOOKED_AT = 64  # stretches, for their classes
 
 
-class IndexedSettings(DataSettings):
-    """Indexes that `speedup data index` made, one for each split."""
+class IndexedSettings(FilesSettings):
+    """Indexes that `speedup data index` made, one for each split; without one for test, `test_fraction`."""
 
     source: Literal["index"] = "index"
     train: Path = Field(description="index of the training data (`speedup data index SRC -o INDEX`)")
-    test: Path = Field(description="index of the test data; read once, at the end")
+    test: Path | None = Field(
+        None,
+        description="index of the test data; read once, at the end; default: `test_fraction` of the training data",
+    )
     val: Path | None = Field(
         None, description="index of the validation data; default: `val_fraction` of the training data"
     )
@@ -57,28 +60,31 @@ class IndexedSettings(DataSettings):
     cache_gb: float = Field(100.0, gt=0, description="most that `cache` may take, in GB (1e9 bytes)")
 
     def read(self) -> Dataset:
-        folders = {"train": self.train, "test": self.test} | ({"val": self.val} if self.val else {})
-        indexes = {split: open_index(folder, f"data.{split}") for split, folder in folders.items()}
+        folders = {"train": self.train, "test": self.test, "val": self.val}
+        indexes = {split: open_index(folder, f"data.{split}") for split, folder in folders.items() if folder}
         names = indexes["train"].class_names
         sources = {
-            split: _without_quarantined(self._source(index, _targets(index, names, split)), split)
-            for split, index in indexes.items()
+            split: self._source(index, _targets(index, names, split)) for split, index in indexes.items()
         }
+        left_out = {split: _quarantined(index, split) for split, index in indexes.items()}
         _warn_of_few_classes(sources["train"])
-        return Dataset(sources["train"], sources["test"], names, val=sources.get("val"))
+        test, val = (
+            leaving_out(sources[split], left_out[split]) if split in sources else None
+            for split in ("test", "val")
+        )
+        return Dataset(sources["train"], test, names, val=val, left_out=left_out["train"])
 
     def _source(self, index: Index, targets: np.ndarray) -> IndexedSource:
         cache = RangeCache(self.cache.absolute(), index, int(self.cache_gb * 1e9)) if self.cache else None
         return IndexedSource(index, targets, cache=cache, window=self.window)
 
 
-def _without_quarantined(source: IndexedSource, split: str) -> Source:
-    """The samples of an index but those that its quarantine list names; says how many those are."""
-    left_out = source.index.quarantined()
-    if not len(left_out):
-        return source
-    log.info("data.%s: %d samples in quarantine are left out (%s)", split, len(left_out), source.index.folder)
-    return Subset(source, np.setdiff1d(np.arange(len(source)), left_out, assume_unique=True))
+def _quarantined(index: Index, split: str) -> np.ndarray:
+    """The rows that an index's quarantine list names; says how many those are."""
+    left_out = index.quarantined()
+    if len(left_out):
+        log.info("data.%s: %d samples in quarantine are left out (%s)", split, len(left_out), index.folder)
+    return left_out
 
 
 def _warn_of_few_classes(source: Source) -> None:

@@ -1,12 +1,14 @@
 """Making an index (`shards.py`) of tar files, or of class folders of image files, on disks or in object storage.
 
-The class of a sample is, in this order: what a file of labels says of it; the name of the inner tar file it is in;
-the content of its neighbour `.cls`, as in WebDataset's shards; the name of its folder.
+The class of a sample is, in this order: what a file of labels says of it; the name of the inner tar file it is in,
+or of its own tar file where that is a WordNet ID, as ImageNet's are; the content of its neighbour `.cls`, as in
+WebDataset's shards; the name of its folder.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from rich.progress import Progress
 
+from raytrain_speedup.data.devkit import devkit_labels
 from raytrain_speedup.data.folders import image_files, is_folder, is_image, listed, shown, some, tell_left_out
 from raytrain_speedup.data.object_store import Stat, is_remote, list_objects, read_here, stat_object
 from raytrain_speedup.data.shards import Index, ShardRows, write_index
@@ -24,6 +27,7 @@ from raytrain_speedup.settings import UserError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".tar.zst")
 _WHOLE_FOLDER = "."
+_WORDNET_ID = re.compile(r"n\d{8}")
 Reading = AbstractContextManager[Executor]
 
 _STORE_PROCESSES = 16  # they wait for the network, not for a core
@@ -43,7 +47,7 @@ def make_index(
     Args:
         source: a tar file, a folder of tar files, or a folder of class folders; or the URI of one of these.
         folder: where the index goes; one that is there is replaced.
-        labels: a text file with a sample's file name and its class in every line.
+        labels: a text file with a sample's file name and its class in every line; or ILSVRC2012's development kit.
         processes: that read tar files at the same time; default: one for each core, and 16 for a store.
         pool: that reads tar files in place of processes of this machine, such as tasks of a cluster.
         progress: shows how far it is.
@@ -81,6 +85,8 @@ def _reading(
 
 def _read_labels(path: Path) -> dict[str, str]:
     """`NAME CLASS` in every line; a name may have folders before it, which are not looked at."""
+    if path.name.endswith((".tar", *_COMPRESSED)):
+        return devkit_labels(path, KEY)
     known = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -115,6 +121,12 @@ def _tars_among(names: Sequence[str], where: Path | str) -> list[str]:
     return tars
 
 
+def _tar_job(root: str, name: str, known: Mapping[str, str], stat: Stat | None = None) -> TarJob:
+    """A tar file to scan: of one class, where it is one of ImageNet's inner ones by its name."""
+    found = _WORDNET_ID.fullmatch(PurePosixPath(name).stem)
+    return TarJob(root, name, known, stat, inside=found.group() if found else "")
+
+
 # --- on disks ------------------------------------------------------------------------------------------------
 
 
@@ -131,7 +143,7 @@ def _scan_disk(
     root = str((source.parent if single else source).absolute())
     if tars:
         with reading as pool:
-            return root, scan_tars([TarJob(root, name, known) for name in tars], pool, progress)
+            return root, scan_tars([_tar_job(root, name, known) for name in tars], pool, progress)
     folders = [entry.name for entry in listed(KEY, source) if is_folder(KEY, entry)]
     jobs = [_ClassJob(root, name, known) for name in folders or [_WHOLE_FOLDER]]
     threads = min(32, 4 * (os.cpu_count() or 1))  # they wait for the file system, not for a core
@@ -193,7 +205,7 @@ def _scan_store(
     tars = _tars_among([name for name in objects if "/" not in name], root)
     if not tars:
         return root, [_loose(root, objects, known)]
-    jobs = [TarJob(root, name, known, objects[name]) for name in tars]
+    jobs = [_tar_job(root, name, known, objects[name]) for name in tars]
     with reading as pool:
         return root, scan_tars(jobs, pool, progress)
 

@@ -23,7 +23,7 @@ log = logging.getLogger("raytrain_speedup.data")
 WIDTH = 8
 """Rows are as long as the longest sample, rounded up to a multiple of this: what kernels like."""
 
-OF_TEXTS = {"source", "val_fraction", "split_seed", "max_corrupt_fraction"}
+OF_TEXTS = {"source", "val_fraction", "test_fraction", "split_seed", "max_corrupt_fraction"}
 """Keys of `DataSettings` that are not about images."""
 
 Template = Literal["alpaca", "plain"]

@@ -41,7 +41,7 @@ class ParquetMaskBoxesSettings(BoxSettings, ParquetMaskFilesSettings):
         masked = {split: self.masked(files) for split, files in self.open_splits().items()}
         numbers = [self.class_names.index(name) for name in self.objects]
         sources = {split: _boxed(source, numbers, self.min_area) for split, source in masked.items()}
-        return Dataset(sources["train"], sources["test"], self.objects, val=sources.get("val"))
+        return Dataset(sources["train"], sources.get("test"), self.objects, val=sources.get("val"))
 
 
 def _boxed(source: MaskedSource, numbers: list[int], min_area: int) -> BoxedSource:

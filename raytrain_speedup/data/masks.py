@@ -93,7 +93,7 @@ class ParquetMasksSettings(ParquetMaskFilesSettings):
 
     def read(self) -> Dataset:
         sources = {split: self.masked(files) for split, files in self.open_splits().items()}
-        return Dataset(sources["train"], sources["test"], self.class_names, val=sources.get("val"))
+        return Dataset(sources["train"], sources.get("test"), self.class_names, val=sources.get("val"))
 
 
 LONG_NAMES = {"train": "training", "val": "validation"}

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from raytrain_speedup.data.base import Dataset, DataSettings
+from raytrain_speedup.data.base import Dataset, FilesSettings
 from raytrain_speedup.data.parquet_files import ParquetSource, PartFiles, is_text
 from raytrain_speedup.data.unreadable import log
 from raytrain_speedup.settings import UserError
@@ -22,11 +22,14 @@ _ENOUGH_ROWS = 1000
 """Rows in which not even two have one class: so many are no coincidence."""
 
 
-class ParquetFilesSettings(DataSettings):
+class ParquetFilesSettings(FilesSettings):
     """Parquet files with a column of images, for every split; what an image is of is in another column."""
 
     train: Path = Field(description="training data: a .parquet file, or a folder of part files")
-    test: Path = Field(description="test data, likewise; read once, at the end")
+    test: Path | None = Field(
+        None,
+        description="test data, likewise; read once, at the end; default: `test_fraction` of the training data",
+    )
     val: Path | None = Field(
         None, description="validation data, likewise; default: `val_fraction` of the training data"
     )
@@ -34,8 +37,8 @@ class ParquetFilesSettings(DataSettings):
 
     def open_splits(self) -> dict[str, PartFiles]:
         """The files of every split that is named."""
-        paths = {"train": self.train, "test": self.test} | ({"val": self.val} if self.val else {})
-        splits = {split: PartFiles(f"data.{split}", path) for split, path in paths.items()}
+        paths = {"train": self.train, "test": self.test, "val": self.val}
+        splits = {split: PartFiles(f"data.{split}", path) for split, path in paths.items() if path}
         for files in splits.values():
             files.require_images("data.image_column", self.image_column)
         return splits
@@ -51,7 +54,7 @@ class ParquetSettings(ParquetFilesSettings):
         tables = {split: _Table(files, self) for split, files in self.open_splits().items()}
         names = tables["train"].class_names()
         sources = {split: table.source(names) for split, table in tables.items()}
-        return Dataset(sources["train"], sources["test"], names, val=sources.get("val"))
+        return Dataset(sources["train"], sources.get("test"), names, val=sources.get("val"))
 
 
 def open_parquet(

@@ -1,12 +1,14 @@
 """From a source to the training, validation and test split of an experiment.
 
 Where a source has no validation split of its own, some training samples are set aside: by a rule of the labels
-and a seed, class by class, the same on every machine.
+and a seed, class by class, the same on every machine. Where it has no test split, likewise, and the same ones for
+every experiment: they are a part of the data.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,9 +17,14 @@ import numpy as np
 import torch
 
 from raytrain_speedup import randomness
-from raytrain_speedup.data.base import CorruptSample, Dataset, DataSettings, Source
+from raytrain_speedup.data.base import CorruptSample, Dataset, DataSettings, Source, leaving_out
 from raytrain_speedup.data.decode import read
 from raytrain_speedup.settings import UserError
+
+log = logging.getLogger("raytrain_speedup.data")
+
+_TEST_SEED = 22_000
+"""Of the test split that is held back. It stays: all runs are to be judged by the same samples."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,9 @@ def open_data(settings: DataSettings, *, seed: int) -> Splits:
     """
     data = settings.read()
     _check(settings, data)
-    train, val = data.train, data.val
+    train, test = _with_test_split(settings, data)
+    _check_not_empty(train, test)
+    val = data.val
     if val is None and not settings.val_fraction:
         val = train.subset(
             np.empty(0, dtype=np.int64)
@@ -78,17 +87,17 @@ def open_data(settings: DataSettings, *, seed: int) -> Splits:
     elif val is None:
         split_seed = seed if settings.split_seed is None else settings.split_seed
         stay, aside = balanced_split(train.targets, settings.val_fraction, split_seed)
-        train, val = data.train.subset(stay), data.train.subset(aside)
+        train, val = train.subset(stay), train.subset(aside)
     size = data.sequence_length or settings.image_size or _stored_size(settings, train)
     return Splits(
         train=train,
         val=val,
-        test=data.test,
+        test=test,
         num_classes=len(data.class_names),
         channels=data.channels,
         image_size=size,
         class_names=data.class_names,
-        fingerprint=fingerprint(settings.source, (train, val, data.test), size),
+        fingerprint=fingerprint(settings.source, (train, val, test), size),
         inputs="images" if data.sequence_length is None else "sequences",
     )
 
@@ -102,9 +111,51 @@ def _check(settings: DataSettings, data: Dataset) -> None:
             )
     if not all(std > 0 for std in settings.std):
         raise UserError(f"data.std: {settings.std} is not allowed; expected values above 0")
-    for key, source in (("train", data.train), ("test", data.test)):
-        if not len(source):
+    _check_not_empty(data.train, data.test)
+
+
+def _check_not_empty(train: Source, test: Source | None) -> None:
+    for key, source in (("train", train), ("test", test)):
+        if source is not None and not len(source):
             raise UserError(f"data.{key}: there are no samples in it; expected at least one")
+
+
+def _with_test_split(settings: DataSettings, data: Dataset) -> tuple[Source, Source]:
+    """The samples to train and validate on, and those of the test split: the source's own, or held back.
+
+    Raises:
+        UserError: if there is a test split and `test_fraction` asks for another, if there is neither, or if that is
+            of no sample.
+    """
+    fraction = settings.test_fraction
+    if data.test is not None:
+        if fraction is not None:
+            raise UserError(
+                f"data.test_fraction: {fraction} is given, and {settings.source} has a test split of its own; "
+                "expected null"
+            )
+        return leaving_out(data.train, data.left_out), data.test
+    if fraction is None:
+        raise UserError("data.test_fraction: null, and the data have no test split; expected such as 0.01")
+    targets = data.train.targets
+    stay, aside = balanced_split(targets, fraction, _TEST_SEED)
+    if not len(aside):
+        raise UserError(
+            f"data.test_fraction: {fraction} of {len(targets):,} training samples, class by class, are none; "
+            f"expected at least {1 / len(targets):.2g}, and classes of two samples or more"
+        )
+    if data.left_out is not None and len(data.left_out):
+        shown = np.ones(len(targets), dtype=bool)
+        shown[data.left_out] = False
+        stay, aside = stay[shown[stay]], aside[shown[aside]]
+    log.info(
+        "data.test_fraction: %d training samples are held back as the test split%s",
+        len(aside),
+        ""
+        if data.train.placed
+        else f", of {np.count_nonzero(np.bincount(targets[aside]))} of the {len(data.class_names)} classes",
+    )
+    return data.train.subset(stay), data.train.subset(aside)
 
 
 def _stored_size(settings: DataSettings, source: Source) -> int:

@@ -39,7 +39,7 @@ class TarJob:
         known: class by the name of a file; goes before all else.
         stat: of an object in a store; None where it is a file.
         span: where the inner tar file begins and ends.
-        inside: the inner one's name without its suffix; empty for the outer one.
+        inside: the class that its name says: the inner one's without its suffix; most outer ones' says none.
     """
 
     root: str
