@@ -97,6 +97,7 @@ class LocalReporter(Reporter):
         return self._last
 
     def new_folder(self) -> Path:
+        self._saver.settle()
         return self._store.begin(self._number)
 
 

@@ -381,12 +381,13 @@ class Loop:
     def save(self, more: Mapping[str, Any] | None = None) -> Checkpoint:
         """This rank's part of a checkpoint, as the run is now; `more` are files of rank 0's by name."""
         with self.watch.phase("checkpoint"):
+            folder = self.reporter.new_folder()
             shared, rank = self.state_dict(), self.reporter.rank
             files = {rank_file(rank): {"random": random_state(), "loader": self.loader.state_dict()}}
             if rank == 0:
                 files |= {"run.pt": shared, **(more or {})}
             self.lookout.saved()
-            return Checkpoint(self.reporter.new_folder(), snapshot(files))
+            return Checkpoint(folder, snapshot(files))
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint, whatever number of workers wrote it.

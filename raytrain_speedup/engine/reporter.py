@@ -49,13 +49,10 @@ class Reporter(ABC):
     @abstractmethod
     def report(self, metrics: Metrics, checkpoint: Checkpoint | None = None) -> None:
         """Hand over metrics and, if there is one, this rank's part of a checkpoint, which is written while the
-        training goes on; waits for the checkpoint before.
+        training goes on.
 
         Every rank calls it equally often. A report may be repeated after a fault: `epoch` is in `metrics`,
         so whoever writes them down can do so idempotently.
-
-        Raises:
-            CheckpointFailed: of the checkpoint before.
         """
 
     def settle(self) -> None:  # noqa: B027 - where nothing is kept, nothing is waited for
@@ -76,7 +73,11 @@ class Reporter(ABC):
 
     @abstractmethod
     def new_folder(self) -> Path:
-        """An empty folder to write the next checkpoint of this rank into."""
+        """An empty folder to write the next checkpoint of this rank into; waits for the one before.
+
+        Raises:
+            CheckpointFailed: of the one before.
+        """
 
     def should_stop(self) -> bool:
         """True when the user asked the run to stop; it then checkpoints and raises `Stopped`."""

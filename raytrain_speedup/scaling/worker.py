@@ -160,6 +160,7 @@ class TrainReporter(Reporter):
         return self._store.path_of(newest) if newest is not None else None
 
     def new_folder(self) -> Path:
+        self._saver.settle()
         return self._store.begin(self._number)
 
 
