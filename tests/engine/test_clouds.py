@@ -56,7 +56,7 @@ def store(
 
 def test_what_is_pruned_is_not_sent(store: LoopbackGoogle | LoopbackAzure, tmp_path: Path) -> None:
     """Beside its plans a run reads some samples to begin with, the same ones with pruning and without."""
-    shards = store.put_folder(of_noise(tmp_path), "shards")
+    shards = store.put_folder(of_noise(tmp_path), tmp_path.name)
     index = make_index(shards, tmp_path / "train.index", processes=1)
     assert index.root == shards and len(index.rows) == SAMPLES
     whole = EPOCHS * int(index.rows["length"].sum())
@@ -80,7 +80,7 @@ def test_what_a_listing_says_of_an_object_is_what_its_answers_say(
 ) -> None:
     """Loose files are indexed by the listing alone; Azure's has no quotes around its ETags, its answers do."""
     of_noise(tmp_path)
-    index = make_index(store.put_folder(tmp_path / "loose", "loose"), tmp_path / "index", processes=1)
+    index = make_index(store.put_folder(tmp_path / "loose", tmp_path.name), tmp_path / "index", processes=1)
     found = ShardReader(index).read_many(range(SAMPLES))
     files = {int(path.stem): path.read_bytes() for path in (tmp_path / "loose").rglob("*.png")}
     assert found == [files[int(Path(index.name(row)).stem)] for row in range(SAMPLES)]
@@ -89,12 +89,12 @@ def test_what_a_listing_says_of_an_object_is_what_its_answers_say(
 def test_an_object_that_has_changed_is_no_sample(
     store: LoopbackGoogle | LoopbackAzure, tmp_path: Path
 ) -> None:
-    index = make_index(store.put_folder(of_noise(tmp_path), "other"), tmp_path / "index", processes=1)
+    index = make_index(store.put_folder(of_noise(tmp_path), tmp_path.name), tmp_path / "index", processes=1)
     first = min((tmp_path / "shards").iterdir())
     source = IndexedSource(index, index.targets)
-    store.put(f"other/{first.name}", first.read_bytes()[::-1])
+    store.put(f"{tmp_path.name}/{first.name}", first.read_bytes()[::-1])
     with pytest.raises(CorruptSample, match=r"\.tar bytes \d+ to \d+: it was written anew after it was"):
         source.encoded(0)
-    store.put(f"other/{first.name}", first.read_bytes()[:600])
+    store.put(f"{tmp_path.name}/{first.name}", first.read_bytes()[:600])
     with pytest.raises(CorruptSample, match=r"it has 600 bytes and had \d+ when it was indexed"):
         source.encoded(5)
