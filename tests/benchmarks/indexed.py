@@ -115,13 +115,20 @@ def opened(folder: Path) -> dict[str, float]:
     }
 
 
-def read_whole(folder: Path) -> dict[str, float]:
+SPLITS: dict[str, dict[str, Any]] = {
+    "with a test split": {"val_fraction": 0},
+    "a hundredth held back as the test split": {"val_fraction": 0, "test_fraction": 0.01},
+    "and a tenth of the rest for validation": {"val_fraction": 0.1, "test_fraction": 0.01},
+}
+
+
+def read_whole(folder: Path, keys: dict[str, Any]) -> dict[str, float]:
     """Of one process: the splits of an experiment, as every rank opens them, but for the images."""
     before = own_memory()
-    known = {"source": "index", "train": folder, "test": folder, "val_fraction": 0}
-    settings = SOURCES["index"](**known)
+    own = {} if "test_fraction" in keys else {"test": folder}
+    settings = SOURCES["index"](source="index", train=folder, **own, **keys)
     seconds, splits = timed(lambda: open_data(settings, seed=0))
-    assert len(splits.train) == N
+    assert len(splits.train) + len(splits.val) + (0 if own else len(splits.test)) == N
     return {"read": seconds, "memory": own_memory() - before}
 
 
@@ -153,7 +160,7 @@ def rows_table() -> None:
         folder = Path(name) / "index"
         in_a_process(write_rows, folder)
         one = [in_a_process(opened, folder) for _ in range(5)]
-        whole = in_a_process(read_whole, folder)
+        whole = {name: in_a_process(read_whole, folder, keys) for name, keys in SPLITS.items()}
         plan = in_a_process(planned)
 
     def median(key: str) -> float:
@@ -164,9 +171,8 @@ def rows_table() -> None:
     print(f"| memory added, 5,376 samples located | {median('memory'):.1f} MB | 100 MB |")
     print(f"| 256 random samples located | {median('locate') * 1e3:.2f} ms | 2 ms |")
     print(f"| the first 256 of a process | {median('locate, first') * 1e3:.2f} ms | |")
-    print(
-        f"| the splits of an experiment, opened | {whole['read'] * 1e3:.1f} ms, {whole['memory']:.1f} MB | |"
-    )
+    for name, found in whole.items():
+        print(f"| splits opened: {name} | {found['read']:.2f} s, {found['memory']:.0f} MB | |")
     print(f"| plan (InfoBatch, {plan['kept']:,} kept) | {plan['plan']} | |")
     print(
         f"| its shares for {WORLD} ranks, which differ by {plan['apart']} sample | {plan['share']} | both: 3 s |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,30 @@ def test_loaders_are_forked_after_their_parent_has_read(s3: LoopbackS3, tmp_path
         CLASSES.index(name[:3]) for name in FILES
     ]
     loader.close()
+
+
+def test_an_etag_is_the_same_with_quotes_and_without(
+    s3: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Azure's listings have none, its other answers do."""
+    answer = s3._moto
+    unquoted = re.compile(rb"<ETag>(&quot;|&#34;|\")(\w+)\1</ETag>")
+    counted = []
+
+    def listing_without(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        body, count = unquoted.subn(rb"<ETag>\2</ETag>", b"".join(answer(environ, lambda *_: None)))
+        counted.append(count)
+        start_response("200 OK", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        return [body]
+
+    def chosen(environ: dict[str, Any], start_response: Any) -> Any:
+        listed = "list-type=2" in environ.get("QUERY_STRING", "")
+        return listing_without(environ, start_response) if listed else answer(environ, start_response)
+
+    monkeypatch.setattr(s3, "_moto", chosen)
+    index = webdataset_index(s3, tmp_path)
+    assert sum(counted) == 2
+    assert ShardReader(index).read_many([0, 9]) == [list(FILES.values())[row] for row in (0, 9)]
 
 
 class Failing:

@@ -41,8 +41,15 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackS3]:
 
 @pytest.fixture(scope="module")
 def index(s3: LoopbackS3, tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """Sixty images of noise, each larger than the gap that is read over; the test index is on the disk."""
     folder = tmp_path_factory.mktemp("data")
+    index = make_index(s3.put_folder(of_noise(folder), "shards"), folder / "train.index", processes=1)
+    assert index.rows["length"].min() > GAP
+    return index
+
+
+def of_noise(folder: Path) -> Path:
+    """Sixty images of noise, each larger than the gap that is read over: a folder of tar files of them. The test
+    index is on the disk."""
     random = np.random.default_rng(0)
     for number in range(SAMPLES):
         (folder / "loose" / f"n{number % 2}").mkdir(parents=True, exist_ok=True)
@@ -50,9 +57,7 @@ def index(s3: LoopbackS3, tmp_path_factory: pytest.TempPathFactory) -> Index:
         image.save(folder / "loose" / f"n{number % 2}" / f"{number}.png")
     make_index(folder / "loose", folder / "test.index")
     pack_images(str(folder / "loose"), folder / "shards", per_shard=20, processes=1)
-    index = make_index(s3.put_folder(folder / "shards", "shards"), folder / "train.index", processes=1)
-    assert index.rows["length"].min() > GAP
-    return index
+    return folder / "shards"
 
 
 def experiment(index: Index, **keys: Any) -> Experiment:
