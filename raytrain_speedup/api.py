@@ -105,7 +105,8 @@ def train(
         model, data, task, pruning, curriculum: instead of the sections of the experiment.
         resume: folder or URI of an earlier run to go on with.
         tracking_uri: MLflow server or database; MLFLOW_TRACKING_URI, else SQLite in the working directory.
-        listener: called with ("report" or "progress", metrics) while it trains.
+        listener: called with ("report" or "progress", metrics) while it trains, and with ("phase", {"name": ...})
+            before: what it is at.
 
     Raises:
         UserError: for whatever the user can mend, in one line that names the key: among it a model whose

@@ -87,6 +87,11 @@ class TrainSettings(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the forward pass")
     channels_last: bool = Field(False, description="NHWC memory format; faster convolutions on most devices")
     compile: bool = Field(False, description="torch.compile the model")
+    sync_batch_norm: bool = Field(
+        False,
+        description="with several workers, batch normalisation by the samples of all of them, as one worker has "
+        "it; by default each takes those it has itself",
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of a worker; by default torch's choice")
 
     eval_every: int = Field(
@@ -99,6 +104,15 @@ class TrainSettings(Settings):
     checkpoint_minutes: float | None = Field(
         None, gt=0, description="also checkpoint when the last one is so many minutes old"
     )
+
+    @model_validator(mode="after")
+    def _normalises_whole_steps(self) -> TrainSettings:
+        if self.sync_batch_norm and self.accumulate > 1:
+            raise ValueError(
+                f"sync_batch_norm: true is not allowed with accumulate {self.accumulate}; expected accumulate 1: a "
+                "step in parts is nowhere as a whole"
+            )
+        return self
 
 
 class ScalingSettings(Settings):

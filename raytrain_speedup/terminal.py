@@ -1,7 +1,9 @@
-"""What a person sees while a run goes on: a progress bar on a terminal, a line per epoch elsewhere."""
+"""What a person sees while a run goes on: a progress bar on a terminal, a line per epoch elsewhere, and one for
+what lasts before the first step."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
@@ -25,9 +27,12 @@ from raytrain_speedup.engine.preflight import Preflight
 from raytrain_speedup.engine.reporter import Metrics
 from raytrain_speedup.metric import Direction, Metric, spoken
 
+LASTS = 2.0
+"""Seconds that a phase takes before it is told where there is no bar: a short run stays quiet."""
+
 
 class TrainProgress:
-    """A listener that draws one run: epoch, samples per second, kept fraction, time left.
+    """A listener that draws one run: what it is at, then epoch, samples per second, kept fraction, time left.
 
     Args:
         console: where to draw.
@@ -51,6 +56,7 @@ class TrainProgress:
         self._kept_fraction = 1.0
         self._of = ""  # whose training is shown, where it is not the run's own
         self._first: tuple[float, float, float] | None = None  # time, progress, samples at the first sign
+        self._lasting: threading.Timer | None = None  # tells a phase
 
     def __enter__(self) -> TrainProgress:
         self._bar.start()
@@ -60,8 +66,10 @@ class TrainProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
         self._bar.stop()
+        self._enter(None)
 
     def __call__(self, kind: str, metrics: Metrics) -> None:
+        self._enter(str(metrics["name"]) if kind == "phase" else None)
         if kind == "progress":
             self._move(float(metrics["progress"]), float(metrics["samples_shown"]), metrics)
         elif "kept_fraction" in metrics:
@@ -73,6 +81,18 @@ class TrainProgress:
             metrics
         ):  # nor a checkpoint within an epoch, nor an image
             self.console.print(script_line(metrics), highlight=False)
+
+    def _enter(self, phase: str | None) -> None:
+        """Show a phase on the bar; elsewhere write one down that lasts, until there are steps to be told of."""
+        if self._lasting is not None:
+            self._lasting.cancel()
+            self._lasting = None
+        if phase is not None and self.console.is_terminal:
+            self._bar.update(self._task, metrics=phase)
+        elif phase is not None and (self._first is None or self._of):
+            self._lasting = threading.Timer(LASTS, self.console.print, [f"{phase} ..."], {"highlight": False})
+            self._lasting.daemon = True
+            self._lasting.start()
 
     def _move(self, progress: float, samples: float, metrics: Metrics) -> None:
         now, of = time.monotonic(), str(metrics.get("of", ""))

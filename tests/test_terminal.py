@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from raytrain_speedup import terminal
 from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.metric import Direction
 from raytrain_speedup.terminal import TrainProgress, epoch_line, summary, synthesis_line
@@ -47,6 +49,34 @@ def test_the_bar_says_whose_training_it_is():
     line = shown(progress)
     assert "teacher" not in line
     assert re.search(r"epoch 1/4 · [\d,]+ samples/s · 0:00 left · 100% kept", line)
+
+
+def test_the_bar_says_what_a_run_is_at_before_its_first_step():
+    progress = TrainProgress(Console(file=io.StringIO(), force_terminal=True, width=160), "digits")
+    progress("phase", {"name": "compiling, stage 2 of 3"})
+    assert "compiling, stage 2 of 3" in shown(progress)
+    progress("progress", step(1, 0.1))
+    assert "compiling" not in shown(progress)
+
+
+def test_a_log_has_the_phases_that_last(monkeypatch: pytest.MonkeyPatch):
+    """As they are, not when they are over; those of a short run, and of later epochs, are nobody's business."""
+    monkeypatch.setattr(terminal, "LASTS", 0.05)
+    console = Console(file=io.StringIO(), width=80)
+    with TrainProgress(console, "digits") as progress:
+        for name, seconds in {"opening the data": 0.0, "waiting for 2 workers": 0.5}.items():
+            progress("phase", {"name": name})
+            time.sleep(seconds)
+        assert console.file.getvalue() == "waiting for 2 workers ...\n"
+        progress("progress", step(1, 0.1, of="teacher"))
+        progress("phase", {"name": "loading the first batch"})
+        time.sleep(0.5)
+        progress("progress", step(1, 0.1))
+        progress("phase", {"name": "planning epoch 2"})
+        time.sleep(0.2)
+        progress("phase", {"name": "the first step of epoch 2"})
+    time.sleep(0.2)
+    assert console.file.getvalue() == "waiting for 2 workers ...\nloading the first batch ...\n"
 
 
 def test_the_losses_of_synthesis_stand_below_their_epoch():

@@ -13,6 +13,7 @@ for uint8.
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import sys
@@ -31,11 +32,14 @@ from torch import Tensor
 
 from raytrain_speedup.data.base import IGNORE_INDEX, Buffer, CorruptSample, DataSettings, Source
 from raytrain_speedup.data.boxes import FIELDS, move_boxes
+from raytrain_speedup.data.watchdog import watched
 
 Resampling = Literal["bicubic", "lanczos"]
 
 _SCALES = (8, 4, 2)
 _PLAIN_JPEG = ("YCbCr", "RGB", "Gray")
+log = logging.getLogger("raytrain_speedup.data")
+
 _CHUNK = 64  # samples that a thread reads together and decodes
 
 
@@ -262,6 +266,7 @@ def decode_all(
     source: Source, settings: DataSettings, size: int, channels: int, *, quiet: bool, title: str
 ) -> tuple[Tensor, Tensor | None, list[CorruptSample]]:
     """Every sample of a source at (size, size), by a few threads: the decoders release the GIL.
+    Files that do not come for `settings.timeout` seconds are told of in the log.
 
     Returns:
         (N, size, size, channels) uint8, the `target_rows` where targets have a place, and what could not be read,
@@ -287,12 +292,26 @@ def decode_all(
                 failed.append(error)
         return failed
 
-    starts = range(0, len(source), _CHUNK)
+    starts, done = range(0, len(source), _CHUNK), 0
+
+    def tell() -> None:
+        chunk = range(starts[done], min(starts[done] + _CHUNK, len(source)))
+        files = list(dict.fromkeys(source.locate(index).partition(" bytes ")[0] for index in chunk))
+        log.warning(
+            "data.timeout: this process has waited %g s for %s%s; it goes on waiting, for it cannot be interrupted "
+            "(loading processes can: data.loader=workers)",
+            settings.timeout,
+            files[0],
+            f", or one of {len(files) - 1} files after it" if files[1:] else "",
+        )
+
     silent = quiet or not sys.stderr.isatty() or len(starts) < 32
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         Progress(console=Console(stderr=True), transient=True, disable=silent) as progress,
     ):
-        for failed in progress.track(pool.map(decode, starts), total=len(starts), description=title):
+        parts = watched(pool.map(decode, starts), settings.timeout, tell)
+        for failed in progress.track(parts, total=len(starts), description=title):
             errors += failed
+            done += 1
     return torch.from_numpy(images), None if targets is None else torch.from_numpy(targets), errors

@@ -59,7 +59,9 @@ def assemble(
     _check_sizes(splits, reporter.world)
     build = _with_data if experiment.distillation is None else _without_data
     with watch.phase("warmup"):
+        reporter.phase("looking at the data")
         check_readable(splits, experiment.data)
+        reporter.phase("building the network")
         loop, passes = build(experiment, splits, reporter, watch, latest)
         loop.warm_up(_distinct(_stages_ahead(loop.budget, latest)))
     return loop, passes
@@ -86,6 +88,7 @@ def _with_data(
         _init_from_images(model, loader)
     model = _placed(model, experiment, watch.device)
     if experiment.pruning.described and latest is None:  # a checkpoint knows what was chosen
+        reporter.phase("describing the samples")
         with watch.phase("train"):
             pruner.describe(sample_features(model, task, loader, train.batch_size))
     loop = Loop(
@@ -125,6 +128,7 @@ def _without_data(
         )
 
     with watch.phase("teacher"):
+        reporter.phase("preparing the teacher")
         teacher = prepare_teacher(experiment, splits, reporter, device, latest=latest, refuse=synthesizer_for)
     teacher = _placed(teacher, experiment, device)
     loader = PoolLoader(

@@ -140,6 +140,7 @@ def setup_of(train: TrainSettings, loading: str) -> str:
     parts += [f"in {train.accumulate} parts"] if train.accumulate > 1 else []
     parts += ["compiled"] if train.compile else []
     parts += ["channels last"] if train.channels_last else []
+    parts += ["synchronised batch norm"] if train.sync_batch_norm else []
     return ", ".join(parts)
 
 

@@ -23,6 +23,7 @@ from raytrain_speedup.engine.ema import MovingAverage
 from raytrain_speedup.engine.mixing import Mix, mix_batch
 from raytrain_speedup.engine.optimizer import build_optimizer, set_learning_rate
 from raytrain_speedup.methods.curriculum.base import Stage
+from raytrain_speedup.models.batch_norm import share_statistics, uncounted
 from raytrain_speedup.models.resize import at_size, change_size, size_of
 from raytrain_speedup.models.tokens import keep_tokens
 from raytrain_speedup.randomness import seeds
@@ -81,6 +82,8 @@ class Learner:
         self.autocast = torch.autocast(
             device.type, DTYPES[train.precision], enabled=train.precision != "fp32"
         )
+        if train.sync_batch_norm:
+            share_statistics(model, world)
         self._warm: set[tuple[torch.Size, ...]] = set()  # shapes of arguments that the warm-up has met
         self._warming = False
         self._wrap()
@@ -173,7 +176,8 @@ class Learner:
         # Rounded up: elastic workers may have a sample more or less of a step.
         whole = math.ceil(self.train.batch_size * step.stage.batch_factor / self.world)
         pieces = _pieces(len(batch["inputs"]), whole, self.train.accumulate)
-        losses = self._backward(batch, mix, pieces, count=step.count)
+        with nullcontext() if len(batch["index"]) else uncounted():
+            losses = self._backward(batch, mix, pieces, count=step.count)
         self._step_optimizer()
         if self.ema is not None:
             self.ema.update(self.model, advance)

@@ -17,7 +17,8 @@ from raytrain_speedup.engine.saver import Saver
 from raytrain_speedup.settings import RunFailed
 
 Listener = Callable[[str, Mapping[str, Any]], None]
-"""Called with ("report" or "progress", metrics), or ("image", {"name": ..., "png": ...})."""
+"""Called with ("report" or "progress", metrics), with ("phase", {"name": ...}), what the run is at, or with
+("image", {"name": ..., "png": ...})."""
 
 PROGRESS_SECONDS = 0.2
 
@@ -72,6 +73,10 @@ class LocalReporter(Reporter):
             raise RunFailed(f"{file}: image not written ({error.strerror})") from error
         if self._listener is not None:
             self._listener("image", {"name": file.name, "png": png})
+
+    def phase(self, name: str) -> None:
+        if self._listener is not None:
+            self._listener("phase", {"name": name})
 
     def progress(self, metrics: Metrics) -> None:
         self._saver.check()

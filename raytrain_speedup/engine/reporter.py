@@ -100,5 +100,8 @@ class Reporter(ABC):
     def close(self) -> None:  # noqa: B027 - as `settle`
         """At the end of the run, whatever became of it: nothing is written after this."""
 
+    def phase(self, name: str) -> None:  # noqa: B027
+        """What the run is at from here on, until its next step or the next phase: a few words, for people."""
+
     def progress(self, metrics: Metrics) -> None:  # noqa: B027 - most places have no terminal
         """Metrics for a progress bar, a few times a second at most; may be dropped."""

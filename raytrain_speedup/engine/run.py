@@ -53,7 +53,9 @@ def run(
     device = device or pick_device(train.device)
     watch = Stopwatch(device)
     with numerics(train.seed, train.threads), watch.phase("setup"):
+        reporter.phase("opening the data")
         splits = open_data(experiment.data, seed=train.seed)
+        reporter.phase("looking for a checkpoint")
         latest = reporter.latest()
         if latest is not None and (latest / METRICS).is_file():
             metrics = _read_metrics(latest, identity(experiment, splits.fingerprint))
@@ -62,6 +64,7 @@ def run(
         loop, passes = assemble(experiment, splits, reporter, watch, latest=latest)
         with contextlib.closing(reporter), contextlib.closing(loop.loader):
             if latest is not None:
+                reporter.phase("reading the checkpoint")
                 loop.resume(latest)
             loop.fit()
             metrics = _final_metrics(loop, passes, test=test)

@@ -153,6 +153,9 @@ class _Apprenticeship(Reporter):
     def report(self, metrics: Metrics, checkpoint: Checkpoint | None = None) -> None:
         """The teacher's epochs are no epochs of the run."""
 
+    def phase(self, name: str) -> None:
+        self._reporter.phase(f"teacher: {name}")
+
     def progress(self, metrics: Metrics) -> None:
         self._reporter.progress({**metrics, "of": "teacher"})
 

@@ -152,7 +152,13 @@ class _SSD(OneStage, SSD):
 
 
 class _FasterRCNN(Detector, FasterRCNN):
-    """Proposals, and for each a class and a box. Which anchors and proposals are learnt from is drawn."""
+    """Proposals, and for each a class and a box. Which anchors and proposals are learnt from is drawn.
+
+    Attributes:
+        one_by_one: parts that are asked about one image after another.
+    """
+
+    one_by_one = ("rpn", "roi_heads")
 
     def made_ready(self) -> None:
         """What is drawn for an image comes from its key, and boxes are float32: torchvision makes them in the

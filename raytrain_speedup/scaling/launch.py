@@ -87,8 +87,11 @@ def _launch_here(experiment: AnyExperiment, folder: Path, listener: Listener) ->
 
 
 def _launch_group(experiment: AnyExperiment, folder: PathOrUri, listener: Listener) -> FinalMetrics:
+    listener("phase", {"name": "starting Ray"})
     connect(experiment.scaling)
     board = new_board()
+    count = experiment.scaling.least_workers
+    listener("phase", {"name": f"waiting for {count} worker{'s' if count > 1 else ''}"})
     # Again, for Ray has put up a handler of its own, which ends the process 3 s after a SIGTERM.
     with termination_as_interrupt(), _listening(board, listener) as heard, _interrupt_as_stop():
         metrics = fit_group(worker_group(experiment, folder, board=board)).return_value
@@ -97,7 +100,7 @@ def _launch_group(experiment: AnyExperiment, folder: PathOrUri, listener: Listen
     return FinalMetrics.from_dict(metrics)
 
 
-HEARD = ("report", "progress", "image")
+HEARD = ("report", "progress", "phase", "image")
 """Of what is pinned to the board, what the listener gets."""
 
 

@@ -85,6 +85,9 @@ class TrainReporter(Reporter):
     def close(self) -> None:
         self._saver.wait()
 
+    def phase(self, name: str) -> None:
+        self._pin("phase", {"name": name})
+
     def progress(self, metrics: Metrics) -> None:
         self._saver.check()
         self._steps = metrics.get("steps") if metrics.get("of") != "teacher" else None

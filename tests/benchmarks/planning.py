@@ -1,9 +1,10 @@
 """Planning an epoch of 14,197,122 samples (ImageNet-22k), and observing a step, against the naive forms.
 
-    python tests/benchmarks/planning.py
+    python tests/benchmarks/planning.py [--ranks 2]
 
 Prints three tables: seconds and added peak memory from scores to the order of one rank's indices; the ways
-to shuffle that were tried; what `observe` adds to a training step. Recorded in results/cpu-planning.md.
+to shuffle that were tried; what `observe` adds to a training step. With --ranks another one instead: what so many
+ranks of a node need when they plan at once. Recorded in results/cpu-planning.md.
 
 The naive form is written from the description of the public implementation: boolean indexing,
 `numpy.random.choice` without replacement, a Python list of the kept samples, `numpy.random.shuffle` on that
@@ -27,6 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raytrain_speedup.engine.steps import epoch_steps
+from raytrain_speedup.methods.curriculum.base import FULL
+from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.pruning import InfoBatch, shard
 
 N, BATCH, WORLD = 14_197_122, 1024, 8
@@ -119,7 +123,12 @@ def timed(epoch: Callable[[], int], before: int) -> tuple[float, float, float, i
 
 def peak_bytes() -> int:
     """The process's peak resident memory."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    return kept_bytes("VmHWM")
+
+
+def kept_bytes(kind: str) -> int:
+    """The process's resident memory: now (VmRSS) or at most (VmHWM)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if kind in line)
     return int(line.split()[1]) * 1024
 
 
@@ -152,6 +161,39 @@ def planning_table(rounds: int) -> None:
     for name, rows in results.items():
         wall, processor, memory = (statistics.median(row[i] for row in rows) for i in range(3))
         print(f"| {name} | {wall:.2f} | {processor:.2f} | {naive / processor:.0f} | {memory:.0f} |")
+
+
+def run_rank(connection, rank: int, barrier) -> None:
+    """Sends (processor seconds of plan and steps, those of the steps, MB held) of three epochs by two settings."""
+    torch.set_num_threads(1)
+    budget, rows = Budget(10, N, [FULL]), []
+    for options in ({"prune_ratio": 0.5}, {"saving": 0.4}):
+        pruner = InfoBatch(N, epochs=10, **options)
+        for start in range(0, N, 1 << 20):
+            part = torch.arange(start, min(start + (1 << 20), N))
+            pruner.observe(part, torch.empty(len(part)).exponential_())
+        for epoch in (1, 2, 3):
+            barrier.wait()
+            held, began = kept_bytes("VmRSS"), time.process_time()
+            plan = pruner.plan(epoch)
+            planned = time.process_time()
+            steps = epoch_steps(plan, budget, epoch, batch_size=BATCH, rank=rank, world=WORLD)
+            done = time.process_time()
+            rows.append((str(options), done - began, done - planned, (kept_bytes("VmRSS") - held) / 1e6))
+            del plan, steps
+    connection.send(rows)
+
+
+def ranks_table(ranks: int) -> None:
+    """So many processes that plan the same epochs at once."""
+    spawn = mp.get_context("spawn")
+    barrier, pipes = spawn.Barrier(ranks), [spawn.Pipe(duplex=False) for _ in range(ranks)]
+    for rank, (_, sending) in enumerate(pipes):
+        spawn.Process(target=run_rank, args=(sending, rank, barrier)).start()
+    print("| rank | method | core-seconds | of it, the steps | held MB |\n|--:|---|--:|--:|--:|")
+    for rank, (receiving, _) in enumerate(pipes):
+        for name, spent, cut, held in receiving.recv():
+            print(f"| {rank} | {name} | {spent:.2f} | {cut:.2f} | {held:.0f} |", flush=True)
 
 
 # --- ways to shuffle ---
@@ -295,7 +337,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--ranks", type=int, help="only so many ranks that plan at once")
     args = parser.parse_args()
+    if args.ranks:
+        ranks_table(args.ranks)
+        raise SystemExit
     observing_table(args.steps)
     print()
     shuffling_table(args.rounds)

@@ -9,6 +9,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -157,16 +158,13 @@ def test_a_file_that_does_not_answer_is_named(folder, steps_of) -> None:
         assert time.monotonic() - began < 20
 
 
-def test_a_file_that_this_process_waits_for_is_named(folder, steps_of, tmp_path, caplog) -> None:
-    """Without loading processes nothing can end the wait; when the file answers, the batch comes."""
-    settings = ImageFolderSettings(
-        root=folder, image_size=24, val_fraction=0, num_workers=0, loader="workers", timeout=0.3
-    )
-    splits = open_data(settings, seed=0)
-    loader = build_loader(splits, settings, device="cpu", seed=0)
-    steps = steps_of(len(splits.train), 3)
-    target = Path(splits.train.locate(steps[1].index[1].item()))
-    content, pipe = target.read_bytes(), tmp_path / "pipe"
+@contextlib.contextmanager
+def silent_until_named(target: Path, pipe: Path, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A file that nobody can read before it stands in the log."""
+    content = target.read_bytes()
+    os.mkfifo(pipe)
+    target.unlink()
+    target.symlink_to(pipe)
 
     def answer() -> None:
         until = time.monotonic() + 20
@@ -177,18 +175,39 @@ def test_a_file_that_this_process_waits_for_is_named(folder, steps_of, tmp_path,
         target.write_bytes(content)
         pipe.write_bytes(content)  # to who waits
 
+    thread = threading.Thread(target=answer)
+    thread.start()
+    yield
+    thread.join()
+
+
+def test_a_file_that_holds_up_the_device_loader_is_named(folder, tmp_path, caplog) -> None:
+    settings = ImageFolderSettings(root=folder, image_size=24, val_fraction=0, loader="device", timeout=0.3)
+    splits = open_data(settings, seed=0)
+    loader = build_loader(splits, settings, device="cpu", seed=0)
+    target = Path(splits.train.locate(0))
+    with contextlib.closing(loader), silent_until_named(target, tmp_path / "pipe", caplog):
+        assert len(loader.train_images(torch.arange(3))) == 3
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told.startswith(f"data.timeout: this process has waited 0.3 s for {target}, or one of")
+
+
+def test_a_file_that_this_process_waits_for_is_named(folder, steps_of, tmp_path, caplog) -> None:
+    """Without loading processes nothing can end the wait; when the file answers, the batch comes."""
+    settings = ImageFolderSettings(
+        root=folder, image_size=24, val_fraction=0, num_workers=0, loader="workers", timeout=0.3
+    )
+    splits = open_data(settings, seed=0)
+    loader = build_loader(splits, settings, device="cpu", seed=0)
+    steps = steps_of(len(splits.train), 3)
+    target = Path(splits.train.locate(steps[1].index[1].item()))
     with contextlib.closing(loader):
         batches = loader.train_batches(steps, epoch=0)
         assert next(batches) is not None
-        os.mkfifo(pipe)
-        target.unlink()
-        target.symlink_to(pipe)
         time.sleep(0.5)  # a long step is no wait
         assert not caplog.records
-        thread = threading.Thread(target=answer)
-        thread.start()
-        assert [len(batch["index"]) for batch in batches] == [len(step.index) for step in steps[1:]]
-        thread.join()
+        with silent_until_named(target, tmp_path / "pipe", caplog):
+            assert [len(batch["index"]) for batch in batches] == [len(step.index) for step in steps[1:]]
     (told,) = (record.getMessage() for record in caplog.records)
     assert told.startswith("data.timeout: this process has read one batch for 0.3 s, of ")
     assert str(target) in told

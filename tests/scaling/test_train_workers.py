@@ -34,11 +34,14 @@ class Listener:
         self.reports: list[dict[str, Any]] = []
         self.times: list[float] = []
         self.progress = 0
+        self.phases: list[str] = []
 
     def __call__(self, kind: str, metrics: Any) -> None:
         if kind == "report":
             self.reports.append(dict(metrics))
             self.times.append(time.monotonic())
+        elif kind == "phase":
+            self.phases.append(metrics["name"])
         else:
             self.progress += 1
 
@@ -60,6 +63,9 @@ def test_two_workers_train_and_tell_live(whole: tuple[Path, Listener, dict]) -> 
     assert listener.reports[-1]["final"] and listener.reports[-1]["accuracy"] == metrics["accuracy"]
     assert listener.times[0] < listener.times[-1], "all reports came at once, at the end"
     assert listener.progress > 0
+    assert listener.phases[:3] == ["starting Ray", "waiting for 2 workers", "opening the data"]
+    assert listener.phases[-1] == "the first step of epoch 3"
+    assert len(listener.phases) == len(set(listener.phases)), "of one rank, each once"
     assert metrics["accuracy"] > 50
     assert metrics["hardware"].startswith("2 x ")
     assert len(list(folder.glob("checkpoint-*/run.pt"))) == 2

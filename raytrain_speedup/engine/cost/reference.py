@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from raytrain_speedup.engine.checkpoint import random_state, restore_random_state
 from raytrain_speedup.engine.cost.clock import involuntary_switches, other_processes
 from raytrain_speedup.engine.cost.measure import Stopwatch
+from raytrain_speedup.models.batch_norm import own_statistics
 from raytrain_speedup.tasks import Task
 
 EVERY = 0.05
@@ -183,6 +184,7 @@ class Reference(Yardstick):
             watch, batch_size=batch_size, steps=max(1, min(MOST_STEPS, int(allowed / batch_size)))
         )
         self._network = copy.deepcopy(network).train()
+        own_statistics(self._network)  # it steps alone, and at moments of its own
         self._autocast, self._task = autocast, task
         self._batch = {
             name: rows.to(watch.device) for name, rows in task.example(shape, self.batch_size).items()
