@@ -34,12 +34,12 @@ from raytrain_speedup.data.base import IGNORE_INDEX, Buffer, CorruptSample, Data
 from raytrain_speedup.data.boxes import FIELDS, move_boxes
 from raytrain_speedup.data.watchdog import watched
 
+log = logging.getLogger("raytrain_speedup.data")
+
 Resampling = Literal["bicubic", "lanczos"]
 
 _SCALES = (8, 4, 2)
 _PLAIN_JPEG = ("YCbCr", "RGB", "Gray")
-log = logging.getLogger("raytrain_speedup.data")
-
 _CHUNK = 64  # samples that a thread reads together and decodes
 
 

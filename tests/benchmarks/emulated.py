@@ -1,8 +1,8 @@
 """An accelerator that is waited for: as many of them as there are processes, whatever the machine.
 
 Its network computes next to nothing. It waits as long for a sample as an accelerator would work for it, a third of
-that in the forward pass and the rest in the backward pass, block by block, and each block's gradients are there when
-its part of the backward pass is over: so DDP exchanges them, for real, while earlier blocks are still waited for.
+that in the forward pass and the rest in the backward pass, block by block, and the gradients of a block are there
+when its part of the backward pass is over: so DDP exchanges them, for real, while earlier blocks are waited for.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 ResNet-8 on 5,000 images of CIFAR-10, on Ray Train workers of one core each, on one machine: no more of them than it
 has cores. With `--emulated` each worker waits for an accelerator of its own (`emulated.py`), so there may be more
-workers than cores: the exchange of gradients, the reading and all that Ray and DDP do is real. The bandwidth between
-workers is measured first, among as many as train (`speedup cluster check`'s all-reduce).
+workers than cores: the exchange of gradients, the reading and all that Ray and DDP do is real. The bandwidth
+between workers is measured first, among as many as train (`speedup cluster check`'s all-reduce).
 """
 
 from __future__ import annotations
