@@ -1,10 +1,17 @@
 """Places by path and by address."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from loopback_s3 import LoopbackS3
 
 from raytrain_speedup.config import load_experiment
+from raytrain_speedup.engine.checkpoint import Checkpoint
+from raytrain_speedup.engine.checkpoint_store import MANIFEST
 from raytrain_speedup.scaling.cluster import connect
 from raytrain_speedup.scaling.launch import launch
 from raytrain_speedup.scaling.storage import exists, folder_name, inside, parent_and_name
@@ -83,3 +90,39 @@ def test_a_uri_that_leads_nowhere_is_a_line_where_a_run_is_launched() -> None:
 def test_a_run_stays_inside_its_storage(name: str, tmp_path: Path) -> None:
     folder = Path(inside(tmp_path, folder_name(name)))
     assert folder.resolve().parent == tmp_path
+
+
+@pytest.mark.slow
+def test_a_bucket_that_does_not_answer_for_a_moment_costs_no_checkpoint() -> None:
+    """Away while a rank's file is brought, while the manifest is written, and while the newest is looked for."""
+    with LoopbackS3().running() as s3:
+        store = UriStore(f"{s3.uri}/run")
+        store.create()
+        for number, what in enumerate(("rank-0.pt", MANIFEST)):
+            with away(s3, what):
+                folder = store.begin(number)
+                Checkpoint(folder, {"rank-0.pt": {"random": 7}, "run.pt": {"epoch": number}}).write()
+                store.hand_over(folder, number)
+                assert store.commit(number, 1) == f"checkpoint-00000{number}"
+        with away(s3, MANIFEST):
+            assert store.newest() == "checkpoint-000001"
+        assert store.next_number() == 2 and len(store._names()) == 2
+
+
+@contextmanager
+def away(s3: LoopbackS3, what: str, *, seconds: float = 10.0) -> Iterator[None]:
+    """Answers 503 to whatever is about a file, until so long after the first time; pyarrow tries for 6 s itself."""
+    asked: list[float] = []
+
+    def refuses(environ: dict[str, Any]) -> str | None:
+        if not environ["PATH_INFO"].endswith(what):
+            return None
+        asked.append(time.monotonic())
+        return "503 Slow Down" if asked[-1] - asked[0] < seconds else None
+
+    s3.refuses = refuses
+    try:
+        yield
+    finally:
+        s3.refuses = lambda environ: None
+    assert len(asked) > 1, "it was away"
