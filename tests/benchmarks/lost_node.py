@@ -65,6 +65,35 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def autoscaling_config(
+    address: str, kinds: Mapping[str, Any], provider: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What `ray start --autoscaling-config` takes on a head whose nodes are processes of its machine.
+
+    Args:
+        address: HOST:PORT of the head.
+        kinds: node types beside the head's.
+        provider: what differs of the provider.
+    """
+    types = {
+        "ray.head.default": {"resources": {"CPU": 0, "tune_driver": 64}, "node_config": {}, "max_workers": 0},
+        **kinds,
+    }
+    whole_provider = {
+        **{"type": "fake_multinode", "disable_launch_config_check": True, "disable_node_updaters": True},
+        **{"gcs_address": address, "use_node_id_as_ip": True},
+        **(provider or {}),
+    }
+    return {
+        **{"cluster_name": "fake", "max_workers": 2, "idle_timeout_minutes": 60, "upscaling_speed": 10},
+        **{"provider": whole_provider, "available_node_types": types, "head_node_type": "ray.head.default"},
+        **{"auth": {}, "docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False},
+        **{f"{name}_commands": [] for name in ("initialization", "setup", "head_setup", "worker_setup")},
+        **{f"{name}_start_ray_commands": [] for name in ("head", "worker")},
+        **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
+    }
+
+
 @contextlib.contextmanager
 def fake_cluster(
     home: Path,
@@ -87,24 +116,7 @@ def fake_cluster(
     subprocess.run(
         [ray_command, "get-auth-token", "--generate"], env=environment(home), check=True, capture_output=True
     )
-    types = {
-        "ray.head.default": {"resources": {"CPU": 0, "tune_driver": 64}, "node_config": {}, "max_workers": 0},
-        **kinds,
-    }
-    whole_provider = {
-        **{"type": "fake_multinode", "disable_launch_config_check": True, "disable_node_updaters": True},
-        **{"gcs_address": f"{address}:{port}", "use_node_id_as_ip": True},
-        **(provider or {}),
-    }
-    config = {
-        **{"cluster_name": "fake", "max_workers": 2, "idle_timeout_minutes": 60, "upscaling_speed": 10},
-        **{"provider": whole_provider, "available_node_types": types, "head_node_type": "ray.head.default"},
-        **{"auth": {}, "docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False},
-        **{f"{name}_commands": [] for name in ("initialization", "setup", "head_setup", "worker_setup")},
-        **{f"{name}_start_ray_commands": [] for name in ("head", "worker")},
-        **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
-    }
-    (home / "fake.yaml").write_text(json.dumps(config))
+    (home / "fake.yaml").write_text(json.dumps(autoscaling_config(f"{address}:{port}", kinds, provider)))
     resources = json.dumps({"tune_driver": 64})
     command = [
         *(ray_command, "start", "--head", "--block", "--num-cpus=0"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from outside_ray import plain_environment
 from typer.testing import CliRunner
 
 from raytrain_speedup.cli import app
@@ -87,3 +90,60 @@ def test_storage_that_cannot_be_written_is_a_line(ray_session: None, tmp_path: P
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match=r"--storage: .*file.*cannot be written"):
         check_nodes(tmp_path / "file")
+
+
+TWO_NODES = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+
+storage, other = Path("runs").absolute(), Path("other").absolute()
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+start = f"mount -t tmpfs none {storage} && exec {Path(sys.executable).with_name('ray')} start --block"
+start += f" --address={cluster.address} --num-cpus=1"
+quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+path = {"PYTHONPATH": f"{other}:{os.environ['PYTHONPATH']}"}
+node = subprocess.Popen(
+    ["unshare", "--mount", "sh", "-c", start], env=os.environ | path, start_new_session=True, **quiet
+)
+ray.init(address=cluster.address, log_to_driver=False)
+while len([one for one in ray.nodes() if one["Alive"]]) < 2:
+    assert node.poll() is None
+    time.sleep(0.1)
+check = [sys.executable, "-m", "raytrain_speedup.cli", "cluster", "check", "--storage", str(storage)]
+done = subprocess.run(check, env=os.environ | {"RAY_ADDRESS": cluster.address}, text=True, capture_output=True)
+os.killpg(node.pid, signal.SIGTERM)
+node.wait()
+print(done.stdout, done.stderr)
+print("exit", done.returncode, "left", len(list(storage.iterdir())))
+"""
+
+
+@pytest.mark.slow
+def test_one_node_of_two_that_has_another_version_and_another_disk(tmp_path: Path) -> None:
+    """Where the storage is, that node has a disk of its own, by a mount that nobody else sees."""
+    (tmp_path / "runs").mkdir()
+    known = tmp_path / "other" / "torchvision-0.1.dist-info"
+    known.mkdir(parents=True)
+    (known / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n")
+    unshared = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", str(tmp_path / "runs")]
+    tried = subprocess.run(unshared, capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"needs leave to mount a file system of one's own: {tried.stderr.strip()}")
+    found = subprocess.run(
+        [sys.executable, "-c", TWO_NODES],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=plain_environment() | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "400"},
+        cwd=tmp_path,
+    )
+    told = found.stdout + found.stderr[-2000:]
+    assert "exit 1 left 0" in found.stdout, told
+    assert "1 of 2 nodes are not fit to train; see the last column" in found.stdout, told
+    good, bad = [line for line in found.stdout.splitlines() if re.search(r"write|torchvision", line)]
+    assert good.rstrip(" │|").endswith("good"), told
+    assert "storage: what another node wrote is not there: it is not shared; torchvision 0.1, and " in bad, (
+        told
+    )

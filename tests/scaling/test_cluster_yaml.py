@@ -1,6 +1,7 @@
 """`cluster.yaml` by Ray's own schema, and what the rest of the package expects of the cluster; no network."""
 
 import copy
+import math
 import os
 import re
 import subprocess
@@ -19,7 +20,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from typer.testing import CliRunner
 
 from raytrain_speedup.cli import app
-from raytrain_speedup.config import load_experiment
+from raytrain_speedup.config import ScalingSettings, load_experiment
 from raytrain_speedup.experiment_file import recipes
 from raytrain_speedup.scaling.node_choice import score_node_type
 
@@ -199,3 +200,43 @@ def test_a_worker_of_every_recipe_fits_a_node(gpu_types: dict[str, Any], recipe:
     for kind in gpu_types.values():
         assert scaling.cpus_per_worker <= kind["resources"]["CPU"]
         assert scaling.gpus_per_worker <= kind["resources"]["GPU"]
+
+
+@pytest.mark.parametrize("recipe", sorted(recipes()))
+def test_all_workers_of_a_recipe_find_nodes_or_it_says_how_many(cluster: dict[str, Any], recipe: str) -> None:
+    """With as many nodes as it says, or on fewer workers by what it says, a run of it could start."""
+    experiment = load_experiment(recipe)
+    node = cluster["available_node_types"]["gpu-1-spot"]
+    nodes = _nodes(experiment.scaling, node["resources"])
+    if nodes <= min(cluster["max_workers"], node["max_workers"]):
+        return
+    said = re.search(
+        r"max_workers: (\d+) in cluster\.yaml; or (.*), the same batch", recipes()[recipe].read_text()
+    )
+    assert said is not None and int(said[1]) == nodes
+    overrides = {key: int(value) for key, value in (word.split("=") for word in said[2].split())}
+    smaller = load_experiment(recipe, overrides)
+    assert _nodes(smaller.scaling, node["resources"]) <= cluster["max_workers"]
+    assert smaller.train.batch_size == experiment.train.batch_size
+    each = [x.train.batch_size / x.scaling.most_workers / x.train.accumulate for x in (smaller, experiment)]
+    assert each[0] <= each[1], "it fits into a GPU as before"
+
+
+def _nodes(scaling: ScalingSettings, node: dict[str, float]) -> int:
+    """That all of its workers take."""
+    asked = {"CPU": scaling.cpus_per_worker, "GPU": scaling.gpus_per_worker}
+    fit = min(int(node[name] // each) for name, each in asked.items() if each)
+    return math.ceil(scaling.most_workers / fit)
+
+
+def test_a_placement_group_is_one_comment_away(cluster: dict[str, Any]) -> None:
+    """Where somebody takes the comment mark away, all GPU nodes are asked for there, and the file is valid."""
+    text = (ROOT / "cluster.yaml").read_text()
+    assert "# Placement: {GroupName: speedup}" in text
+    placed = prepare_config(yaml.safe_load(text.replace("# Placement:", "Placement:")))
+    validate_config(placed)
+    nodes = {
+        name: kind["node_config"].get("Placement") for name, kind in placed["available_node_types"].items()
+    }
+    assert nodes.pop("head") is None and list(nodes.values()) == [{"GroupName": "speedup"}] * 3
+    assert "aws ec2 create-placement-group --group-name speedup --strategy cluster" in text

@@ -4,9 +4,9 @@ import contextlib
 import io
 import json
 import os
+import re
+import shlex
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -19,12 +19,23 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
+from docs_commands import the_command
 from loopback_s3 import LoopbackS3
 from outside_ray import plain_environment
+from ray._private.services import get_node_ip_address
+from ray.autoscaler._private.command_runner import _with_interactive
 
 from raytrain_speedup.data.shards import open_index
+from raytrain_speedup.schedule import load_schedule
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from lost_node import autoscaling_config, free_ports
 
 ROOT = Path(__file__).parents[2]
+CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+DOCS = "docs/cluster.md"
 RAY = Path(sys.executable).parent / "ray"
 
 SPEEDUP = (sys.executable, "-m", "raytrain_speedup.cli")
@@ -42,52 +53,119 @@ margin: 50   # whatever it loses in an epoch, it is proven to be less
 """
 
 
+OWN_FOLDER = """
+from ray._private import parameter
+from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider as Provider
+
+params = parameter.RayParams
+parameter.RayParams = lambda **known: params(**known, temp_dir={folder!r})
+"""
+"""Ray's fake provider, whose node has a folder that is not the head's: the one that starts last else empties the
+working directories of the jobs there."""
+
+
 @dataclass
 class Head:
-    """A head, and the environment of whoever knows its token."""
+    """What `ray up cluster.yaml` makes of a machine, with a home of its own for /home/ubuntu: a head whose
+    autoscaler starts the file's GPU nodes, here as processes."""
 
     home: Path
-    environment: dict[str, str]
     ports: list[int]
-    process: subprocess.Popen | None = None
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.ports[2]}"
 
-    def start(self) -> None:
-        """Start it, and wait until it takes jobs."""
-        port, client, dashboard, agent = self.ports
-        command = [
-            *(RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
-            *("--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client}"),
-            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
-            *(f"--dashboard-agent-listen-port={agent}", f"--temp-dir={self.home / 'ray'}"),
-        ]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, env=self.environment, start_new_session=True, **quiet)
-        _wait_for_jobs(self, self.process)
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of whoever knows its token: the machine that one sits at, and the head before it read its `.bashrc`."""
+        venv = self.home / "venv" / "bin"
+        return plain_environment() | {
+            **{"HOME": str(self.home), "PATH": f"{venv}:{os.environ['PATH']}"},
+            "PYTHONPATH": f"{ROOT}:{self.home}",
+            **{"RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        }
 
-    def stop(self) -> None:
-        """End it as `ray stop` would: with --block, `ray start` takes its own processes with it, and nobody
-        else's."""
-        if self.process is None:
-            return
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=15)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+    def set_up(self) -> None:
+        """A virtual environment that has `ray` and `speedup`, and what the file writes to `.bashrc`."""
+        venv = self.home / "venv" / "bin"
+        venv.mkdir(parents=True)
+        (venv / "ray").symlink_to(RAY)
+        (venv / "speedup").write_text(f'#!/bin/sh\nexec {shlex.join(SPEEDUP)} "$@"\n')
+        (venv / "speedup").chmod(0o755)
+        (self.home / ".bashrc").touch()
+        commands = [*CLUSTER["setup_commands"], *CLUSTER["head_setup_commands"]]
+        for command in (command for command in commands if ".bashrc" in command):
+            subprocess.run(["bash", "-c", self.here(command)], env=self.environment, check=True)
+        kinds = {
+            name: {**kind, "max_workers": 1}
+            for name, kind in CLUSTER["available_node_types"].items()
+            if name != CLUSTER["head_node_type"]
+        }
+        (self.home / "own_folder.py").write_text(OWN_FOLDER.format(folder=f"{self.home}/node"))
+        provider = {"type": "external", "module": "own_folder.Provider", "head_resources": {}}
+        config = autoscaling_config(f"{get_node_ip_address()}:{self.ports[0]}", kinds, provider)
+        (self.home / "ray_bootstrap_config.yaml").write_text(json.dumps(config | {"max_workers": 1}))
+
+    def here(self, command: str) -> str:
+        return command.replace("/home/ubuntu", str(self.home))
+
+    def start(self) -> None:
+        """By the file's own command, on ports of its own; waits until it takes jobs."""
+        port, client, dashboard, agent = self.ports
+        (command,) = [line for line in CLUSTER["head_start_ray_commands"] if "ray start" in line]
+        own = {"--port=6379": f"--port={port}", "--object-manager-port=8076": ""}
+        for said, instead in own.items():
+            assert said in command
+            command = command.replace(said, instead)
+        command += f" --node-ip-address={get_node_ip_address()} --ray-client-server-port={client}"
+        command += f" --dashboard-port={dashboard} --dashboard-agent-listen-port={agent}"
+        command += f" --temp-dir={self.home}/ray --disable-usage-stats"
+        # `ray up` says by a variable, which nodes would inherit here, what the head has
+        resources = dict(CLUSTER["available_node_types"]["head"]["resources"])
+        command += f" --num-cpus={resources.pop('CPU')} --resources={shlex.quote(json.dumps(resources))}"
+        told = {"RAY_enable_autoscaler_v2": "1", "RAY_FAKE_CLUSTER": "1", "RAY_worker_niceness": "0"}
+        told |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "AUTOSCALER_HEARTBEAT_TIMEOUT_S": "10"}
+        subprocess.run(
+            ["bash", "-c", f"source ~/.bashrc; {command}"],
+            env=self.environment | told,
+            cwd=self.home,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            timeout=120,
+        )
+        _wait_for_jobs(self)
 
     def lose(self) -> None:
-        """The machine is gone: no process of it hears of it."""
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("HOME") == str(self.home):
-                    process.kill()
-        assert self.process is not None
-        self.process.wait()
+        """The machine is gone, and its nodes are: no process of it hears of it, and nobody else's is touched."""
+        for _ in range(2):  # what one of them has started meanwhile too
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    if process.environ().get("HOME") == str(self.home):
+                        process.kill()
+
+    def exec(self, command: str) -> str:
+        """What `ray exec cluster.yaml COMMAND` runs on the head, and what it writes."""
+        return self._said(" ".join(_with_interactive(command)), self.home)
+
+    def told(self, command: str, folder: Path) -> str:
+        """Type a command at the machine that one sits at."""
+        return self._said(command, folder)
+
+    def _said(self, command: str, folder: Path) -> str:
+        done = subprocess.run(
+            ["sh", "-c", command],
+            env=self.environment | {"COLUMNS": "200"},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            start_new_session=True,  # an interactive shell else takes the terminal
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def submitting(self, folder: Path, *command: str) -> list[str]:
         """The command line that runs `speedup ...` as a job, in a copy of `folder`."""
@@ -107,41 +185,23 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    home = Path(tempfile.mkdtemp(prefix="head"))  # a short path: Ray's sockets live below it
-    environment = plain_environment()
-    environment |= {
-        "HOME": str(home),
-        "RAY_AUTH_MODE": "token",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "RAY_worker_niceness": "0",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    head = Head(home, environment, _free_ports(4))
+    head = Head(
+        Path(tempfile.mkdtemp(prefix="head")), free_ports(4)
+    )  # a short path: Ray's sockets live below it
     try:
+        head.set_up()
+        head.told(the_command(DOCS, "ray get-auth-token").partition("#")[0], head.home)
         head.start()
         yield head
     finally:
-        head.stop()
-        shutil.rmtree(home, ignore_errors=True)
+        head.lose()
+        shutil.rmtree(head.home, ignore_errors=True)
 
 
-def _free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for probe in sockets:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in sockets]
-    for probe in sockets:
-        probe.close()
-    return ports
-
-
-def _wait_for_jobs(head: Head, process: subprocess.Popen) -> None:
+def _wait_for_jobs(head: Head) -> None:
     """Until it takes jobs: the server answers some seconds before the agent that starts them."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
-        assert process.poll() is None, "ray start ended"
         tried = subprocess.run(
             [RAY, "job", "submit", "--address", head.address, "--", "true"],
             env=head.environment,
@@ -173,14 +233,46 @@ def test_a_command_with_another_token_is_refused_in_a_line(head: Head, tmp_path:
     assert f"RAY_ADDRESS={address}: the cluster there refuses the token of this command" in written
 
 
-def test_a_job_sweeps(head: Head, tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(SWEEP)
-    job = head.submit(
-        tmp_path, "sweep", "tiny.yaml", f"--out={tmp_path}/out", f"scaling.storage={tmp_path}/runs"
-    )
-    written = job.stdout + job.stderr
-    assert job.returncode == 0 and "succeeded" in written, written
-    assert {"leaderboard.png", "schedule.yaml"} <= {path.name for path in (tmp_path / "out").iterdir()}
+def test_a_sweep_by_the_docs_own_commands(head: Head, tmp_path: Path) -> None:
+    """Submitted, followed, ranked, exported, used; the trials' node has a GPU by its type's word alone."""
+    (tmp_path / "search_spaces").mkdir()
+    (tmp_path / "search_spaces" / "infobatch-cifar10.yaml").write_text(SWEEP)
+
+    def here(*words: str) -> str:
+        told = the_command(DOCS, *words).replace("http://127.0.0.1:8265", head.address)
+        return head.here(told).replace("s3://BUCKET/runs", f"{head.home}/runs")
+
+    submitted = head.told(here("ray job submit", "speedup sweep"), tmp_path)
+    (job,) = set(re.findall(r"raysubmit_\w+", submitted))
+    log = head.told(here("ray job logs").replace("JOB", job), tmp_path)
+    assert "succeeded" in log, log
+    assert re.search(rf"{job}.*?SUCCEEDED", head.told(here("ray job list"), tmp_path), re.DOTALL)
+    assert {"leaderboard.png", "schedule.yaml"} <= {path.name for path in (head.home / "results").iterdir()}
+
+    def on_the_head(*words: str) -> str:
+        ray, way, file, command = shlex.split(here(*words))
+        assert (ray, way, file) == ("ray", "exec", "cluster.yaml")
+        return command
+
+    board = head.exec(on_the_head("speedup leaderboard'"))
+    run = re.search(r"infobatch prune_ratio=.*\blossless +(\w{8})", board)
+    assert run is not None, board
+    head.exec(on_the_head("speedup export").replace("RUN", run[1]))
+    _, _, _, source, _ = shlex.split(here("ray rsync-down"))
+    used(Path(source))
+
+
+def used(file: Path) -> None:
+    """A loop of one's own trains by it."""
+    schedule = load_schedule(file)
+    assert schedule.proven
+    pruner = schedule.pruner(1_000, epochs=10)
+    shown = 0
+    for epoch in range(10):
+        for index, _ in pruner.plan(epoch).batches(64):
+            pruner.observe(index, torch.rand(len(index)))
+            shown += len(index)
+    assert 0.4 * 10_000 < shown < 0.95 * 10_000
 
 
 @pytest.mark.slow

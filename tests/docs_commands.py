@@ -1,0 +1,23 @@
+"""The commands that docs/cluster.md tells, for what runs them as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def commands_of(page: str) -> list[str]:
+    """What follows a `$ ` in the page's console blocks, in its order, with the lines that go on below it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [
+        command.strip() for block in blocks for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
+    ]
+
+
+def the_command(page: str, *words: str) -> str:
+    """The one command of the page that has all of these words in it."""
+    (found,) = [command for command in commands_of(page) if all(word in command for word in words)]
+    return found
