@@ -191,6 +191,30 @@ def as_google(
     sys.stdout.write(as_yaml(cluster))
 
 
+@commands.command("local")
+def on_machines(
+    head: Annotated[str, typer.Argument(help="address of the machine that steers, and trains nothing")],
+    workers: Annotated[list[str], typer.Argument(help="addresses of those that train")],
+    file: Annotated[Path, typer.Option("--cluster", help="of Ray's launcher, on AWS")] = Path("cluster.yaml"),
+    user: Annotated[str, typer.Option(help="by whose name SSH is spoken; may use sudo")] = "ubuntu",
+    key: Annotated[str, typer.Option(help="private key for that, where ray up runs")] = "~/.ssh/id_ed25519",
+) -> None:
+    """Print the cluster of a cluster.yaml for Ray's launcher on machines of your own.
+
+    They need an SSH server, and a user with this key who may use sudo. The key
+    is copied to the head, which starts Ray on the others. ray stop ends all of
+    Ray on a machine, so let nobody else use Ray there.
+
+    speedup cluster local 10.0.0.1 10.0.0.2 10.0.0.3 > local.yaml
+    ray up local.yaml
+    """
+    from raytrain_speedup.scaling.manifests import as_yaml, read_cluster
+    from raytrain_speedup.scaling.own_machines import on_own_machines
+
+    cluster = on_own_machines(read_cluster(file), head=head, workers=workers, user=user, key=key)
+    sys.stdout.write(as_yaml(cluster))
+
+
 @commands.command("skypilot")
 def as_skypilot(
     command: Annotated[str, typer.Argument(help="what runs on the first node")],

@@ -32,14 +32,19 @@ def group_trial(config: dict[str, Any]) -> None:
     Args:
         config: `experiment` is an experiment as plain data. The checkpoints go to `storage`/`folder`; a
             trial that is tried again in the same one goes on from them. `test` says whether the test split is
-            read.
+            read. `board` is a `BoardOfRun` for what a user should hear of the workers, or not there.
 
     Raises:
         UserError: for what a user can mend.
     """
     experiment = load_any_dict(config["experiment"])
     folder = inside(config["storage"], config["folder"])
-    result = fit_group(
-        worker_group(experiment, folder, callbacks=(EpochsToTune(),), test=config.get("test", True))
+    group = worker_group(
+        experiment,
+        folder,
+        board=config.get("board"),
+        callbacks=(EpochsToTune(),),
+        test=config.get("test", True),
     )
+    result = fit_group(group)
     tune.report({**result.return_value, "done": True})

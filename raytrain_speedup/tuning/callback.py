@@ -15,6 +15,7 @@ from ray.tune.result import AUTO_RESULT_KEYS
 from raytrain_speedup.engine.final_metrics import FinalMetrics, is_final
 from raytrain_speedup.engine.statistics.verdict import Plan
 from raytrain_speedup.scaling.board import NodeTakenBack, end_of
+from raytrain_speedup.scaling.trial_notes import TrialNotes
 from raytrain_speedup.script import AnyExperiment, load_any_dict
 from raytrain_speedup.tracking.heartbeat import Heartbeat
 from raytrain_speedup.tracking.run_log import RunLog, settings_of
@@ -28,7 +29,7 @@ FAILURE = {"error", "traceback", "again"}
 
 class Listener(Protocol):
     """Hears of the runs of a sweep: `name` is the run's, `state` one of `store.Record`'s, or waiting for a
-    place to go on; the settings are told when it begins."""
+    place to go on; restarted and warning are news of one that runs on. The settings are told when it begins."""
 
     def __call__(
         self, name: str, state: str, metrics: Mapping[str, Any], reason: str = "", settings: str = ""
@@ -66,6 +67,18 @@ class SweepCallback(Callback):
         self.reopen = dict(reopen)
         self.listener, self.ended = listener, ended
         self._logs: dict[str, RunLog] = {}
+        self._notes: TrialNotes | None = None
+
+    def follow(self, board: Any) -> None:
+        """Tell the listener what the workers of trials pin to a `Board`; None where there is none."""
+        self._notes = None if board is None else TrialNotes(board, self._tell)
+
+    def _tell(self, run: str, state: str, line: str) -> None:
+        self.listener(run, state, {}, line)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if self._notes is not None:
+            self._notes.pass_on()
 
     def __reduce__(self) -> Any:
         return Callback, ()  # Tune keeps a copy for its own restore; a sweep is resumed from its tracker
@@ -117,6 +130,8 @@ class SweepCallback(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Tune begins a trial again whose process is gone."""
         if trial.trial_id in self._logs:
+            if self._notes is not None:
+                self._notes.forget(trial.config["run_name"])
             reason = f"{why_gone(trial)}; it goes on from its last checkpoint"
             self.listener(trial.config["run_name"], "waiting", {}, reason)
 
@@ -127,6 +142,8 @@ class SweepCallback(Callback):
         self._end(trial, "failed", last_line(trial))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        if self._notes is not None:
+            self._notes.pass_on(now=True)
         for trial in trials:
             self._end(trial, "interrupted", "")
 

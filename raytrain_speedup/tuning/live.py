@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -26,8 +26,10 @@ ROWS_SHOWN = 18
 COLOURS = {
     "finished": "green",
     "failed": "red",
-    **dict.fromkeys(("stopped", "interrupted", "waiting"), "yellow"),
+    **dict.fromkeys(("stopped", "interrupted", "waiting", "restarted", "warning"), "yellow"),
 }
+NEWS = ("restarted", "warning")
+"""Of a run that runs on."""
 LOG_SECONDS = 60.0
 """Between two lines that say how far everything is, where there is no terminal."""
 
@@ -72,6 +74,9 @@ class SweepTable:
         self, name: str, state: str, metrics: Mapping[str, Any], reason: str = "", settings: str = ""
     ) -> None:
         row = self.rows.setdefault(name, _Row())
+        if state in NEWS:
+            self.console.print(self._line(name, replace(row, state=state, reason=reason)))
+            return
         row.state, row.reason = state, reason
         row.settings = settings or row.settings
         row.metrics.update(metrics)

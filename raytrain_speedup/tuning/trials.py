@@ -10,10 +10,11 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from raytrain_speedup.config import ScalingSettings
-from raytrain_speedup.scaling.board import NodeTakenBack
+from raytrain_speedup.scaling.board import NodeTakenBack, new_board
 from raytrain_speedup.scaling.cluster import driver_resources
 from raytrain_speedup.scaling.group_trial import group_trial
 from raytrain_speedup.scaling.storage import inside, is_uri, parent_and_name
+from raytrain_speedup.scaling.trial_notes import BoardOfRun
 from raytrain_speedup.scaling.tune_trial import trial
 from raytrain_speedup.settings import UserError
 from raytrain_speedup.tuning.callback import SweepCallback
@@ -39,8 +40,10 @@ def fit(sweep: Sweep, plan: SweepPlan, callback: SweepCallback, trainable: Train
     settings, scaling = sweep.settings, sweep.base.scaling
     name = f"{settings.name}-{parent[:8]}"
     storage, _ = parent_and_name(inside(scaling.storage or "runs", name))
+    board = None if _in_the_trial(scaling) else new_board()
+    callback.follow(board)
     tuner = tune.Tuner(
-        tune.with_resources(guarded(trainable), _resources(scaling)),
+        tune.with_resources(guarded(trainable, board), _resources(scaling)),
         param_space={"storage": inside(storage, name)},
         tune_config=tune.TuneConfig(
             search_alg=plan,
@@ -62,14 +65,18 @@ def fit(sweep: Sweep, plan: SweepPlan, callback: SweepCallback, trainable: Train
     tuner.fit()
 
 
-def guarded(trainable: Trainable) -> Trainable:
+def guarded(trainable: Trainable, board: Any = None) -> Trainable:
     """A trial whose error is a report: it ends with its reason, its process lives on for the next trial.
+
+    What its workers have to say goes to the sweep's `board`, where there is one.
 
     Only the loss of the process, or of its node, is left for Tune to retry. `again` says whether the plan may try
     once more: not what the user got wrong, and not what did not fit into memory.
     """
 
     def run(config: dict[str, Any]) -> None:
+        if board is not None:
+            config = {**config, "board": BoardOfRun(board, config["run_name"])}
         try:
             trainable(config)
         except NodeTakenBack:

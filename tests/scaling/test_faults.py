@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from full_disk import fill, tiny_disk
+from loopback_s3 import LoopbackS3
 from outside_ray import plain_environment
 from ray.util.state import list_actors
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine.checkpoint import CheckpointFailed
 from raytrain_speedup.scaling.launch import launch
+from raytrain_speedup.settings import UserError
 
 TINY = {
     "data.image_size": 8,
@@ -84,6 +87,68 @@ def test_a_full_disk_names_the_checkpoint_and_leaves_no_half_one(ray_session: No
         assert "checkpoint not written (No space left on device)" in str(error.value)
         assert f"the last good checkpoint is {folder / 'checkpoint-0'}" in str(error.value)
         assert {path.name[:12] for path in folder.iterdir()} == {"checkpoint-0"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """The metrics of the run that nothing happens to, and its folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return launch(digits(), folder, At({})).to_dict(), folder
+
+
+def same_end(folder: Path, metrics: dict[str, Any], undisturbed: tuple[dict[str, Any], Path]) -> None:
+    """The weights, to the last bit, and the samples."""
+    expected, whole = undisturbed
+    for name in ("samples_shown", "passes_saved", "accuracy", "test_loss"):
+        assert metrics[name] == expected[name], name
+    one, other = (
+        torch.load(max(place.glob("checkpoint-*")) / "model.pt", weights_only=True)
+        for place in (folder, whole)
+    )
+    for name, tensor in other.items():
+        assert torch.equal(one[name], tensor), name
+
+
+@pytest.mark.slow
+def test_with_space_again_a_run_goes_on_as_if_the_disk_had_never_been_full(
+    undisturbed: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    with tiny_disk(tmp_path / "disk") as disk:
+        before, after = At({3: lambda: fill(disk)}), At({})
+        with pytest.raises(CheckpointFailed):
+            launch(digits(), disk / "run", before)
+        (disk / "filler").unlink()
+        metrics = launch(digits(), disk / "run", after).to_dict()
+        assert before.epochs[0] == 1 < after.epochs[0], "what was kept is not trained again"
+        assert sorted({*before.epochs, *after.epochs}) == list(range(1, 9))
+        same_end(disk / "run", metrics, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_storage_that_is_away_for_a_minute_costs_a_minute(
+    undisturbed: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    mount, away = tmp_path / "mount", tmp_path / "away"
+
+    def outage() -> None:
+        mount.rename(away)
+        threading.Timer(62, lambda: away.rename(mount)).start()
+
+    began = time.monotonic()
+    listener = At({3: outage})
+    metrics = launch(digits(), mount / "run", listener).to_dict()
+    assert 62 < time.monotonic() - began < 180
+    assert listener.epochs == list(range(1, 9)), "no epoch twice"
+    same_end(mount / "run", metrics, undisturbed)
+
+
+def test_a_bucket_that_is_not_there_is_a_line(ray_session: None) -> None:
+    with LoopbackS3().running() as s3:
+        uri = f"s3://nowhere/runs/one?endpoint_override={s3.endpoint.removeprefix('http://')}&scheme=http"
+        with pytest.raises(UserError, match=r"s3://nowhere/runs/one.*'nowhere' not found.*expected") as error:
+            launch(digits(), uri, At({}))
+    assert "\n" not in str(error.value)
 
 
 BOARDS = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from ray.tune.experiment import Trial
 
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.scaling.board import NodeTakenBack
+from raytrain_speedup.scaling.trial_notes import BoardOfRun
 from raytrain_speedup.tracking import open_tracker, store
 from raytrain_speedup.tracking.heartbeat import Beat, Heartbeat
 from raytrain_speedup.tracking.tracker import Tracker
@@ -117,6 +119,40 @@ def test_a_trial_that_begins_again_says_why(
         ("waiting", "its process was lost"),
     ]
     assert sitting.state() == {"trial-01": "running"}
+
+
+def test_what_workers_pin_is_told_under_the_name_of_their_run(
+    sitting: Sitting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs at a time; one of them is begun again by Tune, which is no restart of its workers."""
+    pinned: list[tuple[str, dict[str, Any]]] = []
+    board = SimpleNamespace(
+        put=SimpleNamespace(remote=lambda kind, metrics: pinned.append((kind, metrics))),
+        take=SimpleNamespace(remote=lambda: [pinned.pop(0) for _ in range(len(pinned))]),
+    )
+    monkeypatch.setattr("ray.get", lambda answer, timeout: answer)
+    sitting.callback.follow(board)
+    one, two = (BoardOfRun(board, f"trial-0{number}") for number in (1, 2))
+    for worker in (one, two):
+        worker.put.remote("begin", {"checkpoint": None})
+        worker.put.remote("progress", {"steps": 7})
+    two.put.remote("failure", {"cause": "the process of worker 1 died"})
+    two.put.remote("begin", {"checkpoint": None})
+    one.put.remote("warning", {"text": "the storage does not answer"})
+    two.put.remote("image", {"name": "x", "png": b"large"})
+    assert pinned[-1] == ("image", {"run": "trial-02"})
+    sitting.callback.on_step_end(0, [])
+    ((name, state, line, _), warning) = sitting.told
+    assert (name, state) == ("trial-02", "restarted") and line.startswith("the process of worker 1 died: ")
+    assert warning[:3] == ("trial-01", "warning", "the storage does not answer")
+    again = trial("trial-01")
+    sitting.callback.on_trial_start(1, [again], again)
+    sitting.callback.on_trial_recover(1, [again], again)
+    one.put.remote("begin", {"checkpoint": None})
+    sitting.callback.on_step_end(1, [])
+    assert pinned, "a second has not gone by"
+    sitting.callback.on_experiment_end([])
+    assert not pinned and [state for _, state, _, _ in sitting.told[2:]] == ["running", "waiting"]
 
 
 def test_a_driver_that_was_replaced_writes_no_more(sitting: Sitting) -> None:

@@ -138,6 +138,13 @@ def test_without_a_terminal_lines_say_the_same(monkeypatch: pytest.MonkeyPatch) 
         ]
         table("trial-03", "waiting", {}, "its process was lost")
         assert printed(console)[-1].endswith("  70.00 %  4.0 s  waiting: its process was lost")
+        table("trial-03", "running", {})
+        table("trial-03", "restarted", {}, "the process of worker 1 died: ...")
+        assert printed(console)[-1].endswith("  70.00 %  4.0 s  restarted: the process of worker 1 died: ...")
+        clock[0] += live.LOG_SECONDS
+        table("trial-02", "running", {})
+        assert "trial-03" in printed(console)[-1], "it runs on"
+        table("trial-03", "waiting", {}, "its process was lost")
         clock[0] += live.LOG_SECONDS
         table("trial-02", "running", {})
         assert "trial-03" not in printed(console)[-1], "until it is heard of again"
