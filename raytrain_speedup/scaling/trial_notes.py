@@ -35,6 +35,11 @@ class BoardOfRun:
         """As an actor's method is called: `put.remote(kind, metrics)`."""
         return self
 
+    @property
+    def asked_to_stop(self) -> Any:
+        """Of the sweep's board: its user ends the sweep, and no run of it."""
+        return self._board.asked_to_stop
+
     def remote(self, kind: str, metrics: dict[str, Any]) -> Any:
         return self._board.put.remote(kind, {**(metrics if kind in KEPT else {}), "run": self._run})
 
