@@ -5,7 +5,8 @@ by how much depends on network and device. What one machine cannot show is compu
 2 (W - 1) / W of the gradients over the slowest link (Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms",
 JPDC 2009), while DDP is still busy with the backward pass, two thirds of a step's FLOPs; the bucket that is full
 last is sent when that is over. Delays of messages and ranks that wait for each other are not in it: two workers of
-steps of 15 ms on one machine took a third more than this says (tests/benchmarks/results/cpu-outlook.md).
+steps of 15 ms on one machine took a third more than this says. Nor is the processors' part of an exchange, where
+several workers share too few of them (tests/benchmarks/results/cpu-outlook.md).
 """
 
 from __future__ import annotations
