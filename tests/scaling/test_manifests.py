@@ -146,7 +146,7 @@ def test_groups_of_pods_are_those_of_unequal_resources(tmp_path: Path, described
     file.write_text(yaml.safe_dump(cluster))
     groups = printed("kuberay", str(file))["spec"]["workerGroupSpecs"]
     assert [(group["groupName"], group["minReplicas"], group["maxReplicas"]) for group in groups] == [
-        *(("gpu", 1, 8), ("gpu-2-spot-larger", 0, 4))
+        *(("gpu", 1, 9), ("gpu-2-spot-larger", 0, 8))  # all of them: at most the cluster's nine
     ]
 
 

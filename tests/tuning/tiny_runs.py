@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from raytrain_speedup.engine.checkpoint import Checkpoint
 from raytrain_speedup.scaling.tune_trial import trial_reporter
 from raytrain_speedup.tuning.sweep_settings import SEARCH_SEED
 
@@ -48,7 +49,8 @@ def tiny(config: dict[str, Any]) -> None:
         FAULTS.get(ratio, lambda *_: None)(config, epoch)
         folder = reporter.new_folder()
         (folder / "rank-0.pt").write_text(str(epoch))
-        reporter.report(metrics(epoch), folder)
+        reporter.report(metrics(epoch), Checkpoint(folder, {}))
+        reporter.settle()
     final = {
         **({"accuracy": accuracy} if config["test"] else {}),
         "val_accuracy": float("nan") if ratio == 0.9 else accuracy,
