@@ -52,6 +52,10 @@ log = logging.getLogger("raytrain_speedup")
 
 POSITION = ("epoch", "next_step", "next_sample")
 
+WRITES_IN_TURN = ("cpu",)
+"""Devices whose steps wait until a checkpoint is written: a thread beside them would take the cores that they train
+on, and runs would say that they were disturbed (seen of the README's sweep on two cores)."""
+
 
 class Stopped(UserError):
     """The user asked to stop; the message names the checkpoint to go on from."""
@@ -334,6 +338,12 @@ class Loop:
         self.alarm.check(self.tally.steps_taken, self.model)
         with self.watch.phase("checkpoint"):
             self.reporter.report({"epoch": self.epoch, "partial": True}, self.save())
+        self._written_in_turn()
+
+    def _written_in_turn(self) -> None:
+        if self.device.type in WRITES_IN_TURN:
+            with self.watch.phase("checkpoint"):
+                self.reporter.close()
 
     def finish_epoch(self, plan: EpochPlan) -> None:
         """Check losses and weights, evaluate, checkpoint and report."""
@@ -362,6 +372,7 @@ class Loop:
             for name, image in self.images().items():
                 self.reporter.image(name, self.epoch, image)
         self.reporter.report(metrics, checkpoint)
+        self._written_in_turn()
 
     def images(self) -> dict[str, bytes]:
         """PNG files by name: what the loader has to show, and what the task shows of the network. Called on one

@@ -22,6 +22,12 @@ from raytrain_speedup.scaling.uri_store import UriStore
 from raytrain_speedup.settings import UserError
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the steps wait."""
+    monkeypatch.setattr("raytrain_speedup.engine.loop.WRITES_IN_TURN", ())
+
+
 class Lost(Exception):
     """The process of a run, as if it were killed."""
 
