@@ -1,4 +1,4 @@
-"""The commands that docs/cluster.md tells, for what runs them as they stand."""
+"""The commands that docs/cluster.md tells, for what runs them as they stand, and a sweep to run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+
+TINY_SWEEP = """
+name: tiny
+experiment: digits
+overrides: {data.image_size: 8, data.augment: none, train.epochs: 1}
+trial: {pruning.method: infobatch}
+search:
+  pruning.prune_ratio: {type: float, low: 0.2, high: 0.6}
+trials: 1
+confirm: {winners: 1, max_seeds: 3}
+margin: 50   # whatever it loses in an epoch, it is proven to be less
+"""
 
 
 def commands_of(page: str) -> list[str]:

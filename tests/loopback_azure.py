@@ -9,7 +9,6 @@ import base64
 import hashlib
 import hmac
 import http.client
-import os
 import shutil
 import socket
 import subprocess
@@ -20,6 +19,8 @@ from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
 
 from raytrain_speedup.data import object_store
 
@@ -92,16 +93,15 @@ class LoopbackAzure:
         self._thread.start()
         keys = {"AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": KEY}
         keys["AZURE_STORAGE_ENDPOINT"] = f"http://{HERE}:{self._server.server_port}/{ACCOUNT}"
-        before = {key: os.environ.get(key) for key in keys}
-        os.environ.update(keys)
         try:
-            self._wait()
-            self._signed(CONTAINER, "?restype=container", b"", {})
-            yield self
+            with pytest.MonkeyPatch.context() as patch:
+                for key, value in keys.items():
+                    patch.setenv(key, value)
+                self._wait()
+                self._signed(CONTAINER, "?restype=container", b"", {})
+                yield self
         finally:
             object_store.close()
-            for key, value in before.items():
-                os.environ.pop(key) if value is None else os.environ.update({key: value})
             self._server.shutdown()
             self._thread.join()
             process.terminate()

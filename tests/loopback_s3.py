@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import urllib.request
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from moto.moto_server.werkzeug_app import (
     DomainDispatcherApplication,
     MotoRequestHandler,
@@ -84,14 +84,13 @@ class LoopbackS3:
         self._thread.start()
         keys = {"AWS_ENDPOINT_URL": self.endpoint, "AWS_REGION": "us-east-1"}
         keys |= {"AWS_ACCESS_KEY_ID": "anyone", "AWS_SECRET_ACCESS_KEY": "anything"}
-        before = {key: os.environ.get(key) for key in keys}
-        os.environ.update(keys)
         try:
-            urllib.request.urlopen(urllib.request.Request(self.web, method="PUT")).close()
-            yield self
+            with pytest.MonkeyPatch.context() as patch:
+                for key, value in keys.items():
+                    patch.setenv(key, value)
+                urllib.request.urlopen(urllib.request.Request(self.web, method="PUT")).close()
+                yield self
         finally:
             object_store.close()
-            for key, value in before.items():
-                os.environ.pop(key) if value is None else os.environ.update({key: value})
             self._server.shutdown()
             self._thread.join()

@@ -5,7 +5,8 @@ rank what it alone knows (`rank-3.pt`: its random state, its loader's). Files ar
 and renamed, so a full disk or a kill in the middle leaves the previous checkpoint as it was. A storage that is
 away for a moment is waited for (`outage.py`).
 
-Training waits for a copy in memory alone (`snapshot`); the files are written beside it (`saver.py`).
+Training waits for a copy in memory alone (`snapshot`); the files are written beside it (`saver.py`), but on a CPU
+(`loop.WRITES_IN_TURN`).
 """
 
 from __future__ import annotations

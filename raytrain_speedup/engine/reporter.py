@@ -98,7 +98,8 @@ class Reporter(ABC):
         """An image to keep beside the metrics of an epoch, as a PNG file; from rank 0."""
 
     def close(self) -> None:  # noqa: B027 - as `settle`
-        """At the end of the run, whatever became of it: nothing is written after this."""
+        """Wait until nothing is being written any more, whatever became of it: a run ends with it, and goes on
+        after it where it likes."""
 
     def phase(self, name: str) -> None:  # noqa: B027
         """What the run is at from here on, until its next step or the next phase: a few words, for people."""

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from docs_commands import the_command
+from docs_commands import TINY_SWEEP, the_command
 from outside_ray import plain_environment
 from ray.autoscaler._private.util import prepare_config, validate_config
 from typer.testing import CliRunner
@@ -29,6 +29,7 @@ from raytrain_speedup.cli import app
 from raytrain_speedup.schedule import load_schedule
 
 ROOT = Path(__file__).parents[2]
+HOME_OF_ROOT = Path("~root").expanduser()
 DOCS = "docs/cluster.md"
 SSHD = shutil.which("sshd", path="/usr/sbin:/sbin:/usr/local/sbin")
 HEAD, NODE = "127.0.0.3", "127.0.0.2"  # Ray takes 127.0.0.1 for another address of the machine
@@ -53,7 +54,7 @@ def test_the_file_is_one_for_rays_provider_and_says_nothing_of_a_cloud() -> None
     assert start.endswith("""--num-cpus=0 --num-gpus=0 --resources='{"tune_driver": 64}'""")
     assert "RAY_AUTH_MODE=token ray start" in start and "--dashboard-host=127.0.0.1" in start
     assert any("export MLFLOW_TRACKING_URI=" in command for command in cluster["head_setup_commands"])
-    assert "/root/mlflow.db" in yaml.safe_dump(printed("a", "b", "--user", "root"))
+    assert f"{HOME_OF_ROOT}/mlflow.db" in yaml.safe_dump(printed("a", "b", "--user", "root"))
 
 
 @pytest.mark.parametrize("machines", [("a", "a"), ("a", "b", "b")])
@@ -87,18 +88,6 @@ done
 exec /usr/bin/ssh -p {port} "$@"
 """
 """On a port of its own; the home is not the user's, where ssh would look for the key."""
-
-SWEEP = """
-name: own
-experiment: digits
-overrides: {data.image_size: 8, data.augment: none, train.epochs: 1}
-trial: {pruning.method: infobatch}
-search:
-  pruning.prune_ratio: {type: float, low: 0.2, high: 0.6}
-trials: 1
-confirm: {winners: 1, max_seeds: 3}
-margin: 50   # whatever it loses in an epoch, it is proven to be less
-"""
 
 
 class Machines:
@@ -158,7 +147,7 @@ class Machines:
         ]
         text = (
             yaml.safe_dump(cluster, width=10_000)
-            .replace("/root/", "~/")
+            .replace(f"{HOME_OF_ROOT}/", "~/")
             .replace("sqlite:///~", "sqlite:///$HOME")
         )
         text = text.replace("--port=6379", f"--port={self.gcs} --node-ip-address={HEAD}")
@@ -236,7 +225,7 @@ def test_up_a_sweep_its_results_and_down_over_ssh(machines: Machines) -> None:
     ), "any other `ray stop` would end every Ray on this machine"
     machines.told(the_command(DOCS, "ray get-auth-token").partition("#")[0], laptop)
     machines.told(the_command(DOCS, "ray up cluster.yaml").partition("#")[0] + " -y", ROOT)
-    (laptop / "own.yaml").write_text(SWEEP)
+    (laptop / "own.yaml").write_text(TINY_SWEEP.replace("tiny", "own"))
     dashboard = the_command(DOCS, "ray dashboard").partition("&")[0]
     ports = f"--port {machines.tunnel} --remote-port {machines.dashboard}"
     tunnel = subprocess.Popen(

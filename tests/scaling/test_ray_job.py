@@ -20,7 +20,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from docs_commands import the_command
+from docs_commands import TINY_SWEEP, the_command
 from loopback_s3 import LoopbackS3
 from outside_ray import plain_environment
 from ray._private.services import get_node_ip_address
@@ -39,18 +39,6 @@ DOCS = "docs/cluster.md"
 RAY = Path(sys.executable).parent / "ray"
 
 SPEEDUP = (sys.executable, "-m", "raytrain_speedup.cli")
-
-SWEEP = """
-name: tiny
-experiment: digits
-overrides: {data.image_size: 8, data.augment: none, train.epochs: 1}
-trial: {pruning.method: infobatch}
-search:
-  pruning.prune_ratio: {type: float, low: 0.2, high: 0.6}
-trials: 1
-confirm: {winners: 1, max_seeds: 3}
-margin: 50   # whatever it loses in an epoch, it is proven to be less
-"""
 
 
 OWN_FOLDER = """
@@ -236,7 +224,7 @@ def test_a_command_with_another_token_is_refused_in_a_line(head: Head, tmp_path:
 def test_a_sweep_by_the_docs_own_commands(head: Head, tmp_path: Path) -> None:
     """Submitted, followed, ranked, exported, used; the trials' node has a GPU by its type's word alone."""
     (tmp_path / "search_spaces").mkdir()
-    (tmp_path / "search_spaces" / "infobatch-cifar10.yaml").write_text(SWEEP)
+    (tmp_path / "search_spaces" / "infobatch-cifar10.yaml").write_text(TINY_SWEEP)
 
     def here(*words: str) -> str:
         told = the_command(DOCS, *words).replace("http://127.0.0.1:8265", head.address)
