@@ -44,7 +44,8 @@ def index_data(
     source: Annotated[
         str,
         typer.Argument(
-            help="a tar file, a folder of tar files, or a folder with one folder a class; or its URI (s3://...)"
+            help="a tar or Parquet file, a folder of them, some of a folder ('data/train-*.parquet'), or a folder "
+            "with one folder a class; or its URI (s3://...)"
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the index to write")],
@@ -55,23 +56,26 @@ def index_data(
             "development kit as downloaded"
         ),
     ] = None,
+    image_column: Annotated[str, typer.Option(help="Parquet's column of image files")] = "image",
+    label_column: Annotated[str, typer.Option(help="Parquet's column of classes")] = "label",
     processes: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="tar files read at a time on this machine; default: one for each core, and 16 for a URI",
+            help="files read at a time on this machine; default: one for each core, and 16 for a URI",
         ),
     ] = None,
 ) -> None:
-    """Index the samples in tar files or folders, so that each is read by its own bytes.
+    """Index the samples in tar files, Parquet files or folders, so that each is read by its own bytes.
 
     Nothing is unpacked: ImageNet is read from its tar files as downloaded, the
-    inner ones included, and a pruned sample is never read at all. For
-    data.source=index. In a job of a Ray cluster the files of a URI are read by tasks
+    inner ones included, or from Hugging Face's Parquet files, and a pruned sample is
+    never read at all. For data.source=index. In a job of a Ray cluster the files of a URI are read by tasks
     on all of its nodes.
 
     speedup data index ILSVRC2012_img_train.tar -o train.index
     speedup data index ILSVRC2012_img_val.tar --labels ILSVRC2012_devkit_t12.tar.gz -o val.index
+    speedup data index 'hf/data/train-*.parquet' -o train.index
     speedup data index s3://mine/shards -o train.index
     speedup train mine.yaml data.source=index data.train=train.index data.test=val.index
     """
@@ -80,7 +84,16 @@ def index_data(
     pool = _nodes_for([source]) if processes is None else None
     began = time.perf_counter()
     with _progress() as progress:
-        index = make_index(source, out, labels=labels, processes=processes, pool=pool, progress=progress)
+        index = make_index(
+            source,
+            out,
+            labels=labels,
+            image_column=image_column,
+            label_column=label_column,
+            processes=processes,
+            pool=pool,
+            progress=progress,
+        )
     seconds = time.perf_counter() - began
     console.print(
         f"{out}: {len(index.rows):,} samples of {len(index.class_names):,} classes in {len(index.shards):,} files, "
@@ -216,11 +229,11 @@ def pack_data(
     seed: Annotated[int, typer.Option(min=0, help="of the order; Parquet files keep theirs")] = 0,
     processes: Annotated[int | None, typer.Option(min=1, help="default: one for each core")] = None,
 ) -> None:
-    """Pack images into tar files that can be indexed: Parquet, loose files, or tar files sorted by class.
+    """Pack images into tar files: Parquet, loose files, or tar files sorted by class.
 
-    In Parquet files a sample has no bytes of its own: pages are compressed, or hold
-    dictionaries. Files are copied as they are; what an index has in quarantine, and
-    what is no image, is left out.
+    For Parquet whose pages are only decompressed as a whole (zstd, gzip), for files that
+    are slow to list, and to shuffle what is sorted by class. Files are copied as they
+    are; what an index has in quarantine, and what is no image, is left out.
 
     speedup data pack hf/train -o shards && speedup data index shards -o train.index
     """

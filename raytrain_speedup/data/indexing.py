@@ -1,18 +1,20 @@
-"""Making an index (`shards.py`) of tar files, or of class folders of image files, on disks or in object storage.
+"""Making an index (`shards.py`) of tar files, of Parquet files, or of class folders of image files, on disks or in
+object storage.
 
 The class of a sample is, in this order: what a file of labels says of it; the name of the inner tar file it is in,
 or of its own tar file where that is a WordNet ID, as ImageNet's are; the content of its neighbour `.cls`, as in
-WebDataset's shards; the name of its folder.
+WebDataset's shards; the name of its folder. Parquet files have a column of them.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -21,15 +23,15 @@ from rich.progress import Progress
 from raytrain_speedup.data.devkit import devkit_labels
 from raytrain_speedup.data.folders import image_files, is_folder, is_image, listed, shown, some, tell_left_out
 from raytrain_speedup.data.object_store import Stat, is_remote, list_objects, read_here, stat_object
+from raytrain_speedup.data.parquet_scan import ParquetJob, scan_parquet
 from raytrain_speedup.data.shards import Index, ShardRows, write_index
 from raytrain_speedup.data.tar_scan import KEY, Rows, TarJob, scan_tars
 from raytrain_speedup.settings import UserError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".tar.zst")
+_PARQUET = ".parquet"
 _WHOLE_FOLDER = "."
 _WORDNET_ID = re.compile(r"n\d{8}")
-Reading = AbstractContextManager[Executor]
-
 _STORE_PROCESSES = 16  # they wait for the network, not for a core
 
 
@@ -38,48 +40,64 @@ def make_index(
     folder: Path,
     *,
     labels: Path | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
     processes: int | None = None,
     pool: Executor | None = None,
     progress: Progress | None = None,
 ) -> Index:
-    """Index tar files, or a folder with a folder of images for each class.
+    """Index tar files, Parquet files, or a folder with a folder of images for each class.
 
     Args:
-        source: a tar file, a folder of tar files, or a folder of class folders; or the URI of one of these.
+        source: a tar or Parquet file, a folder of them, or a folder of class folders; or the URI of one of these.
+            A * in the last name stands for any: `data/train-*.parquet`.
         folder: where the index goes; one that is there is replaced.
         labels: a text file with a sample's file name and its class in every line; or ILSVRC2012's development kit.
-        processes: that read tar files at the same time; default: one for each core, and 16 for a store.
-        pool: that reads tar files in place of processes of this machine, such as tasks of a cluster.
+        image_column, label_column: of Parquet files.
+        processes: that read files at the same time; default: one for each core, and 16 for a store.
+        pool: that reads files in place of processes of this machine, such as tasks of a cluster.
         progress: shows how far it is.
 
     Raises:
         UserError: if there is nothing to index, a tar file is compressed or cut off, or a sample has no class.
     """
     known = _read_labels(labels) if labels else {}
-    if is_remote(str(source)):
-        root, parts = _scan_store(
-            str(source), known, _reading(pool, processes or _STORE_PROCESSES, read_here), progress
-        )
+    remote = is_remote(source := str(source))
+    found = _in_store(source) if remote else _on_disk(Path(source))
+    class_names = None
+    if found.tars:
+        tar_jobs = [_tar_job(found.root, name, known, found.stats.get(name)) for name in found.tars]
+        with _reading(pool, processes, remote=remote) as readers:
+            parts = scan_tars(tar_jobs, readers, progress)
+    elif found.parquet:
+        if labels:
+            raise UserError(
+                f"{KEY}: --labels: {shown(source)} has classes in a column; expected --label-column"
+            )
+        columns = image_column, label_column
+        jobs = [ParquetJob(found.root, name, *columns, found.stats.get(name)) for name in found.parquet]
+        with _reading(pool, processes, remote=remote) as readers:
+            parts, class_names = scan_parquet(jobs, readers, progress)
+    elif remote:
+        parts = [_loose(found.root, found.stats, known)]
     else:
-        root, parts = _scan_disk(
-            Path(source), known, _reading(pool, processes or os.cpu_count() or 1), progress
-        )
+        parts = _class_folders(Path(source), known, progress)
     if not sum(len(part.label) for part in parts):
         raise UserError(
-            f"{KEY}: {shown(source)} has neither tar files with images nor class folders; expected either"
+            f"{KEY}: {shown(source)} has neither tar or Parquet files with images nor class folders; expected one "
+            "of these"
         )
-    return write_index(folder, root, parts)
+    return write_index(folder, found.root, parts, class_names)
 
 
 @contextmanager
-def _reading(
-    pool: Executor | None, processes: int, initializer: Callable[[], None] | None = None
-) -> Iterator[Executor]:
-    """What reads tar files: a pool that is given, or processes that end with it."""
+def _reading(pool: Executor | None, processes: int | None, *, remote: bool) -> Iterator[Executor]:
+    """What reads files: a pool that is given, or processes that end with it."""
     if pool is not None:
         yield pool
         return
-    with ProcessPoolExecutor(processes, initializer=initializer) as own:
+    number = processes or (_STORE_PROCESSES if remote else os.cpu_count() or 1)
+    with ProcessPoolExecutor(number, initializer=read_here if remote else None) as own:
         yield own
 
 
@@ -104,21 +122,44 @@ def _read_labels(path: Path) -> dict[str, str]:
     return known
 
 
-def _tars_among(names: Sequence[str], where: Path | str) -> list[str]:
-    """The tar files among some names; compressed ones are refused."""
+@dataclass(frozen=True)
+class _Source:
+    """What there is to index.
+
+    Attributes:
+        root: folder or URI that the names are below.
+        tars, parquet: the files; where both are empty, there may be loose files.
+        stats: of the objects of a store, loose ones as well.
+    """
+
+    root: str
+    tars: Sequence[str]
+    parquet: Sequence[str]
+    stats: Mapping[str, Stat] = field(default_factory=dict)
+
+
+def _source_of(root: str, names: Sequence[str], where: str, stats: Mapping[str, Stat]) -> _Source:
+    """By the names of files; compressed tar files are refused."""
     packed = [name for name in names if name.endswith(_COMPRESSED)]
     if packed:
         raise UserError(
             f"{KEY}: {some(packed)} in {shown(where)} are compressed, and nothing in them can be read by its "
             "position; expected plain .tar files (gunzip them: JPEGs do not become larger)"
         )
-    tars = [name for name in names if name.endswith(".tar")]
-    if not tars and any(name.endswith(".parquet") for name in names):
+    tars, parquet = ([name for name in names if name.endswith(suffix)] for suffix in (".tar", _PARQUET))
+    if tars and parquet:
         raise UserError(
-            f"{KEY}: {shown(where)} is Parquet, in whose pages a sample has no bytes of its own; expected tar "
-            f"files, as `speedup data pack {shown(where)} -o FOLDER` makes of it, or data.source=parquet instead"
+            f"{KEY}: {shown(where)} has tar files and Parquet files ({tars[0]}, {parquet[0]}); expected one kind, "
+            "or a * in the name that chooses, such as '*.tar'"
         )
-    return tars
+    return _Source(root, tars, parquet, stats)
+
+
+def _matching(names: Sequence[str], pattern: str, where: str) -> list[str]:
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    if not any(name.endswith((".tar", *_COMPRESSED, _PARQUET)) for name in found):
+        raise UserError(f"{KEY}: no tar or Parquet file in {shown(where)} is called {pattern}; expected some")
+    return found
 
 
 def _tar_job(root: str, name: str, known: Mapping[str, str], stat: Stat | None = None) -> TarJob:
@@ -130,28 +171,32 @@ def _tar_job(root: str, name: str, known: Mapping[str, str], stat: Stat | None =
 # --- on disks ------------------------------------------------------------------------------------------------
 
 
-def _scan_disk(
-    source: Path, known: Mapping[str, str], reading: Reading, progress: Progress | None
-) -> tuple[str, list[ShardRows]]:
-    """The root, and what is in it."""
-    if not source.exists():
-        raise UserError(f"{KEY}: there is no {shown(source.absolute())}; expected tar files or class folders")
-    single = source.is_file()
-    tars = _tars_among([source.name] if single else [entry.name for entry in listed(KEY, source)], source)
-    if single and not tars:
-        raise UserError(f"{KEY}: {shown(source)} is no .tar file; expected one, or a folder")
-    root = str((source.parent if single else source).absolute())
-    if tars:
-        with reading as pool:
-            return root, scan_tars([_tar_job(root, name, known) for name in tars], pool, progress)
+def _on_disk(source: Path) -> _Source:
+    if "*" in source.name and not source.exists():
+        folder = source.parent
+        names = _matching([entry.name for entry in listed(KEY, folder)], source.name, str(folder))
+    elif not source.exists():
+        raise UserError(
+            f"{KEY}: there is no {shown(source.absolute())}; expected tar files, Parquet files or class folders"
+        )
+    elif source.is_file():
+        folder, names = source.parent, [source.name]
+        if not source.name.endswith((".tar", *_COMPRESSED, _PARQUET)):
+            raise UserError(f"{KEY}: {shown(source)} is no .tar or .parquet file; expected one, or a folder")
+    else:
+        folder, names = source, [entry.name for entry in listed(KEY, source)]
+    return _source_of(str(folder.absolute()), names, str(source), {})
+
+
+def _class_folders(source: Path, known: Mapping[str, str], progress: Progress | None) -> list[ShardRows]:
     folders = [entry.name for entry in listed(KEY, source) if is_folder(KEY, entry)]
-    jobs = [_ClassJob(root, name, known) for name in folders or [_WHOLE_FOLDER]]
+    jobs = [_ClassJob(str(source.absolute()), name, known) for name in folders or [_WHOLE_FOLDER]]
     threads = min(32, 4 * (os.cpu_count() or 1))  # they wait for the file system, not for a core
     with ThreadPoolExecutor(threads) as pool:
         found = pool.map(_scan_folder, jobs)
         if progress is None:
-            return root, list(found)
-        return root, list(progress.track(found, total=len(jobs), description="indexing"))
+            return list(found)
+        return list(progress.track(found, total=len(jobs), description="indexing"))
 
 
 @dataclass(frozen=True)
@@ -192,22 +237,20 @@ def _classless(path: str) -> UserError:
 # --- in object storage ---------------------------------------------------------------------------------------
 
 
-def _scan_store(
-    source: str, known: Mapping[str, str], reading: Reading, progress: Progress | None
-) -> tuple[str, list[ShardRows]]:
-    """The root, and what is in it: of loose files the listing says it all."""
+def _in_store(source: str) -> _Source:
+    """Of loose files the listing says it all."""
     root, _, name = source.rstrip("/").rpartition("/")
-    if _tars_among([name], root):
-        objects = {name: stat_object(root, name)}
-    else:
+    if name.endswith((".tar", *_COMPRESSED, _PARQUET)) and "*" not in name:
+        return _source_of(
+            root, [name], root, {} if name.endswith(_COMPRESSED) else {name: stat_object(root, name)}
+        )
+    if "*" not in name:
         root = f"{root}/{name}"
-        objects = dict(list_objects(root))
-    tars = _tars_among([name for name in objects if "/" not in name], root)
-    if not tars:
-        return root, [_loose(root, objects, known)]
-    jobs = [_tar_job(root, name, known, objects[name]) for name in tars]
-    with reading as pool:
-        return root, scan_tars(jobs, pool, progress)
+    objects = dict(list_objects(root))
+    here = [path for path in objects if "/" not in path]
+    if "*" in name:
+        here = _matching(here, name, root)
+    return _source_of(root, here, root, objects)
 
 
 def _loose(root: str, objects: Mapping[str, Stat], known: Mapping[str, str]) -> ShardRows:

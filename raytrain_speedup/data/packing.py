@@ -1,9 +1,9 @@
 """Packing images into tar files, for an index to read by ranges: Parquet, loose files, and sets sorted by class.
 
-Parquet's writers compress pages or put their values into dictionaries: pyarrow's and Hugging Face's defaults do,
-and of three sets at hand none had plain, uncompressed pages alone. So a sample has no range of bytes of its own
-there; packed once, it has. What can be indexed can be packed too: millions of loose files become some thousand, and
-what is sorted by class, as ImageNet's tar files are, is shuffled, so that every stretch of it holds all classes.
+An index reads a sample of Parquet by its own bytes where pages are not compressed, or by Snappy; of what zstd or
+gzip compressed it reads the page, hundreds of samples. Packed once, each has bytes of its own. What can be
+indexed can be packed too: millions of loose files become some thousand, and what is sorted by class, as ImageNet's
+tar files are, is shuffled, so that every stretch of it holds all classes.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _index_of(
 def _holds_parquet(source: str) -> bool:
     path = Path(source)
     if is_remote(source):
-        return False
+        return False  # read by its index
     return path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -51,9 +53,16 @@ class ParquetSettings(ParquetFilesSettings):
     label_column: str = Field("label", description="column of class numbers or class names")
 
     def read(self) -> Dataset:
-        tables = {split: _Table(files, self) for split, files in self.open_splits().items()}
-        names = tables["train"].class_names()
-        sources = {split: table.source(names) for split, table in tables.items()}
+        splits = self.open_splits()
+        classes = {
+            split: _class_column(files, self.label_column, "data.label_column")
+            for split, files in splits.items()
+        }
+        names = classes["train"].class_names()
+        sources = {
+            split: files.images(self.image_column, classes[split].targets(names))
+            for split, files in splits.items()
+        }
         return Dataset(sources["train"], sources.get("test"), names, val=sources.get("val"))
 
 
@@ -68,26 +77,46 @@ def open_parquet(
     Raises:
         UserError: as `ParquetSettings.read`.
     """
-    settings = ParquetSettings(train=path, test=path, image_column=image_column, label_column=label_column)
     files = PartFiles(key, path)
     files.require_images("--image-column", image_column)
-    table = _Table(files, settings)
-    names = table.class_names()
-    return table.source(names), names
+    column = _class_column(files, label_column, "--label-column")
+    names = column.class_names()
+    return files.images(image_column, column.targets(names)), names
 
 
-class _Table:
-    """Images and labels of one split, checked."""
+def require_classes(files: PartFiles, column: str, key: str) -> None:
+    """Refuse files without a column that may hold classes.
 
-    def __init__(self, files: PartFiles, settings: ParquetSettings) -> None:
-        self.settings, self.files = settings, files
-        self.files.require(
-            "data.label_column",
-            settings.label_column,
-            "whole numbers or strings",
-            lambda kind: pa.types.is_integer(kind) or is_text(kind),
-        )
-        self.labels = self.files.column(settings.label_column)
+    Args:
+        key: of the settings that names it, for messages.
+    """
+    files.require(
+        key, column, "whole numbers or strings", lambda kind: pa.types.is_integer(kind) or is_text(kind)
+    )
+
+
+def _class_column(files: PartFiles, column: str, key: str) -> ClassColumn:
+    require_classes(files, column, key)
+    return ClassColumn(files.key, files.path, key, column, files.column(column), files.schema.metadata)
+
+
+@dataclass(frozen=True)
+class ClassColumn:
+    """The classes of a split.
+
+    Attributes:
+        key, where: of the split, for messages.
+        column_key, column: what names the column, and its name.
+        labels: (N,) whole numbers or strings.
+        metadata: of the files' schema.
+    """
+
+    key: str
+    where: Path | str
+    column_key: str
+    column: str
+    labels: pa.ChunkedArray
+    metadata: Mapping[bytes, bytes] | None
 
     def class_names(self) -> tuple[str, ...]:
         """From the schema's metadata, else the names that occur, else the numbers up to the largest.
@@ -109,32 +138,30 @@ class _Table:
 
     def _no_classes(self, found: str) -> UserError:
         return UserError(
-            f"data.label_column: column '{self.settings.label_column}' of {self.files.path} holds {found}, as "
-            "identifiers do; expected class numbers from 0 on, or class names"
+            f"{self.column_key}: column '{self.column}' of {self.where} holds {found}, as identifiers do; "
+            "expected class numbers from 0 on, or class names"
         )
 
     def _published_names(self) -> tuple[str, ...] | None:
         """The class names in the metadata of the files; what cannot be made sense of there is reported."""
-        metadata = self.files.schema.metadata or {}
+        metadata = self.metadata or {}
         try:
             if b"classes" in metadata:
                 return tuple(metadata[b"classes"].decode().split(","))
             if b"huggingface" in metadata:
-                return _hugging_faces_names(metadata[b"huggingface"], self.settings.label_column)
+                return _hugging_faces_names(metadata[b"huggingface"], self.column)
         except ValueError as error:  # no UTF-8, no JSON, or not in the form that is expected
             log.warning(
-                "%s: no class names are taken from the metadata of %s: %s",
-                self.files.key,
-                self.files.path,
-                error,
+                "%s: no class names are taken from the metadata of %s: %s", self.key, self.where, error
             )
         return None
 
-    def source(self, class_names: tuple[str, ...]) -> ParquetSource:
-        """The samples, with labels as numbers from 0 to len(class_names) - 1."""
-        return self.files.images(self.settings.image_column, self._targets(class_names))
+    def targets(self, class_names: tuple[str, ...]) -> np.ndarray:
+        """(N,) int64, numbers from 0 to len(class_names) - 1.
 
-    def _targets(self, class_names: tuple[str, ...]) -> np.ndarray:
+        Raises:
+            UserError: if a label is none of these.
+        """
         labels = self.labels
         if is_text(labels.type):
             labels = pc.fill_null(pc.index_in(labels, pa.array(class_names, type=labels.type)), -1)
@@ -143,7 +170,7 @@ class _Table:
         if len(wrong):
             row = int(wrong[0])
             raise UserError(
-                f"{self.files.key}: {self.files.path} row {row} has the label {self.labels[row].as_py()!r}; "
+                f"{self.key}: {self.where} row {row} has the label {self.labels[row].as_py()!r}; "
                 f"expected one of the {len(class_names)} classes of the training data (0 to "
                 f"{len(class_names) - 1})"
             )

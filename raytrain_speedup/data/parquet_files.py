@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +34,34 @@ class PartFiles:
 
     Args:
         key: where the user wrote the path, such as `data.train`.
-        path: of the file or folder.
+        path: of the file, the folder, or of some files of a folder, with a * in the name.
+        opened: the files, where they are open already, by the names that messages use.
 
     Raises:
         UserError: if there is no such thing, or it is no Parquet.
     """
 
-    def __init__(self, key: str, path: Path) -> None:
+    def __init__(
+        self, key: str, path: Path | str, opened: Mapping[Path | str, pq.ParquetFile] | None = None
+    ) -> None:
         self.key, self.path = key, path
-        self.files = {file: self._open(file) for file in self._find()}
+        self.files = opened or {file: open_parquet_file(key, file) for file in self._find(Path(path))}
         self.schema = next(iter(self.files.values())).schema_arrow
 
-    def _find(self) -> list[Path]:
-        if is_folder(self.key, self.path):
-            return self._parts()
-        if not self.path.exists():
+    def _find(self, path: Path) -> list[Path]:
+        if "*" in path.name and not path.exists():
+            return self._parts(path.parent, path.name)
+        if is_folder(self.key, path):
+            return self._parts(path, "*")
+        if not path.exists():
             raise UserError(
-                f"{self.key}: {shown(self.path)} does not exist (looked for it in {shown(Path.cwd())}); "
+                f"{self.key}: {shown(path)} does not exist (looked for it in {shown(Path.cwd())}); "
                 "expected a .parquet file or a folder of them"
             )
-        return [self.path]
+        return [path]
 
-    def _parts(self) -> list[Path]:
-        entries = listed(self.key, self.path)
+    def _parts(self, folder: Path, pattern: str) -> list[Path]:
+        entries = [entry for entry in listed(self.key, folder) if fnmatchcase(entry.name, pattern)]
         folders = [entry.name for entry in entries if is_folder(self.key, entry)]
         files = [
             Path(entry.path)
@@ -63,25 +69,13 @@ class PartFiles:
             if entry.name.endswith(".parquet") and entry.name not in folders
         ]
         if not files:
+            called = "" if pattern == "*" else f" called {pattern}"
             raise UserError(
-                f"{self.key}: the folder {shown(self.path)} holds no .parquet file; expected part files"
+                f"{self.key}: the folder {shown(folder)} holds no .parquet file{called}; expected part files"
             )
         if folders:
-            log.warning("%s: folders in %s are not read: %s", self.key, shown(self.path), some(folders))
+            log.warning("%s: folders in %s are not read: %s", self.key, shown(folder), some(folders))
         return files
-
-    def _open(self, file: Path) -> pq.ParquetFile:
-        try:
-            return pq.ParquetFile(file, memory_map=True)
-        except UnicodeEncodeError:
-            raise UserError(f"{self.key}: {shown(file)} is not UTF-8; expected a path that is") from None
-        except UnicodeDecodeError:
-            raise UserError(
-                f"{self.key}: {file} has a column whose name is not UTF-8; expected names that are"
-            ) from None
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{self.key}: {file} is not a whole Parquet file: {reason}") from None
 
     @property
     def rows(self) -> int:
@@ -111,32 +105,7 @@ class PartFiles:
             parts = [parquet.read(columns=[name]).column(0) for parquet in self.files.values()]
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{self.key}: {self.path} cannot be read: {str(error).splitlines()[0]}") from None
-        whole = self._joined(name, parts)
-        if whole.null_count:
-            row = pc.index(pc.is_null(whole), True).as_py()
-            raise UserError(f"{self.key}: {self.path} row {row} has no label in column '{name}'")
-        return whole
-
-    def _joined(self, name: str, parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
-        """The parts of a column as one: whole numbers of any width are as good as others, and so are strings."""
-        kinds = {part.type for part in parts}
-        if all(is_text(kind) for kind in kinds):
-            wide = pa.large_string()
-        elif all(pa.types.is_integer(kind) for kind in kinds):
-            wide = pa.int64()
-        else:
-            raise UserError(
-                f"{self.key}: column '{name}' holds {' and '.join(sorted(map(str, kinds)))} in the files of "
-                f"{self.path}; expected the same in all of them"
-            )
-        try:
-            whole = pa.chunked_array([chunk for part in parts for chunk in part.cast(wide).chunks], type=wide)
-            whole.validate(full=True)
-        except pa.ArrowInvalid as error:  # a number beyond int64, or text that is not UTF-8
-            raise UserError(
-                f"{self.key}: column '{name}' of {self.path}: {str(error).splitlines()[0]}"
-            ) from None
-        return whole
+        return joined(self.key, self.path, name, parts)
 
     def images(self, column: str, targets: np.ndarray) -> ParquetSource:
         """The image files of a column, with their targets."""
@@ -148,8 +117,57 @@ class PartFiles:
                 # A column of structs takes more columns than one in the file: then the group's size will do.
                 flat = meta.num_columns == len(parquet.schema_arrow.names)
                 size = meta.column(position).total_uncompressed_size if flat else meta.total_byte_size
-                groups.append(RowGroup(file, number, meta.num_rows, size))
+                groups.append(RowGroup(Path(file), number, meta.num_rows, size))
         return ParquetSource(column, groups, targets)
+
+
+def open_parquet_file(key: str, file: Path | str, opened: Any = None) -> pq.ParquetFile:
+    """A Parquet file, its schema read.
+
+    Args:
+        opened: what to read in place of the file of that name.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        return pq.ParquetFile(opened or file, memory_map=opened is None)
+    except UnicodeEncodeError:
+        raise UserError(f"{key}: {shown(file)} is not UTF-8; expected a path that is") from None
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{key}: {file} has a column whose name is not UTF-8; expected names that are"
+        ) from None
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{key}: {file} is not a whole Parquet file: {reason}") from None
+
+
+def joined(key: str, where: Path | str, name: str, parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+    """The parts of a column as one: whole numbers of any width are as good as others, and so are strings.
+
+    Raises:
+        UserError: if they are of different kinds, or there are gaps.
+    """
+    kinds = {part.type for part in parts}
+    if all(is_text(kind) for kind in kinds):
+        wide = pa.large_string()
+    elif all(pa.types.is_integer(kind) for kind in kinds):
+        wide = pa.int64()
+    else:
+        raise UserError(
+            f"{key}: column '{name}' holds {' and '.join(sorted(map(str, kinds)))} in the files of "
+            f"{where}; expected the same in all of them"
+        )
+    try:
+        whole = pa.chunked_array([chunk for part in parts for chunk in part.cast(wide).chunks], type=wide)
+        whole.validate(full=True)
+    except pa.ArrowInvalid as error:  # a number beyond int64, or text that is not UTF-8
+        raise UserError(f"{key}: column '{name}' of {where}: {str(error).splitlines()[0]}") from None
+    if whole.null_count:
+        row = pc.index(pc.is_null(whole), True).as_py()
+        raise UserError(f"{key}: {where} row {row} has no label in column '{name}'")
+    return whole
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from raytrain_speedup.data.object_store import Refused, Span, Stat, is_remote, read_spans
+from raytrain_speedup.data.parquet_pages import unpacked
 from raytrain_speedup.data.range_cache import RangeCache
 from raytrain_speedup.data.shards import Index
+from raytrain_speedup.data.snappy import Damaged
 
 log = logging.getLogger("raytrain_speedup.data")
 
@@ -73,6 +75,22 @@ class ShardReader:
         Raises:
             UserError: if a store does not answer.
         """
+        stored = self._stored(rows)
+        if self.index.packed is None:
+            return stored
+        return [self._unpacked(row, data) for row, data in zip(rows, stored, strict=True)]
+
+    def _unpacked(self, row: int, stored: bytes | ShardError) -> bytes | ShardError:
+        assert self.index.packed is not None
+        if isinstance(stored, ShardError):
+            return stored
+        try:
+            return unpacked(stored, self.index.packed[row])
+        except Damaged as error:
+            return ShardError(f"it does not decompress ({error})")
+
+    def _stored(self, rows: Sequence[int]) -> list[bytes | ShardError]:
+        """As they lie there, or in the cache."""
         if self.cache is None:
             return self._fetched(rows)
         found: dict[int, bytes | ShardError] = {}

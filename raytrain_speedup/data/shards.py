@@ -7,12 +7,14 @@ open in milliseconds at any size, and the processes of a node share their pages.
     INDEX/
       index.json    version, class names, root of the shards, digest of the tables
       rows.npy      (N,) of `ROW`, 16 bytes a sample
+      packed.npy    (N,) of `PACKED`, 24 bytes a sample, where samples are in compressed pages of Parquet
       targets.npy   (N,) int64
       shards.npy    (S,) of `SHARD`
       names.bin     the shards' paths below the root, one behind the other
       quarantine.csv    rows to leave out and why, where there are any (`checking.py`)
 
-Shards are tar files, or loose files of one sample each; `indexing.py` makes indexes, `reading.py` reads by them.
+Shards are tar files, Parquet files, or loose files of one sample each; `indexing.py` makes indexes, `reading.py`
+reads by them.
 """
 
 from __future__ import annotations
@@ -32,9 +34,12 @@ import numpy as np
 from raytrain_speedup.data.object_store import Stat
 from raytrain_speedup.settings import UserError
 
-VERSION = 2
+VERSION, VERSION_PACKED = 2, 3
 ROW = np.dtype([("offset", "<u8"), ("shard", "<u4"), ("length", "<u4")])
 """One sample: `length` bytes from `offset` on, in the file number `shard`."""
+PACKED = np.dtype([(name, "<u4") for name in ("size", "start", "length", "literal", "tail", "codec")])
+"""How a sample is packed into its bytes of `ROW`: it is `length` bytes from `start` on of the `size` bytes that
+they decompress to (`parquet_pages.py`; `codec` 0: they are the sample)."""
 SHARD = np.dtype([("size", "<u8"), ("changed_ns", "<i8"), ("tag", "<u8"), ("name_end", "<u8")])
 """One file, as it was when it was indexed (`Stat`; the tag is 0 where it was no object of a store); its name ends
 at `name_end` in names.bin."""
@@ -54,6 +59,7 @@ class Index:
         targets: (N,) int64.
         shards: (S,) of `SHARD`.
         names: (bytes,) uint8, the shards' paths.
+        packed: (N,) of `PACKED`; None where every sample is as it lies there.
     """
 
     folder: Path
@@ -64,6 +70,7 @@ class Index:
     targets: np.ndarray
     shards: np.ndarray
     names: np.ndarray
+    packed: np.ndarray | None = None
 
     def name(self, shard: int) -> str:
         """The path of a shard below the root."""
@@ -101,7 +108,8 @@ class Index:
         part_n = self.rows[rows]
         used, part_n["shard"] = np.unique(part_n["shard"], return_inverse=True)
         names = tuple(self.name(shard) for shard in used.tolist())
-        return IndexPart(self.root, part_n, self.shards[used], names)
+        packed = None if self.packed is None else self.packed[rows]
+        return IndexPart(self.root, part_n, self.shards[used], names, packed)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_index, (self.folder,)  # a mapped array would be sent whole
@@ -116,12 +124,14 @@ class IndexPart:
         rows: (n,) of `ROW`, their shards counted among these.
         shards: (s,) of `SHARD`.
         names: the shards' paths.
+        packed: (n,) of `PACKED`, or None.
     """
 
     root: str
     rows: np.ndarray
     shards: np.ndarray
     names: tuple[str, ...]
+    packed: np.ndarray | None
 
     def as_index(self) -> Index:
         """An index of these rows alone, in no folder, without classes."""
@@ -130,7 +140,7 @@ class IndexPart:
         shards["name_end"] = np.cumsum([len(name) for name in encoded], dtype=np.uint64)
         names = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         none = np.zeros(len(self.rows), dtype=np.int64)
-        return Index(Path(os.devnull), self.root, "", (), self.rows, none, shards, names)
+        return Index(Path(os.devnull), self.root, "", (), self.rows, none, shards, names, self.packed)
 
 
 def open_index(folder: Path, key: str = "data.train") -> Index:
@@ -148,7 +158,7 @@ def open_index(folder: Path, key: str = "data.train") -> Index:
         raise UserError(
             f"{key}: {folder} is no index; expected a folder that `speedup data index SRC -o {folder}` made"
         ) from None
-    if head.get("version") != VERSION:
+    if head.get("version") not in (VERSION, VERSION_PACKED):
         raise UserError(
             f"{key}: {folder} is an index of version {head.get('version')}; expected {VERSION}: make it again with "
             f"`speedup data index {head.get('root', 'SRC')} -o {folder}`"
@@ -156,12 +166,17 @@ def open_index(folder: Path, key: str = "data.train") -> Index:
     try:
         tables = {  # plain arrays over the maps: an item of a `memmap` takes twice the time
             name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
-            for name in ("rows", "targets", "shards")
+            for name in (
+                "rows",
+                "targets",
+                "shards",
+                *(["packed"] if head["version"] == VERSION_PACKED else []),
+            )
         }
         names = np.asarray(np.memmap(folder / "names.bin", dtype=np.uint8, mode="r"))
     except (OSError, ValueError) as error:
         raise UserError(f"{key}: the index {folder} is damaged: {error}; expected to be made again") from None
-    if len(tables["rows"]) != len(tables["targets"]):
+    if len({len(table) for name, table in tables.items() if name != "shards"}) != 1:
         raise UserError(f"{key}: the index {folder} is damaged: its tables differ in length; make it again")
     return Index(
         folder.absolute(), head["root"], head["digest"], tuple(head["class_names"]), names=names, **tables
@@ -179,6 +194,7 @@ class ShardRows:
         offset, length: (n,) in bytes.
         classes: names of classes.
         label: (n,) which of these a sample is of.
+        packed: (n,) of `PACKED`, where samples are in compressed pages.
     """
 
     names: list[str]
@@ -188,20 +204,26 @@ class ShardRows:
     length: np.ndarray
     classes: list[str]
     label: np.ndarray
+    packed: np.ndarray | None = None
 
 
-def write_index(folder: Path, root: str, parts: Sequence[ShardRows]) -> Index:
+def write_index(
+    folder: Path, root: str, parts: Sequence[ShardRows], class_names: Sequence[str] | None = None
+) -> Index:
     """Write an index, whole or not at all; one that is there is replaced.
 
-    Class names that are all numbers are sorted as numbers.
+    Args:
+        class_names: in their order; default: those that occur, sorted, as numbers where all of them are.
     """
-    found = {name for part in parts for name in part.classes}
-    numbers = all(name.isdecimal() for name in found)
-    class_names = sorted(found, key=int if numbers else str)
+    if class_names is None:
+        found = {name for part in parts for name in part.classes}
+        numbers = all(name.isdecimal() for name in found)
+        class_names = sorted(found, key=int if numbers else str)
     number = {name: target for target, name in enumerate(class_names)}
     count = sum(len(part.label) for part in parts)
     targets = np.empty(count, dtype=np.int64)
     rows = np.empty(count, dtype=ROW)
+    packed = np.zeros(count, dtype=PACKED) if any(part.packed is not None for part in parts) else None
     shards = np.empty(sum(len(part.names) for part in parts), dtype=SHARD)
     written = first = row = end = 0
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -218,6 +240,8 @@ def write_index(folder: Path, root: str, parts: Sequence[ShardRows]) -> Index:
                 targets[here] = np.array([number[name] for name in part.classes], dtype=np.int64)[part.label]
                 rows["shard"][here] = part.shard + first
                 rows["offset"][here], rows["length"][here] = part.offset, part.length
+                if packed is not None:
+                    packed[here] = part.packed
                 first = written
         np.save(aside / "rows.npy", rows)
         np.save(aside / "targets.npy", targets)
@@ -225,7 +249,12 @@ def write_index(folder: Path, root: str, parts: Sequence[ShardRows]) -> Index:
         digest = hashlib.blake2b((aside / "names.bin").read_bytes(), digest_size=16)
         for table in (rows, shards):
             digest.update(table.view(np.uint8).data)
-        head = {"version": VERSION, "root": root, "digest": digest.hexdigest(), "class_names": class_names}
+        version = VERSION
+        if packed is not None:
+            version = VERSION_PACKED
+            np.save(aside / "packed.npy", packed)
+            digest.update(packed.view(np.uint8).data)
+        head = {"version": version, "root": root, "digest": digest.hexdigest(), "class_names": [*class_names]}
         (aside / "index.json").write_text(json.dumps(head), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)

@@ -1,33 +1,30 @@
 """The samples in tar files by their headers alone, which are all that is read of them.
 
 Tar files within tar files, as ImageNet comes, are looked into, several at a time: the whole of ImageNet-22K is
-indexed as it was downloaded, without unpacking a byte. In object storage headers come by range reads with a window
-ahead, which grows while headers are close to each other and is small where images lie between them.
+indexed as it was downloaded, without unpacking a byte.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from pathlib import PurePosixPath
+from typing import IO, NamedTuple
 
 import numpy as np
 from rich.progress import Progress
 
 from raytrain_speedup.data.folders import is_image, shown
-from raytrain_speedup.data.object_store import Refused, Span, Stat, read_spans
+from raytrain_speedup.data.object_store import Stat
+from raytrain_speedup.data.range_file import open_shard
 from raytrain_speedup.data.shards import ShardRows
 from raytrain_speedup.settings import UserError
 
 KEY = "data index"
-SMALLEST_WINDOW, LARGEST_WINDOW = 1 << 12, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ def _scan(job: TarJob) -> tuple[ShardRows, list[TarJob]]:
     beside: dict[str, str] = {}  # class by the name without its suffix
     where = f"{job.root}/{job.name}"
     try:
-        with _opened(job) as (file, stat):
+        with open_shard(job.root, job.name, job.stat) as (file, stat):
             for member in _members(file, job.span or (0, stat.size), job.inside):
                 if member.name.endswith(".tar"):
                     span = member.offset, member.offset + member.length
@@ -170,69 +167,3 @@ def _label(member: _Member, beside: Mapping[str, str], where: str) -> str:
             "--labels; expected its class in one of them"
         )
     return found
-
-
-@contextmanager
-def _opened(job: TarJob) -> Iterator[tuple[IO[bytes], Stat]]:
-    if job.stat is not None:
-        yield RangeFile(job.root, job.name, job.stat), job.stat  # type: ignore[misc]
-        return
-    with (Path(job.root) / job.name).open("rb") as file:
-        status = os.fstat(file.fileno())
-        yield file, Stat(status.st_size, status.st_mtime_ns, 0)
-
-
-class RangeFile(io.RawIOBase):
-    """An object as a file: what is read comes with a window of what follows.
-
-    Attributes:
-        bytes_read: so far.
-    """
-
-    def __init__(self, root: str, name: str, stat: Stat) -> None:
-        super().__init__()
-        self.bytes_read = 0
-        self._root, self._name, self._stat = root, name, stat
-        self._at = self._start = 0
-        self._held = b""
-        self._window = SMALLEST_WINDOW
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._stat.size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        stop = min(self._at + len(buffer), self._stat.size)
-        if stop <= self._at:
-            return 0
-        if not self._start <= self._at <= stop <= self._start + len(self._held):
-            self._fetch(stop)
-        data = self._held[self._at - self._start : stop - self._start]
-        buffer[: len(data)] = data
-        self._at = stop
-        return len(data)
-
-    def _fetch(self, stop: int) -> None:
-        """Hold what lies between here and `stop`, and a window: twice the last one where that ended near here."""
-        passed_over = self._at - (self._start + len(self._held))
-        near = abs(passed_over) <= self._window
-        self._window = min(2 * self._window, LARGEST_WINDOW) if near else SMALLEST_WINDOW
-        stop = min(max(stop, self._at + self._window), self._stat.size)
-        (found,) = read_spans(self._root, [Span(self._name, self._at, stop)])
-        if isinstance(found, Refused):
-            raise OSError(str(found))
-        stat, self._held = found
-        if stat != self._stat:
-            raise OSError("it was written anew meanwhile")
-        self._start = self._at
-        self.bytes_read += len(self._held)

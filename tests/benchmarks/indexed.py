@@ -3,6 +3,7 @@
     python tests/benchmarks/indexed.py rows       # 14.2 million rows: opening, memory, locating, plans of 64 ranks
     python tests/benchmarks/indexed.py store      # bytes sent by a loopback S3 server, with pruning and without
     python tests/benchmarks/indexed.py rates      # indexing and images/s of tar files beside loose files
+    python tests/benchmarks/indexed.py parquet --data ../shared/data    # bytes of photographs in Parquet files
 
 Prints tables; recorded in results/cpu-indexed.md. Memory is what a process has for itself (anonymous pages): those
 of mapped tables are the system's cache, once for all processes of a machine.
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -29,10 +32,12 @@ from loopback_s3 import LoopbackS3
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.data import SOURCES, build_loader, open_data
+from raytrain_speedup.data.base import Source
 from raytrain_speedup.data.batch import Step
 from raytrain_speedup.data.indexed import IndexedSource
 from raytrain_speedup.data.indexing import make_index
 from raytrain_speedup.data.object_store import Stat
+from raytrain_speedup.data.parquet import open_parquet
 from raytrain_speedup.data.shards import ShardRows, open_index, write_index
 from raytrain_speedup.data.synthetic import make_images
 from raytrain_speedup.engine.local import LocalReporter
@@ -40,6 +45,7 @@ from raytrain_speedup.engine.run import run
 from raytrain_speedup.methods.curriculum.base import FULL
 from raytrain_speedup.methods.pruning import InfoBatch, shard
 from raytrain_speedup.methods.pruning.window import in_windows
+from raytrain_speedup.randomness import numpy_generator
 
 N, CLASSES, WORLD = 14_197_122, 21_841, 64
 IMAGES, EPOCHS = 240, 6  # in the store: moto answers some hundred requests a second
@@ -317,10 +323,53 @@ def rates_table(images: int, rounds: int) -> None:
         )
 
 
+# --- Parquet ---
+
+
+def parquet_table(data: Path, rounds: int) -> None:
+    """160 photographs ten times over, in row groups of 100 as Hugging Face's: .6 of them in random order, files
+    alone, without decoding."""
+    one = pq.read_table(data / "imagenet-sample.parquet")
+    table = pa.concat_tables([one] * 10).take(numpy_generator(0).permutation(1600))
+    images = table.column("image").to_pylist()
+    rows = numpy_generator(1).permutation(1600)[:960].tolist()
+    own = sum(len(images[row]) for row in rows)
+    print(f"960 of {len(images):,} photographs, {own / 1e6:.0f} MB of {sum(map(len, images)) / 1e6:.0f}\n")
+    print(
+        "| Parquet's pages | indexed, images a second of a core | bytes read, times the images' own | ms an image |"
+    )
+    print("|---|--:|--:|--:|")
+    with tempfile.TemporaryDirectory() as name:
+        for compression in ("none", "snappy", "zstd"):
+            file = Path(name) / f"{compression}.parquet"
+            pq.write_table(table, file, compression=compression, row_group_size=100)
+            index, before = Path(name) / compression, processor()
+            made = make_index(file, index, label_column="wnid", processes=1)
+            rate, source = 1600 / (processor() - before), IndexedSource(made, made.targets)
+            seconds = min(timed(lambda by=source: read_rows(by, rows))[0] for _ in range(rounds))
+            ratio = source.bytes_read / rounds / own
+            print(f"| {compression}, indexed | {rate:,.0f} | {ratio:.3f} | {seconds / 960 * 1e3:.2f} |")
+        for compression in ("none", "snappy", "zstd"):
+            grouped, _ = open_parquet("data", Path(name) / f"{compression}.parquet", "image", "wnid")
+            grouped._limit, count = 0, []  # as where the set is larger than memory
+            read = grouped._read
+            grouped._read = lambda group, read=read, seen=count: (seen.append(group), read(group))[1]
+            seconds, _ = timed(lambda by=grouped: read_rows(by, rows[:200]))
+            each = pq.ParquetFile(Path(name) / f"{compression}.parquet").metadata.row_group(0).total_byte_size
+            ratio = len(count) * each / sum(len(images[row]) for row in rows[:200])
+            print(f"| {compression}, by the row group | | {ratio:.0f} | {seconds / 200 * 1e3:.2f} |")
+
+
+def read_rows(source: Source, rows: list[int]) -> None:
+    for start in range(0, len(rows), 64):
+        source.encoded_many(rows[start : start + 64])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("rows", "store", "rates"))
+    parser.add_argument("part", choices=("rows", "store", "rates", "parquet"))
     parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--data", type=Path, help="of `parquet`: folder with imagenet-sample.parquet")
     parser.add_argument("--rounds", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -328,5 +377,7 @@ if __name__ == "__main__":
         rows_table()
     elif args.part == "store":
         store_table()
+    elif args.part == "parquet":
+        parquet_table(args.data, args.rounds)
     else:
         rates_table(args.images, args.rounds)

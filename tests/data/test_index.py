@@ -29,7 +29,8 @@ def test_every_sample_is_read_with_its_class(layout: str, tmp_path: Path) -> Non
     reader = ShardReader(index)
     assert [reader.read(row) for row in range(len(index.rows))] == list(FILES.values())
     assert index.targets.tolist() == [CLASSES.index(name[:3]) for name in FILES]
-    assert reader.bytes_read == sum(map(len, FILES.values()))
+    read, own = reader.bytes_read, sum(map(len, FILES.values()))
+    assert read == own if layout != "hugging face" else read > own
     assert [path.name for path in tmp_path.glob("*index*")] == ["index"], "nothing is left lying about"
 
 
@@ -154,14 +155,17 @@ def test_a_shard_that_was_written_anew_is_told_once(tmp_path: Path, caplog: pyte
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder / "none", "there is no .*none; expected tar files or class folders"),
-        (lambda folder: folder, "neither tar files with images nor class folders"),
+        (
+            lambda folder: folder / "none",
+            "there is no .*none; expected tar files, Parquet files or class folders",
+        ),
+        (lambda folder: folder, "neither tar or Parquet files with images nor class folders"),
         (lambda folder: _written(folder / "x.tar.gz", b""), r"x\.tar\.gz in .* are compressed"),
         (
             lambda folder: _written(folder / "x.parquet", b"").parent,
-            r"in is Parquet, .*`speedup data pack .*in -o",
+            r"x\.parquet is not a whole Parquet file",
         ),
-        (lambda folder: _written(folder / "x.zip", b""), r"x\.zip is no \.tar file"),
+        (lambda folder: _written(folder / "x.zip", b""), r"x\.zip is no \.tar or \.parquet file"),
         (lambda folder: _written(folder / "x.tar", b"y" * 2000), r"x\.tar is no whole tar file"),
         (lambda folder: _cut(nested(folder / "x.tar")), r"x\.tar is no whole tar file"),
         (lambda folder: _with_cut_inside(folder / "x.tar"), r"x\.tar is no whole tar file: n02 is cut off"),

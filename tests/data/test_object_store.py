@@ -21,9 +21,9 @@ from raytrain_speedup.data.checking import check_samples
 from raytrain_speedup.data.indexed import IndexedSource
 from raytrain_speedup.data.indexing import make_index
 from raytrain_speedup.data.object_store import Stat
+from raytrain_speedup.data.range_file import SMALLEST_WINDOW
 from raytrain_speedup.data.reading import GAP, LARGEST, ShardError, ShardReader, _bounds, _neighbours
 from raytrain_speedup.data.shards import ROW, Index, ShardRows, open_index, write_index
-from raytrain_speedup.data.tar_scan import SMALLEST_WINDOW
 from raytrain_speedup.settings import UserError
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 CLASSES = ("n01", "n02", "n10")
@@ -66,10 +69,47 @@ def webdataset(folder: Path) -> Path:
     return folder
 
 
+def parquet(folder: Path, **options: object) -> Path:
+    """Two part files, with names of classes in them."""
+    return _parts(
+        folder, lambda content: content, list, None, use_dictionary=False, compression="none", **options
+    )
+
+
+def hugging_face(folder: Path) -> Path:
+    """As `datasets` writes them: structs, numbers of classes, whose names are in the metadata, and Snappy."""
+    features = {"label": {"names": list(CLASSES), "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return _parts(
+        folder,
+        lambda content: {"bytes": content, "path": "x.png"},
+        lambda names: [CLASSES.index(name) for name in names],
+        metadata,
+    )
+
+
+def _parts(
+    folder: Path,
+    image: Callable[[bytes], object],
+    labels: Callable[[list[str]], list],
+    metadata: dict[str, str] | None,
+    **options: object,
+) -> Path:
+    folder.mkdir(parents=True)
+    names = list(FILES)
+    for part, chosen in enumerate((names[:7], names[7:])):
+        columns = {"image": [image(FILES[name]) for name in chosen], "label": labels([n[:3] for n in chosen])}
+        table = pa.table(columns).replace_schema_metadata(metadata)
+        pq.write_table(table, folder / f"train-{part}.parquet", row_group_size=4, **options)
+    return folder
+
+
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "loose": lambda folder: loose(folder / "loose"),
     "nested": lambda folder: nested(folder / "all.tar"),
     "webdataset": lambda folder: webdataset(folder / "shards"),
+    "parquet": lambda folder: parquet(folder / "parquet"),
+    "hugging face": lambda folder: hugging_face(folder / "hf"),
     "folders in a tar": lambda folder: pack(folder / "all.tar", FILES),
     "long names": lambda folder: pack(
         folder / "all.tar", {f"{'deep/' * 40}{name}": data for name, data in FILES.items()}
