@@ -126,12 +126,12 @@ def test_what_other_writers_of_snappy_may_do() -> None:
             b"\xfa\xa2\x04",  # 70,010 bytes and five times 4 and more
             bytes([62 << 2]) + (len(literal) - 1).to_bytes(3, "little") + literal,
             bytes([(20 - 1) << 2 | 3]) + (70_000).to_bytes(4, "little"),
-            bytes([0b000_000_01, 4]),
+            bytes([0b010_000_01, 30]),
             bytes([(34 - 1) << 2 | 2]) + (0x8000).to_bytes(2, "little"),
         ]
     )
     whole = literal + literal[:20]
-    whole += whole[-4:]
+    whole += whole[-542:][:4]
     whole += whole[len(whole) - 0x8000 :][:34]
     stream = b"\xaa\xa3\x04" + stream[3:]
     assert pa.decompress(stream, len(whole), "snappy", asbytes=True) == whole
@@ -150,7 +150,10 @@ def test_what_other_writers_of_snappy_may_do() -> None:
     assert elements.cut(69_990, 10) == (69_997, 10, 10, 0, 10, 0), "a literal needs nothing but its bytes"
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x05", b"\x05\x10ab", b"\x02\x01\x05", b"\x05\x10abcdeabc"])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"\x05", b"\x05\x10ab", b"\x02\x01\x05", b"\x05\x10abcdeabc", b"\x09\x10abcde\x0e\x09\x00"],
+)
 def test_what_is_no_snappy_stream_is_said(damage: bytes) -> None:
     with pytest.raises(Damaged):
         Stream(damage)
