@@ -123,25 +123,24 @@ def test_what_other_writers_of_snappy_may_do() -> None:
     literal = np.random.default_rng(0).integers(0, 256, 70_000, dtype=np.uint8).tobytes()
     stream = b"".join(
         [
-            b"\xfa\xa2\x04",  # 70,010 bytes and five times 4 and more
+            b"\xaa\xa3\x04",  # 70,058 bytes
             bytes([62 << 2]) + (len(literal) - 1).to_bytes(3, "little") + literal,
-            bytes([(20 - 1) << 2 | 3]) + (70_000).to_bytes(4, "little"),
             bytes([0b010_000_01, 30]),
             bytes([(34 - 1) << 2 | 2]) + (0x8000).to_bytes(2, "little"),
+            bytes([(20 - 1) << 2 | 3]) + (70_000).to_bytes(4, "little"),
         ]
     )
-    whole = literal + literal[:20]
-    whole += whole[-542:][:4]
-    whole += whole[len(whole) - 0x8000 :][:34]
-    stream = b"\xaa\xa3\x04" + stream[3:]
+    whole = literal + literal[-542:][:4]
+    whole += whole[-0x8000:][:34]
+    whole += whole[-70_000:][:20]
     assert pa.decompress(stream, len(whole), "snappy", asbytes=True) == whole
     elements = Stream(stream)
     for start, length in (
-        (69_990, 20),
-        (69_990, 40),
-        (70_000, 10),
-        (70_021, 3),
-        (70_030, 28),
+        (69_990, 12),
+        (70_001, 3),
+        (70_010, 20),
+        (70_030, 15),
+        (70_040, 18),
         (0, len(whole)),
     ):
         cut = elements.cut(start, length)
