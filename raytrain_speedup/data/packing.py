@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import Progress
@@ -58,8 +59,8 @@ def pack_images(
     """Write the images of a source, as they are, to tar files in WebDataset's layout; gives their number.
 
     Args:
-        source: Parquet files, whose order is kept; or an index, or what can be indexed, shuffled by `seed`. What an
-            index has in quarantine is left out.
+        source: Parquet files on a disk, whose order is kept; or an index, or what can be indexed, shuffled by
+            `seed`. What an index has in quarantine is left out.
         folder: where they go; nothing may be in it.
         labels: as of `make_index`.
         image_column, label_column: of Parquet files.
@@ -77,7 +78,8 @@ def pack_images(
             images, class_names = open_parquet(KEY, Path(source), image_column, label_column)
             order = np.arange(len(images))
         else:
-            index = _index_of(source, Path(aside), labels, processes, progress)
+            known = {"labels": labels, "image_column": image_column, "label_column": label_column}
+            index = _index_of(source, Path(aside), processes=processes, progress=progress, **known)
             images, class_names = IndexedSource(index, index.targets), index.class_names
             kept = np.setdiff1d(np.arange(len(images)), index.quarantined(), assume_unique=True)
             order = numpy_generator(seed).permutation(kept)
@@ -90,20 +92,19 @@ def pack_images(
             return sum(progress.track(done, total=len(jobs), description="packing") if progress else done)
 
 
-def _index_of(
-    source: str, aside: Path, labels: Path | None, processes: int | None, progress: Progress | None
-) -> Index:
+def _index_of(source: str, aside: Path, **options: Any) -> Index:
     """The index that a source is, or one that is made of it aside."""
     if (Path(source) / "index.json").is_file():
         return open_index(Path(source), KEY)
-    return make_index(source, aside / "index", labels=labels, processes=processes, progress=progress)
+    return make_index(source, aside / "index", **options)
 
 
 def _holds_parquet(source: str) -> bool:
     path = Path(source)
     if is_remote(source):
         return False  # read by its index
-    return path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")))
+    files = path.glob("*") if path.is_dir() else path.parent.glob(path.name)
+    return any(file.suffix == ".parquet" for file in (path, *files))
 
 
 _source: tuple[Source, tuple[str, ...]]

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from loopback_s3 import LoopbackS3
 from tiny_shards import CLASSES, FILES, LAYOUTS, pack, webdataset
@@ -21,6 +23,7 @@ from raytrain_speedup.data.checking import check_samples
 from raytrain_speedup.data.indexed import IndexedSource
 from raytrain_speedup.data.indexing import make_index
 from raytrain_speedup.data.object_store import Stat
+from raytrain_speedup.data.packing import pack_images
 from raytrain_speedup.data.range_file import SMALLEST_WINDOW
 from raytrain_speedup.data.reading import GAP, LARGEST, ShardError, ShardReader, _bounds, _neighbours
 from raytrain_speedup.data.shards import ROW, Index, ShardRows, open_index, write_index
@@ -63,6 +66,23 @@ def test_every_layout_is_indexed_and_read(layout: str, s3: LoopbackS3, tmp_path:
     assert reader.read_many(range(len(FILES))) == list(FILES.values())
     assert reader.read_many([17, 3, 3]) == [list(FILES.values())[row] for row in (17, 3, 3)]
     assert check_samples(index, processes=1) == []
+
+
+def test_parquet_files_with_columns_of_other_names(s3: LoopbackS3, tmp_path: Path) -> None:
+    """Indexed and packed from a store, two of four files."""
+    (tmp_path / "in").mkdir()
+    names = list(FILES)
+    for part in range(4):
+        chosen = names[part::4]
+        table = pa.table({"img": [FILES[name] for name in chosen], "y": [name[:3] for name in chosen]})
+        pq.write_table(table, tmp_path / "in" / f"{'ab'[part // 2]}-{part}.parquet")
+    uri = s3.put_folder(tmp_path / "in", "columns")
+    columns = {"image_column": "img", "label_column": "y"}
+    index = make_index(f"{uri}/a-*", tmp_path / "index", processes=2, **columns)
+    expected = [name for part in range(2) for name in names[part::4]]
+    assert ShardReader(index).read_many(range(len(expected))) == [FILES[name] for name in expected]
+    assert [index.class_names[target] for target in index.targets] == [name[:3] for name in expected]
+    assert pack_images(f"{uri}/b-*", tmp_path / "out", **columns) == 18 - len(expected)
 
 
 def webdataset_index(s3: LoopbackS3, tmp_path: Path) -> Index:
@@ -248,7 +268,7 @@ def test_a_store_that_refuses_is_not_waited_for(status: str, s3: LoopbackS3, tmp
     [
         ("s3://nowhere/x", "s3://nowhere/x: .*404 Not Found.*expected a place"),
         ("s3://data/none.tar", r"s3://data/none\.tar: there is no such object"),
-        ("s3://data/none", "neither tar files with images nor class folders"),
+        ("s3://data/none", "neither tar or Parquet files with images nor class folders"),
         ("nothing://x/y", "nothing://x/y: .*; expected s3://, gs://, az://, http:// or https://"),
         ("s3://data/packed", r"x\.tar\.gz in s3://data/packed are compressed"),
         ("s3://data/flat", r"flat/x\.jpg is in no class folder"),
