@@ -79,7 +79,7 @@ def index_data(
     speedup data index s3://mine/shards -o train.index
     speedup train mine.yaml data.source=index data.train=train.index data.test=val.index
     """
-    from raytrain_speedup.data.indexing import make_index
+    from raytrain_speedup.data.index.indexing import make_index
 
     pool = _nodes_for([source]) if processes is None else None
     began = time.perf_counter()
@@ -105,7 +105,7 @@ def index_data(
 
 def _nodes_for(sources: list[str]) -> Executor | None:
     """A cluster's nodes, where this is a job of one and all of them may read the sources."""
-    from raytrain_speedup.data.object_store import is_remote, read_here
+    from raytrain_speedup.data.index.object_store import is_remote, read_here
 
     if not all(map(is_remote, sources)):
         return None
@@ -147,8 +147,8 @@ def check_data(
     speedup data check train.index val.index
     speedup data check train.index -q unreadable -q duplicate
     """
-    from raytrain_speedup.data.checking import KINDS, check_samples, write_quarantine
-    from raytrain_speedup.data.shards import QUARANTINE, open_index
+    from raytrain_speedup.data.index.checking import KINDS, check_samples, write_quarantine
+    from raytrain_speedup.data.index.shards import QUARANTINE, open_index
 
     checked = open_index(index, "data check")
     others = [open_index(path, "data check") for path in evaluated or []]
@@ -237,7 +237,7 @@ def pack_data(
 
     speedup data pack hf/train -o shards && speedup data index shards -o train.index
     """
-    from raytrain_speedup.data.packing import pack_images
+    from raytrain_speedup.data.index.packing import pack_images
 
     began = time.perf_counter()
     with _progress() as progress:

@@ -2,7 +2,7 @@
 
 Shared file systems, object stores and servers fail for seconds or a minute (one restarts, a network is cut, a
 token is renewed), and a run of hours should not end by that. What will not mend is told at once. Which errors may
-pass is known to who calls: `engine/outage.py` for storages, `tracking/patience.py` for trackers.
+pass is known to who calls: `engine/checkpoints/outage.py` for storages, `tracking/patience.py` for trackers.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from raytrain_speedup.data import object_store
+from raytrain_speedup.data.index import object_store
 
 CONTAINER = "data"
 ACCOUNT = "devstoreaccount1"

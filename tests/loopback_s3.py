@@ -18,7 +18,7 @@ from moto.moto_server.werkzeug_app import (
 )
 from werkzeug.serving import make_server
 
-from raytrain_speedup.data import object_store
+from raytrain_speedup.data.index import object_store
 
 BUCKET = "data"
 

@@ -14,7 +14,7 @@ from raytrain_speedup.data.coco import CocoSettings
 from raytrain_speedup.data.device_loader import DeviceLoader
 from raytrain_speedup.data.digits import DigitsSettings
 from raytrain_speedup.data.folders import ImageFolderSettings
-from raytrain_speedup.data.indexed import IndexedSettings
+from raytrain_speedup.data.index.indexed import IndexedSettings
 from raytrain_speedup.data.instructions import AlpacaSettings
 from raytrain_speedup.data.loader import Loader
 from raytrain_speedup.data.mask_boxes import ParquetMaskBoxesSettings

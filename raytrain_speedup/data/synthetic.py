@@ -18,7 +18,7 @@ import numpy as np
 import simplejpeg
 from rich.progress import Progress
 
-from raytrain_speedup.data.webdataset import write_shard
+from raytrain_speedup.data.index.webdataset import write_shard
 from raytrain_speedup.randomness import numpy_generator
 from raytrain_speedup.settings import UserError
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import Loader, Splits, TokenLoader, build_loader, check_readable
-from raytrain_speedup.engine.checkpoint import read_epoch
+from raytrain_speedup.engine.checkpoints.checkpoint import read_epoch
 from raytrain_speedup.engine.cost.measure import Stopwatch, asked, forward_flops, training_flops
 from raytrain_speedup.engine.evaluate import sample_features
 from raytrain_speedup.engine.learner import DTYPES

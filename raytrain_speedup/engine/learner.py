@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raytrain_speedup.config import TrainSettings
 from raytrain_speedup.data.batch import Batch, Step
-from raytrain_speedup.engine.checkpoint import random_state, restore_random_state
+from raytrain_speedup.engine.checkpoints.checkpoint import random_state, restore_random_state
 from raytrain_speedup.engine.cost.measure import within_memory
 from raytrain_speedup.engine.ema import MovingAverage
 from raytrain_speedup.engine.mixing import Mix, mix_batch

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raytrain_speedup.engine.checkpoint import Checkpoint
-from raytrain_speedup.engine.checkpoint_store import FolderStore
+from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint
+from raytrain_speedup.engine.checkpoints.saver import Saver
+from raytrain_speedup.engine.checkpoints.store import FolderStore
 from raytrain_speedup.engine.reporter import Metrics, Reporter
-from raytrain_speedup.engine.saver import Saver
 from raytrain_speedup.settings import RunFailed
 
 Listener = Callable[[str, Mapping[str, Any]], None]

@@ -21,7 +21,7 @@ from torch import nn
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data.batch import WARM_UP, Batch, BatchSource, Step, blank, draw_keys
 from raytrain_speedup.engine.alarm import LossAlarm, NonFinite
-from raytrain_speedup.engine.checkpoint import (
+from raytrain_speedup.engine.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointFailed,
     random_state,

@@ -23,7 +23,7 @@ from raytrain_speedup.data.base import CorruptSample
 from raytrain_speedup.data.batch import Batch, Step
 from raytrain_speedup.data.splits import Splits
 from raytrain_speedup.engine.assemble import assemble
-from raytrain_speedup.engine.checkpoint import Checkpoint
+from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint
 from raytrain_speedup.engine.cost.measure import Stopwatch, peak_memory, synchronize, within_memory
 from raytrain_speedup.engine.loop import Loop
 from raytrain_speedup.engine.reporter import Metrics, Reporter

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from raytrain_speedup.engine.checkpoint import Checkpoint
+from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint
 
 Metrics = Mapping[str, float | int | str | bool]
 Decision = TypeVar("Decision")

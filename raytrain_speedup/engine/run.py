@@ -14,7 +14,7 @@ import torch
 from raytrain_speedup.config import Experiment
 from raytrain_speedup.data import open_data
 from raytrain_speedup.engine.assemble import assemble
-from raytrain_speedup.engine.checkpoint import Checkpoint, random_state, restore_random_state
+from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint, random_state, restore_random_state
 from raytrain_speedup.engine.cost.measure import Stopwatch, hardware, peak_memory
 from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.engine.identity import check_same, comparison_keys, identity, setup_of

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raytrain_speedup.engine.checkpoint import (
+from raytrain_speedup.engine.checkpoints.checkpoint import (
     Checkpoint,
     random_state,
     rank_file,

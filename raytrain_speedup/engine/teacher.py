@@ -14,7 +14,12 @@ from torch import nn
 from raytrain_speedup.config import Experiment, TeacherSettings
 from raytrain_speedup.data import Splits, build_loader
 from raytrain_speedup.engine.alarm import NonFinite
-from raytrain_speedup.engine.checkpoint import Checkpoint, random_state, read_shared, restore_random_state
+from raytrain_speedup.engine.checkpoints.checkpoint import (
+    Checkpoint,
+    random_state,
+    read_shared,
+    restore_random_state,
+)
 from raytrain_speedup.engine.cost.measure import Stopwatch, training_flops
 from raytrain_speedup.engine.identity import check_same, identity
 from raytrain_speedup.engine.loop import Loop, Stopped

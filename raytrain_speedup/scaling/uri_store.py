@@ -20,8 +20,9 @@ from pyarrow.fs import (
     copy_files,
 )
 
-from raytrain_speedup.engine.checkpoint import CheckpointFailed, is_rank_file, rank_file
-from raytrain_speedup.engine.checkpoint_store import (
+from raytrain_speedup.engine.checkpoints.checkpoint import CheckpointFailed, is_rank_file, rank_file
+from raytrain_speedup.engine.checkpoints.outage import outlast, reason_of
+from raytrain_speedup.engine.checkpoints.store import (
     MANIFEST,
     NAME,
     CheckpointStore,
@@ -29,7 +30,6 @@ from raytrain_speedup.engine.checkpoint_store import (
     checkpoint_name,
     manifest,
 )
-from raytrain_speedup.engine.outage import outlast, reason_of
 from raytrain_speedup.scaling.storage import PathOrUri, inside, is_uri
 from raytrain_speedup.settings import UserError
 

@@ -15,10 +15,10 @@ import ray.train.collective
 import ray.train.torch
 from ray.exceptions import RayError
 
-from raytrain_speedup.engine.checkpoint import Checkpoint
+from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint
+from raytrain_speedup.engine.checkpoints.saver import Saver
 from raytrain_speedup.engine.local import PROGRESS_SECONDS
 from raytrain_speedup.engine.reporter import Decision, Metrics, Notice, Reporter
-from raytrain_speedup.engine.saver import Saver
 from raytrain_speedup.engine.script_run import run_any
 from raytrain_speedup.scaling.board import BOARD_SECONDS, NodeTakenBack
 from raytrain_speedup.scaling.cluster import drains_watched
@@ -33,7 +33,7 @@ log = logging.getLogger("raytrain_speedup")
 class TrainReporter(Reporter):
     """Writes the run's checkpoints and reports to Ray Train; rank 0 also pins its metrics to the board.
 
-    Checkpoints are not Ray's but this package's (`engine/checkpoint_store.py`): a process or another number of
+    Checkpoints are not Ray's but this package's (`engine/checkpoints/store.py`): a process or another number of
     workers reads them. Every rank writes its own files beside its steps, and when all are there, rank 0 makes a
     checkpoint of them.
 

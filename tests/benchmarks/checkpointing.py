@@ -19,7 +19,7 @@ import torch
 from side_by_side import provenance
 from torch import nn
 
-from raytrain_speedup.engine.checkpoint import Checkpoint, snapshot
+from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint, snapshot
 from raytrain_speedup.engine.local import LocalReporter
 
 WIDTH = 2048

@@ -34,11 +34,11 @@ from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.data import SOURCES, build_loader, open_data
 from raytrain_speedup.data.base import Source
 from raytrain_speedup.data.batch import Step
-from raytrain_speedup.data.indexed import IndexedSource
-from raytrain_speedup.data.indexing import make_index
-from raytrain_speedup.data.object_store import Stat
+from raytrain_speedup.data.index.indexed import IndexedSource
+from raytrain_speedup.data.index.indexing import make_index
+from raytrain_speedup.data.index.object_store import Stat
+from raytrain_speedup.data.index.shards import ShardRows, open_index, write_index
 from raytrain_speedup.data.parquet import open_parquet
-from raytrain_speedup.data.shards import ShardRows, open_index, write_index
 from raytrain_speedup.data.synthetic import make_images
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.run import run

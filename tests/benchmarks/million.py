@@ -29,7 +29,7 @@ import torch.multiprocessing as mp
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.data import SOURCES, build_loader, open_data
 from raytrain_speedup.data.batch import Step
-from raytrain_speedup.data.indexing import make_index
+from raytrain_speedup.data.index.indexing import make_index
 from raytrain_speedup.data.synthetic import make_images
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.reporter import Metrics

@@ -49,9 +49,9 @@ PHASES = {
 
 def write_rows(folder: Path, count: int) -> None:
     """The index of training data, whose rows share some images, and that of test data."""
-    from raytrain_speedup.data.indexing import make_index
-    from raytrain_speedup.data.object_store import Stat
-    from raytrain_speedup.data.shards import ShardRows, write_index
+    from raytrain_speedup.data.index.indexing import make_index
+    from raytrain_speedup.data.index.object_store import Stat
+    from raytrain_speedup.data.index.shards import ShardRows, write_index
     from raytrain_speedup.data.synthetic import make_images
 
     make_images(folder / "images", images=IMAGES, classes=10, size=32, processes=1)

@@ -15,10 +15,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from raytrain_speedup.cli import app
-from raytrain_speedup.data import SOURCES, checking, open_data
-from raytrain_speedup.data.checking import check_samples, write_quarantine
-from raytrain_speedup.data.indexing import make_index
-from raytrain_speedup.data.shards import Index, open_index
+from raytrain_speedup.data import SOURCES, open_data
+from raytrain_speedup.data.index import checking
+from raytrain_speedup.data.index.checking import check_samples, write_quarantine
+from raytrain_speedup.data.index.indexing import make_index
+from raytrain_speedup.data.index.shards import Index, open_index
 from raytrain_speedup.settings import UserError
 
 

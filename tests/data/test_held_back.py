@@ -15,7 +15,7 @@ from tiny_shards import FILES, loose, nested
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.data import SOURCES, Source, Splits, open_data
 from raytrain_speedup.data.digits import DigitsSettings
-from raytrain_speedup.data.indexing import make_index
+from raytrain_speedup.data.index.indexing import make_index
 from raytrain_speedup.settings import UserError
 
 KINDS = ("imagefolder", "index", "parquet")

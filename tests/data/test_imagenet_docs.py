@@ -21,8 +21,8 @@ from torchvision.datasets import imagenet
 from raytrain_speedup import cli
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.data import open_data
-from raytrain_speedup.data.devkit import devkit_labels
-from raytrain_speedup.data.indexing import make_index
+from raytrain_speedup.data.index.devkit import devkit_labels
+from raytrain_speedup.data.index.indexing import make_index
 from raytrain_speedup.experiment_file import recipes
 from raytrain_speedup.settings import UserError
 

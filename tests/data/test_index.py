@@ -15,9 +15,9 @@ from tiny_shards import CLASSES, FILES, LAYOUTS, loose, nested, pack, webdataset
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.data import SOURCES, build_loader, open_data
 from raytrain_speedup.data.base import CorruptSample, Source
-from raytrain_speedup.data.indexing import make_index
-from raytrain_speedup.data.reading import ShardReader
-from raytrain_speedup.data.shards import open_index
+from raytrain_speedup.data.index.indexing import make_index
+from raytrain_speedup.data.index.reading import ShardReader
+from raytrain_speedup.data.index.shards import open_index
 from raytrain_speedup.settings import UserError
 
 

@@ -17,16 +17,17 @@ from tiny_shards import CLASSES, FILES, LAYOUTS, pack, webdataset
 
 from raytrain_speedup import retry
 from raytrain_speedup.config import load_experiment
-from raytrain_speedup.data import build_loader, object_store, open_data
+from raytrain_speedup.data import build_loader, open_data
 from raytrain_speedup.data.base import CorruptSample
-from raytrain_speedup.data.checking import check_samples
-from raytrain_speedup.data.indexed import IndexedSource
-from raytrain_speedup.data.indexing import make_index
-from raytrain_speedup.data.object_store import Stat
-from raytrain_speedup.data.packing import pack_images
-from raytrain_speedup.data.range_file import SMALLEST_WINDOW
-from raytrain_speedup.data.reading import GAP, LARGEST, ShardError, ShardReader, _bounds, _neighbours
-from raytrain_speedup.data.shards import ROW, Index, ShardRows, open_index, write_index
+from raytrain_speedup.data.index import object_store
+from raytrain_speedup.data.index.checking import check_samples
+from raytrain_speedup.data.index.indexed import IndexedSource
+from raytrain_speedup.data.index.indexing import make_index
+from raytrain_speedup.data.index.object_store import Stat
+from raytrain_speedup.data.index.packing import pack_images
+from raytrain_speedup.data.index.range_file import SMALLEST_WINDOW
+from raytrain_speedup.data.index.reading import GAP, LARGEST, ShardError, ShardReader, _bounds, _neighbours
+from raytrain_speedup.data.index.shards import ROW, Index, ShardRows, open_index, write_index
 from raytrain_speedup.settings import UserError
 
 

@@ -11,9 +11,9 @@ from tiny_shards import CLASSES, FILES, loose, nested
 from typer.testing import CliRunner
 
 from raytrain_speedup.cli import app
-from raytrain_speedup.data.indexing import make_index
-from raytrain_speedup.data.packing import pack_images
-from raytrain_speedup.data.reading import ShardReader
+from raytrain_speedup.data.index.indexing import make_index
+from raytrain_speedup.data.index.packing import pack_images
+from raytrain_speedup.data.index.reading import ShardReader
 from raytrain_speedup.settings import UserError
 
 

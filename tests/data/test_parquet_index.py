@@ -18,16 +18,16 @@ from typer.testing import CliRunner
 from raytrain_speedup.cli import app
 from raytrain_speedup.data import SOURCES
 from raytrain_speedup.data.base import Source
-from raytrain_speedup.data.checking import check_samples
-from raytrain_speedup.data.indexing import make_index
-from raytrain_speedup.data.object_store import Stat
-from raytrain_speedup.data.packing import pack_images
-from raytrain_speedup.data.parquet_pages import Chunk, _Page, hybrid, places, unpacked
-from raytrain_speedup.data.parquet_scan import _chunks
-from raytrain_speedup.data.range_cache import RangeCache
-from raytrain_speedup.data.reading import ShardError, ShardReader
-from raytrain_speedup.data.shards import PACKED, ShardRows, open_index, write_index
-from raytrain_speedup.data.snappy import Damaged, Stream, restore
+from raytrain_speedup.data.index.checking import check_samples
+from raytrain_speedup.data.index.indexing import make_index
+from raytrain_speedup.data.index.object_store import Stat
+from raytrain_speedup.data.index.packing import pack_images
+from raytrain_speedup.data.index.parquet_pages import Chunk, _Page, hybrid, places, unpacked
+from raytrain_speedup.data.index.parquet_scan import _chunks
+from raytrain_speedup.data.index.range_cache import RangeCache
+from raytrain_speedup.data.index.reading import ShardError, ShardReader
+from raytrain_speedup.data.index.shards import PACKED, ShardRows, open_index, write_index
+from raytrain_speedup.data.index.snappy import Damaged, Stream, restore
 from raytrain_speedup.settings import UserError
 
 # Bytes that compress and bytes that do not, long and short, again and again.

@@ -13,10 +13,10 @@ from full_disk import fill, tiny_disk
 from tiny_shards import CLASSES, FILES, loose, nested, pack, webdataset
 
 from raytrain_speedup.data import SOURCES
-from raytrain_speedup.data.indexing import make_index
-from raytrain_speedup.data.range_cache import RangeCache
-from raytrain_speedup.data.reading import ShardReader
-from raytrain_speedup.data.shards import Index, open_index
+from raytrain_speedup.data.index.indexing import make_index
+from raytrain_speedup.data.index.range_cache import RangeCache
+from raytrain_speedup.data.index.reading import ShardReader
+from raytrain_speedup.data.index.shards import Index, open_index
 from raytrain_speedup.settings import UserError
 
 CONTENTS = list(FILES.values())

@@ -10,8 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from raytrain_speedup.cli import app
-from raytrain_speedup.data.indexing import make_index
-from raytrain_speedup.data.reading import ShardReader
+from raytrain_speedup.data.index.indexing import make_index
+from raytrain_speedup.data.index.reading import ShardReader
 from raytrain_speedup.data.synthetic import draw_image, make_images, patterns_of
 from raytrain_speedup.settings import UserError
 

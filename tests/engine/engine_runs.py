@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine import run as engine
-from raytrain_speedup.engine.checkpoint import Checkpoint
+from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.reporter import Metrics, Notice, Reporter
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from engine_runs import CPU, Diary, same, tiny, trained, weights
 
-from raytrain_speedup.engine.checkpoint import Checkpoint, CheckpointFailed, read_own, read_shared
+from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint, CheckpointFailed, read_own, read_shared
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.loop import Stopped
 from raytrain_speedup.engine.run import run
@@ -98,7 +98,7 @@ def test_a_image_that_cannot_be_written_is_reported_in_a_line(tmp_path: Path):
 
 def test_the_last_file_of_a_run_may_fail_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """`model.pt` does not fit any more: the message is that of every checkpoint."""
-    from raytrain_speedup.engine import checkpoint as module
+    from raytrain_speedup.engine.checkpoints import checkpoint as module
 
     def limited(content: Any, path: Path) -> None:
         with file_limit(1000) if path.name == "model.pt" else nullcontext():

@@ -17,11 +17,11 @@ from loopback_azure import LoopbackAzure
 from loopback_s3 import LoopbackS3
 from test_indexed_run import PRUNED, SAMPLES, experiment, of_noise
 
-from raytrain_speedup.data import object_store
 from raytrain_speedup.data.base import CorruptSample
-from raytrain_speedup.data.indexed import IndexedSource
-from raytrain_speedup.data.indexing import make_index
-from raytrain_speedup.data.reading import ShardReader
+from raytrain_speedup.data.index import object_store
+from raytrain_speedup.data.index.indexed import IndexedSource
+from raytrain_speedup.data.index.indexing import make_index
+from raytrain_speedup.data.index.reading import ShardReader
 
 EPOCHS = 2
 HEADERS = 2048

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.data import build_loader, open_data
 from raytrain_speedup.engine.alarm import NonFinite
-from raytrain_speedup.engine.checkpoint import read_own, read_shared
+from raytrain_speedup.engine.checkpoints.checkpoint import read_own, read_shared
 from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.engine.cost.reference import Reference
 from raytrain_speedup.engine.loop import Loop, Stopped

@@ -15,10 +15,10 @@ from PIL import Image
 from ranks import on_two_ranks
 
 from raytrain_speedup.config import Experiment, load_experiment
-from raytrain_speedup.data.indexing import make_index
-from raytrain_speedup.data.packing import pack_images
-from raytrain_speedup.data.reading import GAP
-from raytrain_speedup.data.shards import Index, open_index
+from raytrain_speedup.data.index.indexing import make_index
+from raytrain_speedup.data.index.packing import pack_images
+from raytrain_speedup.data.index.reading import GAP
+from raytrain_speedup.data.index.shards import Index, open_index
 from raytrain_speedup.data.worker_loader import WorkerLoader
 from raytrain_speedup.engine.loop import Stopped
 

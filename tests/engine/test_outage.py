@@ -8,7 +8,7 @@ import os
 import pytest
 
 from raytrain_speedup import retry
-from raytrain_speedup.engine.outage import outlast, reason_of
+from raytrain_speedup.engine.checkpoints.outage import outlast, reason_of
 
 
 def error(number: int) -> OSError:

@@ -14,7 +14,7 @@ from engine_runs import CPU, STEPS, Diary, WorkerDiary, distilled, same
 from ranks import on_two_ranks
 
 from raytrain_speedup.engine import run as engine
-from raytrain_speedup.engine.checkpoint import read_own
+from raytrain_speedup.engine.checkpoints.checkpoint import read_own
 from raytrain_speedup.engine.loop import Loop, Stopped
 from raytrain_speedup.methods.distillation import evaluation_set
 

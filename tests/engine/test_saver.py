@@ -12,12 +12,12 @@ import torch
 from engine_runs import CPU, Diary, equal, same, tiny, trained, weights
 from torch import Tensor, nn
 
-from raytrain_speedup.engine import checkpoint_store
-from raytrain_speedup.engine.checkpoint import Checkpoint, CheckpointFailed, snapshot
-from raytrain_speedup.engine.checkpoint_store import CheckpointStore, FolderStore
+from raytrain_speedup.engine.checkpoints import store as module
+from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint, CheckpointFailed, snapshot
+from raytrain_speedup.engine.checkpoints.saver import Saver
+from raytrain_speedup.engine.checkpoints.store import CheckpointStore, FolderStore
 from raytrain_speedup.engine.cost.clock import CpuClock, no_work_of_the_run
 from raytrain_speedup.engine.run import run
-from raytrain_speedup.engine.saver import Saver
 from raytrain_speedup.scaling.uri_store import UriStore
 from raytrain_speedup.settings import UserError
 
@@ -179,7 +179,7 @@ def test_it_is_one_when_the_last_rank_has_handed_over(store: CheckpointStore) ->
 
 
 def test_a_part_that_does_not_come_is_named(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_store, "PARTS_SECONDS", 0.1)
+    monkeypatch.setattr(module, "PARTS_SECONDS", 0.1)
     part(store, 0, 0)
     with pytest.raises(CheckpointFailed, match=r"checkpoint-000000: .* \(rank-1.pt did not come in 0.1 s\)"):
         store.commit(0, 2)

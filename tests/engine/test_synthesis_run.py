@@ -15,7 +15,7 @@ from raytrain_speedup.data import build_loader, open_data
 from raytrain_speedup.data.batch import Step
 from raytrain_speedup.engine.alarm import NonFinite
 from raytrain_speedup.engine.assemble import assemble
-from raytrain_speedup.engine.checkpoint import read_own, read_shared
+from raytrain_speedup.engine.checkpoints.checkpoint import read_own, read_shared
 from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.engine.loop import Loop, Stopped
 from raytrain_speedup.engine.pool_loader import PoolLoader

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from raytrain_speedup.engine.checkpoint import read_shared
+from raytrain_speedup.engine.checkpoints.checkpoint import read_shared
 from raytrain_speedup.models.pretrained import load_pretrained, load_whole
 from raytrain_speedup.settings import UserError
 

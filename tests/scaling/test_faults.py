@@ -18,7 +18,7 @@ from outside_ray import plain_environment
 from ray.util.state import list_actors
 
 from raytrain_speedup.config import Experiment, load_experiment
-from raytrain_speedup.engine.checkpoint import CheckpointFailed
+from raytrain_speedup.engine.checkpoints.checkpoint import CheckpointFailed
 from raytrain_speedup.scaling.launch import launch
 from raytrain_speedup.settings import UserError
 

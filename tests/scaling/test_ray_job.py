@@ -26,7 +26,7 @@ from outside_ray import plain_environment
 from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.command_runner import _with_interactive
 
-from raytrain_speedup.data.shards import open_index
+from raytrain_speedup.data.index.shards import open_index
 from raytrain_speedup.schedule import load_schedule
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

@@ -13,8 +13,8 @@ sys.path.append(str(Path(__file__).parents[1] / "data"))
 
 from tiny_shards import nested, webdataset
 
-from raytrain_speedup.data.checking import check_samples
-from raytrain_speedup.data.indexing import make_index
+from raytrain_speedup.data.index.checking import check_samples
+from raytrain_speedup.data.index.indexing import make_index
 from raytrain_speedup.scaling.ray_tasks import RayTasks
 from raytrain_speedup.settings import UserError
 

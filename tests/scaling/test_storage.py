@@ -10,8 +10,8 @@ import pytest
 from loopback_s3 import LoopbackS3
 
 from raytrain_speedup.config import load_experiment
-from raytrain_speedup.engine.checkpoint import Checkpoint
-from raytrain_speedup.engine.checkpoint_store import MANIFEST
+from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint
+from raytrain_speedup.engine.checkpoints.store import MANIFEST
 from raytrain_speedup.scaling.cluster import connect
 from raytrain_speedup.scaling.launch import launch
 from raytrain_speedup.scaling.storage import exists, folder_name, inside, parent_and_name

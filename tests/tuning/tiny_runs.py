@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raytrain_speedup.engine.checkpoint import Checkpoint
+from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint
 from raytrain_speedup.scaling.tune_trial import trial_reporter
 from raytrain_speedup.tuning.sweep_settings import SEARCH_SEED
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raytrain_speedup.engine.checkpoint import random_state, restore_random_state
+from raytrain_speedup.engine.checkpoints.checkpoint import random_state, restore_random_state
 from raytrain_speedup.engine.cost.clock import involuntary_switches, other_processes
 from raytrain_speedup.engine.cost.measure import Stopwatch
 from raytrain_speedup.models.batch_norm import own_statistics

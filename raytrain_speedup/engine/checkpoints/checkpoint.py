@@ -1,6 +1,6 @@
 """The files of a checkpoint: each whole or not at all.
 
-A checkpoint is a folder (`checkpoint_store.py` says where). Rank 0 writes what all ranks share (`run.pt`), every
+A checkpoint is a folder (`store.py` says where). Rank 0 writes what all ranks share (`run.pt`), every
 rank what it alone knows (`rank-3.pt`: its random state, its loader's). Files are written beside their final name
 and renamed, so a full disk or a kill in the middle leaves the previous checkpoint as it was. A storage that is
 away for a moment is waited for (`outage.py`).
@@ -23,7 +23,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from raytrain_speedup.engine.outage import outlast, reason_of
+from raytrain_speedup.engine.checkpoints.outage import outlast, reason_of
 from raytrain_speedup.models.pretrained import UNREADABLE, why_unreadable
 from raytrain_speedup.settings import RunFailed, UserError
 

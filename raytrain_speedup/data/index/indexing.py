@@ -20,12 +20,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from rich.progress import Progress
 
-from raytrain_speedup.data.devkit import devkit_labels
 from raytrain_speedup.data.folders import image_files, is_folder, is_image, listed, shown, some, tell_left_out
-from raytrain_speedup.data.object_store import Stat, is_remote, list_objects, read_here, stat_object
-from raytrain_speedup.data.parquet_scan import ParquetJob, scan_parquet
-from raytrain_speedup.data.shards import Index, ShardRows, write_index
-from raytrain_speedup.data.tar_scan import KEY, Rows, TarJob, scan_tars
+from raytrain_speedup.data.index.devkit import devkit_labels
+from raytrain_speedup.data.index.object_store import Stat, is_remote, list_objects, read_here, stat_object
+from raytrain_speedup.data.index.parquet_scan import ParquetJob, scan_parquet
+from raytrain_speedup.data.index.shards import Index, ShardRows, write_index
+from raytrain_speedup.data.index.tar_scan import KEY, Rows, TarJob, scan_tars
 from raytrain_speedup.settings import UserError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".tar.zst")

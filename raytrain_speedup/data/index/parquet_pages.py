@@ -17,8 +17,8 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain_speedup.data.shards import PACKED
-from raytrain_speedup.data.snappy import Damaged, Stream, restore, varint
+from raytrain_speedup.data.index.shards import PACKED
+from raytrain_speedup.data.index.snappy import Damaged, Stream, restore, varint
 
 PLACE = np.dtype([("offset", "<u8"), ("stored", "<u4"), ("packed", PACKED)])
 """One value: the bytes of the file it needs, and how it is packed in them. All 0 for a null."""

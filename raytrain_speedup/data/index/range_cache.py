@@ -30,7 +30,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from raytrain_speedup.data.shards import Index
+from raytrain_speedup.data.index.shards import Index
 from raytrain_speedup.settings import UserError
 
 log = logging.getLogger("raytrain_speedup.data")

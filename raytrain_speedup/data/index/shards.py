@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_speedup.data.object_store import Stat
+from raytrain_speedup.data.index.object_store import Stat
 from raytrain_speedup.settings import UserError
 
 VERSION, VERSION_PACKED = 2, 3

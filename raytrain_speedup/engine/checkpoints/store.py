@@ -29,8 +29,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raytrain_speedup.engine.checkpoint import CheckpointFailed, is_rank_file, rank_file, save_json
-from raytrain_speedup.engine.outage import outlast, reason_of
+from raytrain_speedup.engine.checkpoints.checkpoint import (
+    CheckpointFailed,
+    is_rank_file,
+    rank_file,
+    save_json,
+)
+from raytrain_speedup.engine.checkpoints.outage import outlast, reason_of
 from raytrain_speedup.settings import UserError
 
 log = logging.getLogger("raytrain_speedup.storage")

@@ -21,9 +21,9 @@ from raytrain_speedup.data.base import (
     leaving_out,
 )
 from raytrain_speedup.data.decode import decode
-from raytrain_speedup.data.range_cache import RangeCache
-from raytrain_speedup.data.reading import ShardError, ShardReader
-from raytrain_speedup.data.shards import Index, open_index
+from raytrain_speedup.data.index.range_cache import RangeCache
+from raytrain_speedup.data.index.reading import ShardError, ShardReader
+from raytrain_speedup.data.index.shards import Index, open_index
 from raytrain_speedup.settings import UserError
 
 log = logging.getLogger("raytrain_speedup.data")

@@ -20,13 +20,13 @@ from rich.progress import Progress
 
 from raytrain_speedup.data.base import CorruptSample, Source
 from raytrain_speedup.data.folders import shown
-from raytrain_speedup.data.indexed import IndexedSource
-from raytrain_speedup.data.indexing import make_index
-from raytrain_speedup.data.object_store import is_remote, read_here
+from raytrain_speedup.data.index.indexed import IndexedSource
+from raytrain_speedup.data.index.indexing import make_index
+from raytrain_speedup.data.index.object_store import is_remote, read_here
+from raytrain_speedup.data.index.shards import Index, open_index
+from raytrain_speedup.data.index.webdataset import write_shard
 from raytrain_speedup.data.parquet import open_parquet
-from raytrain_speedup.data.shards import Index, open_index
 from raytrain_speedup.data.unreadable import log
-from raytrain_speedup.data.webdataset import write_shard
 from raytrain_speedup.randomness import numpy_generator
 from raytrain_speedup.settings import UserError
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from raytrain_speedup.data.object_store import Refused, Span, Stat, read_spans
+from raytrain_speedup.data.index.object_store import Refused, Span, Stat, read_spans
 
 SMALLEST_WINDOW, LARGEST_WINDOW = 1 << 12, 1 << 20
 

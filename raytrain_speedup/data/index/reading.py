@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from raytrain_speedup.data.object_store import Refused, Span, Stat, is_remote, read_spans
-from raytrain_speedup.data.parquet_pages import unpacked
-from raytrain_speedup.data.range_cache import RangeCache
-from raytrain_speedup.data.shards import Index
-from raytrain_speedup.data.snappy import Damaged
+from raytrain_speedup.data.index.object_store import Refused, Span, Stat, is_remote, read_spans
+from raytrain_speedup.data.index.parquet_pages import unpacked
+from raytrain_speedup.data.index.range_cache import RangeCache
+from raytrain_speedup.data.index.shards import Index
+from raytrain_speedup.data.index.snappy import Damaged
 
 log = logging.getLogger("raytrain_speedup.data")
 

@@ -27,9 +27,9 @@ from rich.progress import Progress
 
 from raytrain_speedup.data.base import Buffer, CorruptSample
 from raytrain_speedup.data.decode import decode
-from raytrain_speedup.data.indexed import IndexedSource
-from raytrain_speedup.data.object_store import read_here
-from raytrain_speedup.data.shards import QUARANTINE, Index, IndexPart, open_index
+from raytrain_speedup.data.index.indexed import IndexedSource
+from raytrain_speedup.data.index.object_store import read_here
+from raytrain_speedup.data.index.shards import QUARANTINE, Index, IndexPart, open_index
 
 Kind = Literal["unreadable", "misplaced", "leaked", "duplicate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
