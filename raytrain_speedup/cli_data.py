@@ -23,6 +23,10 @@ errors = Console(stderr=True)
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Prepare large data sets.")
 
 
+ImageColumn = Annotated[str, typer.Option(help="Parquet's column of image files")]
+LabelColumn = Annotated[str, typer.Option(help="Parquet's column of classes")]
+
+
 class Fault(StrEnum):
     """What may be wrong with a sample, for --quarantine."""
 
@@ -56,8 +60,8 @@ def index_data(
             "development kit as downloaded"
         ),
     ] = None,
-    image_column: Annotated[str, typer.Option(help="Parquet's column of image files")] = "image",
-    label_column: Annotated[str, typer.Option(help="Parquet's column of classes")] = "label",
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
     processes: Annotated[
         int | None,
         typer.Option(
@@ -223,8 +227,8 @@ def pack_data(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the tar files to write")],
     labels: Annotated[Path | None, typer.Option(help="as of `speedup data index`")] = None,
-    image_column: Annotated[str, typer.Option(help="Parquet's column of image files")] = "image",
-    label_column: Annotated[str, typer.Option(help="Parquet's column of classes")] = "label",
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
     per_shard: Annotated[int, typer.Option(min=1, help="images of a tar file")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="of the order; Parquet files keep theirs")] = 0,
     processes: Annotated[int | None, typer.Option(min=1, help="default: one for each core")] = None,

@@ -105,7 +105,7 @@ class PartFiles:
             parts = [parquet.read(columns=[name]).column(0) for parquet in self.files.values()]
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{self.key}: {self.path} cannot be read: {str(error).splitlines()[0]}") from None
-        return joined(self.key, self.path, name, parts)
+        return join_parts(self.key, self.path, name, parts)
 
     def images(self, column: str, targets: np.ndarray) -> ParquetSource:
         """The image files of a column, with their targets."""
@@ -143,7 +143,7 @@ def open_parquet_file(key: str, file: Path | str, opened: Any = None) -> pq.Parq
         raise UserError(f"{key}: {file} is not a whole Parquet file: {reason}") from None
 
 
-def joined(key: str, where: Path | str, name: str, parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+def join_parts(key: str, where: Path | str, name: str, parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
     """The parts of a column as one: whole numbers of any width are as good as others, and so are strings.
 
     Raises:

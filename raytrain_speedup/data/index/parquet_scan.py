@@ -24,7 +24,7 @@ from raytrain_speedup.data.index.shards import ShardRows
 from raytrain_speedup.data.index.snappy import Damaged
 from raytrain_speedup.data.index.tar_scan import KEY
 from raytrain_speedup.data.parquet import ClassColumn, require_classes
-from raytrain_speedup.data.parquet_files import PartFiles, joined, open_parquet_file
+from raytrain_speedup.data.parquet_files import PartFiles, join_parts, open_parquet_file
 from raytrain_speedup.settings import UserError
 
 log = logging.getLogger("raytrain_speedup.data")
@@ -70,7 +70,7 @@ def scan_parquet(
     found = list(tracked)
     first = jobs[0]
     where = first.root if len(jobs) > 1 else f"{first.root}/{first.name}"
-    labels = joined(KEY, shown(where), first.label_column, [one.labels for one in found])
+    labels = join_parts(KEY, shown(where), first.label_column, [one.labels for one in found])
     classes = ClassColumn(KEY, shown(where), "--label-column", first.label_column, labels, found[0].metadata)
     names = classes.class_names()
     ends = np.cumsum([len(one.places) for one in found])[:-1]
