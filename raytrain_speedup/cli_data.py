@@ -70,12 +70,11 @@ def index_data(
         ),
     ] = None,
 ) -> None:
-    """Index the samples in tar files, Parquet files or folders, so that each is read by its own bytes.
+    """Index samples in tar files, Parquet files or folders, to read each by its own bytes.
 
     Nothing is unpacked: ImageNet is read from its tar files as downloaded, the
-    inner ones included, or from Hugging Face's Parquet files, and a pruned sample is
-    never read at all. For data.source=index. In a job of a Ray cluster the files of a URI are read by tasks
-    on all of its nodes.
+    inner ones included, or from Hugging Face's Parquet files; what is pruned is never
+    read. For data.source=index. In a job of a Ray cluster tasks on all nodes index a URI.
 
     speedup data index ILSVRC2012_img_train.tar -o train.index
     speedup data index ILSVRC2012_img_val.tar --labels ILSVRC2012_devkit_t12.tar.gz -o val.index
