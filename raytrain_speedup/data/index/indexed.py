@@ -1,4 +1,4 @@
-"""Samples by an index: tar files or loose files, here or in object storage, each read by its own range of bytes."""
+"""Samples by an index: in tar files, Parquet files or loose ones, here or in object storage, each by its own bytes."""
 
 from __future__ import annotations
 
