@@ -24,6 +24,10 @@ commands = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Prep
 
 
 ImageColumn = Annotated[str, typer.Option(help="Parquet's column of image files")]
+Shared = Annotated[
+    bool,
+    typer.Option("--shared", help="in a job of a Ray cluster: all nodes see these paths, and read too"),
+]
 LabelColumn = Annotated[str, typer.Option(help="Parquet's column of classes")]
 
 
@@ -69,6 +73,7 @@ def index_data(
             help="files read at a time on this machine; default: one for each core, and 16 for a URI",
         ),
     ] = None,
+    shared: Shared = False,
 ) -> None:
     """Index samples in tar files, Parquet files or folders, to read each by its own bytes.
 
@@ -84,7 +89,7 @@ def index_data(
     """
     from raytrain_speedup.data.index.indexing import make_index
 
-    pool = _nodes_for([source]) if processes is None else None
+    pool = _nodes_for([source], shared=shared) if processes is None else None
     began = time.perf_counter()
     with _progress() as progress:
         index = make_index(
@@ -106,17 +111,22 @@ def index_data(
     )
 
 
-def _nodes_for(sources: list[str]) -> Executor | None:
+def _nodes_for(sources: list[str], *, shared: bool) -> Executor | None:
     """A cluster's nodes, where this is a job of one and all of them may read the sources."""
     from raytrain_speedup.data.index.object_store import is_remote, read_here
 
-    if not all(map(is_remote, sources)):
+    if not shared and not all(map(is_remote, sources)):
         return None
     from raytrain_speedup.config import ScalingSettings
     from raytrain_speedup.scaling.cluster import connect, on_cluster
     from raytrain_speedup.scaling.ray_tasks import RayTasks
+    from raytrain_speedup.settings import UserError
 
     if not on_cluster():
+        if shared:
+            raise UserError(
+                "--shared: this is no job of a Ray cluster, whose nodes read; expected `ray job submit`"
+            )
         return None
     connect(ScalingSettings())
     return RayTasks(read_here)
@@ -138,6 +148,7 @@ def check_data(
     processes: Annotated[
         int | None, typer.Option(min=1, help="on this machine; default: one for each core")
     ] = None,
+    shared: Shared = False,
 ) -> None:
     """Read every sample of an index once, and put into quarantine what should not be trained on.
 
@@ -156,7 +167,8 @@ def check_data(
     checked = open_index(index, "data check")
     others = [open_index(path, "data check") for path in evaluated or []]
     kinds = [kind.value for kind in quarantine] if quarantine else ["unreadable", "misplaced", "leaked"]
-    pool = _nodes_for([one.root for one in (checked, *others)]) if processes is None else None
+    roots = [one.root for one in (checked, *others)]
+    pool = _nodes_for(roots, shared=shared) if processes is None else None
     with _progress() as progress:
         faults = check_samples(checked, others, processes=processes, pool=pool, progress=progress)
     table = Table("fault", "samples", "in quarantine", "the first")
@@ -260,7 +272,6 @@ def pack_data(
 
 
 def _progress() -> Progress:
-    """On a terminal; nothing in a log."""
-    from rich.progress import Progress
+    from raytrain_speedup.terminal import LongProgress
 
-    return Progress(console=errors, transient=True, disable=not errors.is_terminal)
+    return LongProgress(errors)

@@ -31,6 +31,41 @@ LASTS = 2.0
 """Seconds that a phase takes before it is told where there is no bar: a short run stays quiet."""
 
 
+EVERY = 10.0
+"""Seconds between two lines about long work, where there is no terminal."""
+
+
+class LongProgress(Progress):
+    """How far long work is: bars on a terminal; elsewhere, as in the log of a job, a line now and then.
+
+    Args:
+        console: where to draw, or to print.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console=console, transient=True, disable=not console.is_terminal)
+        self._over = threading.Event()
+
+    def start(self) -> None:
+        super().start()
+        if self.disable:
+            threading.Thread(target=self._tell, daemon=True, name="progress").start()
+
+    def stop(self) -> None:
+        self._over.set()
+        super().stop()
+
+    def _tell(self) -> None:
+        while not self._over.wait(EVERY):
+            for task in self.tasks:
+                if not task.total or task.finished:
+                    continue
+                line = f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}"
+                if task.completed and task.elapsed:
+                    line += f", about {duration(task.elapsed * (task.total / task.completed - 1))} left"
+                self.console.print(line, highlight=False, soft_wrap=True)
+
+
 class TrainProgress:
     """A listener that draws one run: what it is at, then epoch, samples per second, kept fraction, time left.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -165,6 +166,27 @@ def is_image(name: str) -> bool:
 def shown(path: str | Path) -> str:
     """A path or name that can be printed and saved as UTF-8, whatever bytes it has."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+@contextmanager
+def new_folder(key: str, folder: Path) -> Iterator[None]:
+    """A folder to write to, with nothing in it yet.
+
+    Raises:
+        UserError: if there is something in it, or it cannot be made; and where what is done within fails to write.
+    """
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(
+                f"{key}: {shown(folder)} is there already; expected a new folder, or an empty one"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{key}: {shown(folder)} cannot be written: {error.strerror or error}; expected a new folder, and "
+            "space for it"
+        ) from None
 
 
 def some(names: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import simplejpeg
 from rich.progress import Progress
 
+from raytrain_speedup.data.folders import new_folder
 from raytrain_speedup.data.index.webdataset import write_shard
 from raytrain_speedup.randomness import numpy_generator
 from raytrain_speedup.settings import UserError
@@ -91,13 +92,11 @@ def make_images(
             f"data synth: {images} images of {classes} classes and {size} pixels make no set; expected 2 classes, "
             f"an image of each and {2 * WAVELENGTH} pixels at least"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"data synth: {folder} is there already; expected a new folder, or an empty one")
-    folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, images, per_shard)
     jobs = [(folder, start, min(start + per_shard, images), classes, size, seed) for start in starts]
     write = _write_tar if layout == "tar" else _write_folder
-    with ProcessPoolExecutor(min(processes or os.cpu_count() or 1, len(jobs))) as pool:
+    workers = min(processes or os.cpu_count() or 1, len(jobs))
+    with new_folder("data synth", folder), ProcessPoolExecutor(workers) as pool:
         done = pool.map(write, jobs)
         if progress is not None:
             done = progress.track(done, total=len(jobs), description="drawing")  # type: ignore[assignment]

@@ -30,6 +30,7 @@ from raytrain_speedup.data.decode import decode
 from raytrain_speedup.data.index.indexed import IndexedSource
 from raytrain_speedup.data.index.object_store import read_here
 from raytrain_speedup.data.index.shards import QUARANTINE, Index, IndexPart, open_index
+from raytrain_speedup.settings import UserError
 
 Kind = Literal["unreadable", "misplaced", "leaked", "duplicate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -71,9 +72,18 @@ def check_samples(
             see the folders of the indexes, but all that these name.
         progress: shows how far it is.
 
+    Raises:
+        UserError: if an index of another split is this one.
+
     Returns:
         One fault a sample at most, the first that applies of unreadable, leaked, misplaced and duplicate; by row.
     """
+    for other in evaluated:
+        if other.digest == index.digest:
+            raise UserError(
+                f"data check: {other.folder} has the samples of {index.folder}; expected indexes of other splits, "
+                "whose images are leaked"
+            )
     own = (
         nullcontext(pool) if pool else ProcessPoolExecutor(processes or os.cpu_count(), initializer=read_here)
     )

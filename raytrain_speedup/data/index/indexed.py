@@ -1,4 +1,4 @@
-"""Samples by an index: in tar files, Parquet files or loose ones, here or in object storage, each by its own bytes."""
+"""Samples by an index: in tar files, Parquet files or loose ones, here or in a store, each by its own bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raytrain_speedup.data.base import (
 from raytrain_speedup.data.decode import decode
 from raytrain_speedup.data.index.range_cache import RangeCache
 from raytrain_speedup.data.index.reading import ShardError, ShardReader
-from raytrain_speedup.data.index.shards import Index, open_index
+from raytrain_speedup.data.index.shards import QUARANTINE, Index, open_index
 from raytrain_speedup.settings import UserError
 
 log = logging.getLogger("raytrain_speedup.data")
@@ -82,6 +82,11 @@ class IndexedSettings(FilesSettings):
 def _quarantined(index: Index, split: str) -> np.ndarray:
     """The rows that an index's quarantine list names; says how many those are."""
     left_out = index.quarantined()
+    if len(left_out) == len(index.rows) > 0:
+        raise UserError(
+            f"data.{split}: all {len(left_out)} samples of {index.folder} are in its {QUARANTINE}; expected some "
+            "that are not"
+        )
     if len(left_out):
         log.info("data.%s: %d samples in quarantine are left out (%s)", split, len(left_out), index.folder)
     return left_out

@@ -24,8 +24,9 @@ from raytrain_speedup.data.folders import image_files, is_folder, is_image, list
 from raytrain_speedup.data.index.devkit import devkit_labels
 from raytrain_speedup.data.index.object_store import Stat, is_remote, list_objects, read_here, stat_object
 from raytrain_speedup.data.index.parquet_scan import ParquetJob, scan_parquet
-from raytrain_speedup.data.index.shards import Index, ShardRows, write_index
+from raytrain_speedup.data.index.shards import Index
 from raytrain_speedup.data.index.tar_scan import KEY, Rows, TarJob, scan_tars
+from raytrain_speedup.data.index.writing import ShardRows, check_place, write_index
 from raytrain_speedup.settings import UserError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".tar.zst")
@@ -51,7 +52,7 @@ def make_index(
     Args:
         source: a tar or Parquet file, a folder of them, or a folder of class folders; or the URI of one of these.
             A * in the last name stands for any: `data/train-*.parquet`.
-        folder: where the index goes; one that is there is replaced.
+        folder: where the index goes; one that is there is replaced, and anything else refused.
         labels: a text file with a sample's file name and its class in every line; or ILSVRC2012's development kit.
         image_column, label_column: of Parquet files.
         processes: that read files at the same time; default: one for each core, and 16 for a store.
@@ -59,8 +60,10 @@ def make_index(
         progress: shows how far it is.
 
     Raises:
-        UserError: if there is nothing to index, a tar file is compressed or cut off, or a sample has no class.
+        UserError: if there is nothing to index, a tar file is compressed or cut off, a sample has no class, or the
+            folder cannot be written.
     """
+    check_place(KEY, folder)
     known = _read_labels(labels) if labels else {}
     remote = is_remote(source := str(source))
     found = _in_store(source) if remote else _on_disk(Path(source))

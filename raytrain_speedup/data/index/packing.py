@@ -19,7 +19,7 @@ import numpy as np
 from rich.progress import Progress
 
 from raytrain_speedup.data.base import CorruptSample, Source
-from raytrain_speedup.data.folders import shown
+from raytrain_speedup.data.folders import new_folder
 from raytrain_speedup.data.index.indexed import IndexedSource
 from raytrain_speedup.data.index.indexing import make_index
 from raytrain_speedup.data.index.object_store import is_remote, read_here
@@ -28,7 +28,6 @@ from raytrain_speedup.data.index.webdataset import write_shard
 from raytrain_speedup.data.parquet import open_parquet
 from raytrain_speedup.data.unreadable import log
 from raytrain_speedup.randomness import numpy_generator
-from raytrain_speedup.settings import UserError
 
 KEY = "data pack"
 _SUFFIXES = {
@@ -70,10 +69,8 @@ def pack_images(
     Raises:
         UserError: for a folder that is not empty, or a source that cannot be read.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{KEY}: {shown(folder)} is there already; expected a new folder, or an empty one")
     images: Source
-    with tempfile.TemporaryDirectory() as aside:
+    with new_folder(KEY, folder), tempfile.TemporaryDirectory() as aside:
         if _holds_parquet(source):
             images, class_names = open_parquet(KEY, Path(source), image_column, label_column)
             order = np.arange(len(images))
@@ -83,7 +80,6 @@ def pack_images(
             images, class_names = IndexedSource(index, index.targets), index.class_names
             kept = np.setdiff1d(np.arange(len(images)), index.quarantined(), assume_unique=True)
             order = numpy_generator(seed).permutation(kept)
-        folder.mkdir(parents=True, exist_ok=True)
         parts = np.split(order, range(per_shard, len(order), per_shard))
         jobs = [(folder / f"{number * per_shard:09d}.tar", part) for number, part in enumerate(parts)]
         workers = min(processes or os.cpu_count() or 1, len(jobs))

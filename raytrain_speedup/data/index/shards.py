@@ -20,18 +20,14 @@ reads by them.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
-import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raytrain_speedup.data.index.object_store import Stat
 from raytrain_speedup.settings import UserError
 
 VERSION, VERSION_PACKED = 2, 3
@@ -44,6 +40,7 @@ SHARD = np.dtype([("size", "<u8"), ("changed_ns", "<i8"), ("tag", "<u8"), ("name
 """One file, as it was when it was indexed (`Stat`; the tag is 0 where it was no object of a store); its name ends
 at `name_end` in names.bin."""
 QUARANTINE = "quarantine.csv"
+_HEAD = {"version": int, "root": str, "digest": str, "class_names": list}
 
 
 @dataclass(frozen=True)
@@ -152,26 +149,12 @@ def open_index(folder: Path, key: str = "data.train") -> Index:
     Raises:
         UserError: if there is none, or one of another version, or a damaged one.
     """
-    try:
-        head = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(
-            f"{key}: {folder} is no index; expected a folder that `speedup data index SRC -o {folder}` made"
-        ) from None
-    if head.get("version") not in (VERSION, VERSION_PACKED):
-        raise UserError(
-            f"{key}: {folder} is an index of version {head.get('version')}; expected {VERSION}: make it again with "
-            f"`speedup data index {head.get('root', 'SRC')} -o {folder}`"
-        )
+    head = _read_head(folder, key)
+    packed = ["packed"] if head["version"] == VERSION_PACKED else []
     try:
         tables = {  # plain arrays over the maps: an item of a `memmap` takes twice the time
             name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
-            for name in (
-                "rows",
-                "targets",
-                "shards",
-                *(["packed"] if head["version"] == VERSION_PACKED else []),
-            )
+            for name in ("rows", "targets", "shards", *packed)
         }
         names = np.asarray(np.memmap(folder / "names.bin", dtype=np.uint8, mode="r"))
     except (OSError, ValueError) as error:
@@ -183,82 +166,23 @@ def open_index(folder: Path, key: str = "data.train") -> Index:
     )
 
 
-@dataclass(frozen=True)
-class ShardRows:
-    """What was found in one shard, or in one folder of loose files.
-
-    Attributes:
-        names: of the shards below the root.
-        stats: of each.
-        shard: (n,) which of them a sample is in.
-        offset, length: (n,) in bytes.
-        classes: names of classes.
-        label: (n,) which of these a sample is of.
-        packed: (n,) of `PACKED`, where samples are in compressed pages.
-    """
-
-    names: list[str]
-    stats: list[Stat]
-    shard: np.ndarray
-    offset: np.ndarray
-    length: np.ndarray
-    classes: list[str]
-    label: np.ndarray
-    packed: np.ndarray | None = None
-
-
-def write_index(
-    folder: Path, root: str, parts: Sequence[ShardRows], class_names: Sequence[str] | None = None
-) -> Index:
-    """Write an index, whole or not at all; one that is there is replaced.
-
-    Args:
-        class_names: in their order; default: those that occur, sorted, as numbers where all of them are.
-    """
-    if class_names is None:
-        found = {name for part in parts for name in part.classes}
-        numbers = all(name.isdecimal() for name in found)
-        class_names = sorted(found, key=int if numbers else str)
-    number = {name: target for target, name in enumerate(class_names)}
-    count = sum(len(part.label) for part in parts)
-    targets = np.empty(count, dtype=np.int64)
-    rows = np.empty(count, dtype=ROW)
-    packed = np.zeros(count, dtype=PACKED) if any(part.packed is not None for part in parts) else None
-    shards = np.empty(sum(len(part.names) for part in parts), dtype=SHARD)
-    written = first = row = end = 0
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-    aside.mkdir()
+def _read_head(folder: Path, key: str) -> dict[str, Any]:
+    """What index.json says, of a version that can be read."""
     try:
-        with (aside / "names.bin").open("wb") as blob:
-            for part in parts:
-                for name, stat in zip(part.names, part.stats, strict=True):
-                    end += blob.write(os.fsencode(name))
-                    shards[written] = *stat, end
-                    written += 1
-                here = slice(row, row := row + len(part.label))
-                targets[here] = np.array([number[name] for name in part.classes], dtype=np.int64)[part.label]
-                rows["shard"][here] = part.shard + first
-                rows["offset"][here], rows["length"][here] = part.offset, part.length
-                if packed is not None:
-                    packed[here] = part.packed
-                first = written
-        np.save(aside / "rows.npy", rows)
-        np.save(aside / "targets.npy", targets)
-        np.save(aside / "shards.npy", shards)
-        digest = hashlib.blake2b((aside / "names.bin").read_bytes(), digest_size=16)
-        for table in (rows, shards):
-            digest.update(table.view(np.uint8).data)
-        version = VERSION
-        if packed is not None:
-            version = VERSION_PACKED
-            np.save(aside / "packed.npy", packed)
-            digest.update(packed.view(np.uint8).data)
-        head = {"version": version, "root": root, "digest": digest.hexdigest(), "class_names": [*class_names]}
-        (aside / "index.json").write_text(json.dumps(head), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    return open_index(folder)
+        head = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(
+            f"{key}: {folder} is no index; expected a folder that `speedup data index SRC -o {folder}` made"
+        ) from None
+    wrong = sorted(_HEAD.keys() - head.keys()) if isinstance(head, dict) else ["version"]
+    if "version" not in wrong and head["version"] not in (VERSION, VERSION_PACKED):
+        raise UserError(
+            f"{key}: {folder} is an index of version {head['version']}; expected {VERSION}: make it again with "
+            f"`speedup data index {head.get('root', 'SRC')} -o {folder}`"
+        )
+    wrong = wrong or [name for name, kind in _HEAD.items() if not isinstance(head[name], kind)]
+    if wrong:
+        raise UserError(
+            f"{key}: {folder / 'index.json'} has no '{wrong[0]}' as an index has it; expected to be made again"
+        )
+    return head
