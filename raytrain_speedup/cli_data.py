@@ -68,10 +68,7 @@ def index_data(
     label_column: LabelColumn = "label",
     processes: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="files read at a time on this machine; default: one for each core, and 16 for a URI",
-        ),
+        typer.Option(min=1, help="files read at a time here; default: one for each core, 16 for a URI"),
     ] = None,
     shared: Shared = False,
 ) -> None:
@@ -125,7 +122,7 @@ def _nodes_for(sources: list[str], *, shared: bool) -> Executor | None:
     if not on_cluster():
         if shared:
             raise UserError(
-                "--shared: this is no job of a Ray cluster, whose nodes read; expected `ray job submit`"
+                "--shared: this is no job of a Ray cluster, whose nodes read; expected ray job submit"
             )
         return None
     connect(ScalingSettings())

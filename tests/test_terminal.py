@@ -13,7 +13,7 @@ from rich.console import Console
 from raytrain_speedup import terminal
 from raytrain_speedup.engine.final_metrics import FinalMetrics
 from raytrain_speedup.metric import Direction
-from raytrain_speedup.terminal import TrainProgress, epoch_line, summary, synthesis_line
+from raytrain_speedup.terminal import LongProgress, TrainProgress, epoch_line, summary, synthesis_line
 
 
 def shown(progress: TrainProgress) -> str:
@@ -77,6 +77,22 @@ def test_a_log_has_the_phases_that_last(monkeypatch: pytest.MonkeyPatch):
         progress("phase", {"name": "the first step of epoch 2"})
     time.sleep(0.2)
     assert console.file.getvalue() == "waiting for 2 workers ...\nloading the first batch ...\n"
+
+
+def test_long_work_is_a_line_now_and_then_in_a_log(monkeypatch: pytest.MonkeyPatch):
+    """And none where it is short, or over."""
+    monkeypatch.setattr(terminal, "EVERY", 0.1)
+    out = io.StringIO()
+    with LongProgress(Console(file=out, width=80)) as progress:
+        for number in progress.track(range(4000), description="indexing"):
+            time.sleep(0.4 if number == 1000 else 0)
+        time.sleep(0.3)
+    time.sleep(0.3)
+    lines = out.getvalue().splitlines()
+    assert lines and all(
+        re.fullmatch(r"indexing: [\d,]+ of 4,000(, about \d+:\d\d left)?", line) for line in lines
+    )
+    assert not any(line.startswith("indexing: 4,000") for line in lines), "it is done"
 
 
 def test_the_losses_of_synthesis_stand_below_their_epoch():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from raytrain_speedup.data.base import Dataset, FilesSettings
-from raytrain_speedup.data.parquet_files import ParquetSource, PartFiles, is_text
+from raytrain_speedup.data.parquet_files import ParquetSource, PartFiles, Stored, is_text
 from raytrain_speedup.data.unreadable import log
 from raytrain_speedup.settings import UserError
 
@@ -67,17 +68,17 @@ class ParquetSettings(ParquetFilesSettings):
 
 
 def open_parquet(
-    key: str, path: Path, image_column: str, label_column: str
+    key: str, where: str, named: Sequence[Path | Stored], image_column: str, label_column: str
 ) -> tuple[ParquetSource, tuple[str, ...]]:
-    """The images of a Parquet file or a folder of them, and the names of their classes.
+    """The images of some Parquet files, and the names of their classes.
 
     Args:
-        key: for messages.
+        key, where: for messages.
 
     Raises:
         UserError: as `ParquetSettings.read`.
     """
-    files = PartFiles(key, path)
+    files = PartFiles(key, where, named)
     files.require_images("--image-column", image_column)
     column = _class_column(files, label_column, "--label-column")
     names = column.class_names()
@@ -97,7 +98,8 @@ def require_classes(files: PartFiles, column: str, key: str) -> None:
 
 def _class_column(files: PartFiles, column: str, key: str) -> ClassColumn:
     require_classes(files, column, key)
-    return ClassColumn(files.key, files.path, key, column, files.column(column), files.schema.metadata)
+    metadata = [parquet.schema_arrow.metadata for parquet in files.files.values()]
+    return ClassColumn(files.key, files.path, key, column, files.column(column), metadata)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class ClassColumn:
         key, where: of the split, for messages.
         column_key, column: what names the column, and its name.
         labels: (N,) whole numbers or strings.
-        metadata: of the files' schema.
+        metadata: of the schema of each file.
     """
 
     key: str
@@ -116,16 +118,25 @@ class ClassColumn:
     column_key: str
     column: str
     labels: pa.ChunkedArray
-    metadata: Mapping[bytes, bytes] | None
+    metadata: Sequence[Mapping[bytes, bytes] | None]
 
     def class_names(self) -> tuple[str, ...]:
         """From the schema's metadata, else the names that occur, else the numbers up to the largest.
 
+        A name that several classes have gets their numbers behind it: ImageNet has two of "crane".
+
         Raises:
-            UserError: if the labels look like anything but classes.
+            UserError: if the labels look like anything but classes, or files have other names of classes.
         """
-        if names := self._published_names():
-            return names
+        published = {names for metadata in self.metadata if (names := self._published_names(metadata))}
+        if len(published) > 1:
+            one, other, *_ = sorted(published)
+            raise UserError(
+                f"{self.key}: {self.where}: its files have different names of classes in their metadata ("
+                f"{len(one)}, the first '{one[0]}'; {len(other)}, the first '{other[0]}'); expected the same in all"
+            )
+        if published:
+            return _told_apart(published.pop())
         distinct = pc.unique(self.labels)
         if len(distinct) == len(self.labels) > _ENOUGH_ROWS:
             raise self._no_classes(f"a value of its own in each of the {len(self.labels)} rows")
@@ -142,9 +153,9 @@ class ClassColumn:
             "expected class numbers from 0 on, or class names"
         )
 
-    def _published_names(self) -> tuple[str, ...] | None:
-        """The class names in the metadata of the files; what cannot be made sense of there is reported."""
-        metadata = self.metadata or {}
+    def _published_names(self, metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...] | None:
+        """The class names in the metadata of a file; what cannot be made sense of there is reported."""
+        metadata = metadata or {}
         try:
             if b"classes" in metadata:
                 return tuple(metadata[b"classes"].decode().split(","))
@@ -175,6 +186,12 @@ class ClassColumn:
                 f"{len(class_names) - 1})"
             )
         return targets
+
+
+def _told_apart(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names, those that stand more than once with their numbers: classes are known by their names."""
+    count = Counter(names)
+    return tuple(f"{name} ({number})" if count[name] > 1 else name for number, name in enumerate(names))
 
 
 def _hugging_faces_names(metadata: bytes, column: str) -> tuple[str, ...] | None:

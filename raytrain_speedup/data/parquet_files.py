@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 from raytrain_speedup.data.base import CorruptSample, Source
 from raytrain_speedup.data.decode import decode
 from raytrain_speedup.data.folders import is_folder, listed, shown, some
+from raytrain_speedup.data.index.object_store import Stat
+from raytrain_speedup.data.index.range_file import RangeFile
 from raytrain_speedup.data.unreadable import log
 from raytrain_speedup.settings import UserError
 
@@ -35,17 +37,15 @@ class PartFiles:
     Args:
         key: where the user wrote the path, such as `data.train`.
         path: of the file, the folder, or of some files of a folder, with a * in the name.
-        opened: the files, where they are open already, by the names that messages use.
+        files: those that are found there; default: looked for, on a disk.
 
     Raises:
         UserError: if there is no such thing, or it is no Parquet.
     """
 
-    def __init__(
-        self, key: str, path: Path | str, opened: Mapping[Path | str, pq.ParquetFile] | None = None
-    ) -> None:
+    def __init__(self, key: str, path: Path | str, files: Sequence[Path | Stored] = ()) -> None:
         self.key, self.path = key, path
-        self.files = opened or {file: open_parquet_file(key, file) for file in self._find(Path(path))}
+        self.files = {file: _opened(key, file) for file in files or self._find(Path(path))}
         self.schema = next(iter(self.files.values())).schema_arrow
 
     def _find(self, path: Path) -> list[Path]:
@@ -117,30 +117,46 @@ class PartFiles:
                 # A column of structs takes more columns than one in the file: then the group's size will do.
                 flat = meta.num_columns == len(parquet.schema_arrow.names)
                 size = meta.column(position).total_uncompressed_size if flat else meta.total_byte_size
-                groups.append(RowGroup(Path(file), number, meta.num_rows, size))
+                groups.append(RowGroup(file, number, meta.num_rows, size))
         return ParquetSource(column, groups, targets)
 
 
-def open_parquet_file(key: str, file: Path | str, opened: Any = None) -> pq.ParquetFile:
-    """A Parquet file, its schema read.
+@dataclass(frozen=True)
+class Stored:
+    """A file in object storage."""
 
-    Args:
-        opened: what to read in place of the file of that name.
+    root: str
+    name: str
+    stat: Stat
+
+    def __str__(self) -> str:
+        return f"{self.root}/{self.name}"
+
+
+def _reader(file: Path | Stored) -> pq.ParquetFile:
+    if isinstance(file, Stored):
+        return pq.ParquetFile(pa.PythonFile(RangeFile(file.root, file.name, file.stat), mode="r"))
+    return pq.ParquetFile(file, memory_map=True)
+
+
+def _opened(key: str, file: Path | Stored) -> pq.ParquetFile:
+    """A Parquet file, its schema read.
 
     Raises:
         UserError: if it is none.
     """
+    name = shown(str(file))
     try:
-        return pq.ParquetFile(opened or file, memory_map=opened is None)
+        return _reader(file)
     except UnicodeEncodeError:
-        raise UserError(f"{key}: {shown(file)} is not UTF-8; expected a path that is") from None
+        raise UserError(f"{key}: {name} is not UTF-8; expected a path that is") from None
     except UnicodeDecodeError:
         raise UserError(
-            f"{key}: {file} has a column whose name is not UTF-8; expected names that are"
+            f"{key}: {name} has a column whose name is not UTF-8; expected names that are"
         ) from None
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{key}: {file} is not a whole Parquet file: {reason}") from None
+        raise UserError(f"{key}: {name} is not a whole Parquet file: {reason}") from None
 
 
 def join_parts(key: str, where: Path | str, name: str, parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
@@ -174,7 +190,7 @@ def join_parts(key: str, where: Path | str, name: str, parts: Sequence[pa.Chunke
 class RowGroup:
     """One row group of one file."""
 
-    file: Path
+    file: Path | Stored
     number: int
     rows: int
     size: int
@@ -196,7 +212,7 @@ class ParquetSource(Source):
         self._forget()
 
     def _forget(self) -> None:
-        self._files: dict[Path, pq.ParquetFile] = {}
+        self._files: dict[Path | Stored, pq.ParquetFile] = {}
         self._cache: OrderedDict[int, pa.Array | str] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
@@ -262,7 +278,7 @@ class ParquetSource(Source):
     def _read(self, group: RowGroup) -> pa.Array | str:
         try:
             if group.file not in self._files:
-                self._files[group.file] = pq.ParquetFile(group.file, memory_map=True)
+                self._files[group.file] = _reader(group.file)
             table = self._files[group.file].read_row_group(
                 group.number, columns=[self.column], use_threads=False
             )

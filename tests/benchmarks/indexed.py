@@ -37,7 +37,8 @@ from raytrain_speedup.data.batch import Step
 from raytrain_speedup.data.index.indexed import IndexedSource
 from raytrain_speedup.data.index.indexing import make_index
 from raytrain_speedup.data.index.object_store import Stat
-from raytrain_speedup.data.index.shards import ShardRows, open_index, write_index
+from raytrain_speedup.data.index.shards import open_index
+from raytrain_speedup.data.index.writing import ShardRows, write_index
 from raytrain_speedup.data.parquet import open_parquet
 from raytrain_speedup.data.synthetic import make_images
 from raytrain_speedup.engine.local import LocalReporter

@@ -51,7 +51,7 @@ def write_rows(folder: Path, count: int) -> None:
     """The index of training data, whose rows share some images, and that of test data."""
     from raytrain_speedup.data.index.indexing import make_index
     from raytrain_speedup.data.index.object_store import Stat
-    from raytrain_speedup.data.index.shards import ShardRows, write_index
+    from raytrain_speedup.data.index.writing import ShardRows, write_index
     from raytrain_speedup.data.synthetic import make_images
 
     make_images(folder / "images", images=IMAGES, classes=10, size=32, processes=1)

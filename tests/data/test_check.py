@@ -83,7 +83,22 @@ def test_each_fault_is_found_once_and_says_why(spoilt: Index, val: Index) -> Non
 def test_sound_data_have_no_faults(tmp_path: Path, val: Index) -> None:
     sound = indexed(tmp_path / "train", {})
     assert check_samples(sound, processes=2) == []
-    assert [fault.row for fault in check_samples(sound, [val, sound], processes=1)] == list(range(12))
+    again = indexed(tmp_path / "again", {})
+    assert [fault.row for fault in check_samples(sound, [val, again], processes=1)] == list(range(12))
+
+
+def test_an_index_is_not_checked_against_itself(tmp_path: Path) -> None:
+    """All of its samples would be leaked, and nothing left to train on."""
+    sound = indexed(tmp_path / "train", {})
+    with pytest.raises(
+        UserError, match=r"data check: .*train\.index has the samples of .*train\.index; expected"
+    ):
+        check_samples(sound, [sound], processes=1)
+    rows = "".join(f"{row}\n" for row in range(12))
+    (sound.folder / "quarantine.csv").write_text(f"row\n{rows}")
+    section = {"train": sound.folder, "test": sound.folder, "image_size": 8}
+    with pytest.raises(UserError, match=r"data\.train: all 12 samples of .* are in its quarantine\.csv"):
+        SOURCES["index"](**section).read()
 
 
 def test_a_pool_that_sees_no_index_finds_the_same(

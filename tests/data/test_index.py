@@ -5,19 +5,24 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_shards import CLASSES, FILES, LAYOUTS, loose, nested, pack, webdataset
 
 from raytrain_speedup.config import load_experiment
 from raytrain_speedup.data import SOURCES, build_loader, open_data
 from raytrain_speedup.data.base import CorruptSample, Source
 from raytrain_speedup.data.index.indexing import make_index
+from raytrain_speedup.data.index.object_store import Stat
 from raytrain_speedup.data.index.reading import ShardReader
 from raytrain_speedup.data.index.shards import open_index
+from raytrain_speedup.data.index.writing import ShardRows, write_index
+from raytrain_speedup.methods.pruning import InfoBatch, shard
 from raytrain_speedup.settings import UserError
 
 
@@ -144,8 +149,8 @@ def test_a_shard_that_was_written_anew_is_told_once(tmp_path: Path, caplog: pyte
     shards = webdataset(tmp_path / "shards")
     reader = ShardReader(make_index(shards, tmp_path / "index"))
     assert reader.read(0) == next(iter(FILES.values())) and not caplog.messages
-    for shard in shards.iterdir():
-        os.utime(shard, (1, 1))
+    for tar in shards.iterdir():
+        os.utime(tar, (1, 1))
     reader = ShardReader(open_index(tmp_path / "index"))
     assert [reader.read(row) for row in range(len(FILES))] == list(FILES.values())
     (told,) = caplog.messages
@@ -205,6 +210,77 @@ def _with_cut_inside(path: Path) -> Path:
     return pack(path, {"n01.tar": whole, "n02.tar": whole[: 512 + 2000], "n03.tar": whole})
 
 
+def test_nothing_but_an_index_is_replaced(tmp_path: Path) -> None:
+    """Least of all what is indexed."""
+    tar = pack(tmp_path / "in" / "all.tar", FILES)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    refused = {
+        tar.parent: r"in: it holds all\.tar, which no index does; expected a new folder, or an index to replace",
+        tmp_path: "it holds home, in, link, which no index does",
+        tmp_path / "home": r"home: it holds thesis\.txt, which no index does",
+        tmp_path / "link": r"link: it holds all\.tar, which no index does",
+        tar: r"all\.tar: Not a directory; expected a new folder",
+        tar / "index": r"index: .*; expected a new folder",
+        Path("/proc/index"): "/proc/index: .*; expected a new folder",
+    }
+    for place, message in refused.items():
+        with pytest.raises(UserError, match=f"data index: -o .*{message}"):
+            make_index(tar, place)
+    assert tar.exists() and (tmp_path / "home" / "thesis.txt").exists()
+    (tmp_path / "index").mkdir()
+    for _ in range(2):
+        assert len(make_index(tar, tmp_path / "index").rows) == 18
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "in", "index", "link"]
+
+
+def test_what_is_left_out_stays_so_where_it_is_the_same_samples(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tar = pack(tmp_path / "all.tar", FILES)
+    index = make_index(tar, tmp_path / "index")
+    (index.folder / "quarantine.csv").write_text("row,kind\n4,unreadable\n")
+    os.utime(tar, (1, 1))
+    assert make_index(tar, tmp_path / "index").quarantined().tolist() == [4] and not caplog.messages
+    pack(tar, dict(list(FILES.items())[1:]))
+    assert make_index(tar, tmp_path / "index").quarantined().tolist() == []
+    (told,) = caplog.messages
+    assert "nothing is left out any more" in told and "quarantine.former.csv" in told
+    assert "4,unreadable" in (index.folder / "quarantine.former.csv").read_text()
+    make_index(tar, tmp_path / "index")  # which has the former list in it
+
+
+def test_two_million_rows_are_opened_and_shared_in_no_time(tmp_path: Path) -> None:
+    """A guard against reading or copying the tables: at 14.2 million, `tests/benchmarks/indexed.py` measures."""
+    count, shards = 2_000_000, 2000
+    part = ShardRows(
+        [f"{shard}.tar" for shard in range(shards)],
+        [Stat(1 << 40, 0, 0)] * shards,
+        np.arange(count) // (count // shards),
+        np.arange(count) * 1000,
+        np.full(count, 900),
+        [str(label) for label in range(shards)],
+        np.arange(count) % shards,
+    )
+    write_index(tmp_path / "index", str(tmp_path), [part])
+    began = time.perf_counter()
+    source = settings(tmp_path).train
+    rows = np.random.default_rng(0).integers(0, count, 256)
+    assert source.locate(int(rows[0])).endswith(
+        f"{rows[0] // 1000}.tar bytes {rows[0] * 1000} to {rows[0] * 1000 + 900}"
+    )
+    assert len([source.locate(row) for row in rows.tolist()]) == 256
+    assert time.perf_counter() - began < 1
+    began = time.perf_counter()
+    plan = InfoBatch(count, 4).plan(1)
+    shares = [list(shard(plan, batch_size=6400, rank=rank, world=64)) for rank in range(64)]
+    assert time.perf_counter() - began < 10
+    sizes = [sum(len(index) for index, _ in share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1 and sum(sizes) == plan.kept
+    assert len(np.unique(torch.cat([index for share in shares for index, _ in share]))) == plan.kept
+
+
 def test_what_is_no_index_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"data\.train: .* is no index; expected a folder that `speedup data index"
@@ -217,3 +293,7 @@ def test_what_is_no_index_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "index" / "index.json").write_text('{"version": 99}')
     with pytest.raises(UserError, match="of version 99; expected 2"):
         settings(tmp_path)
+    for head in ("[]", '{"version": 2}', '{"version": 2, "root": 5, "digest": "", "class_names": []}'):
+        (tmp_path / "index" / "index.json").write_text(head)
+        with pytest.raises(UserError, match=r"index\.json has no '\w+' as an index has it; expected"):
+            settings(tmp_path)

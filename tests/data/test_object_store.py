@@ -27,7 +27,8 @@ from raytrain_speedup.data.index.object_store import Stat
 from raytrain_speedup.data.index.packing import pack_images
 from raytrain_speedup.data.index.range_file import SMALLEST_WINDOW
 from raytrain_speedup.data.index.reading import GAP, LARGEST, ShardError, ShardReader, _bounds, _neighbours
-from raytrain_speedup.data.index.shards import ROW, Index, ShardRows, open_index, write_index
+from raytrain_speedup.data.index.shards import ROW, Index, open_index
+from raytrain_speedup.data.index.writing import ShardRows, write_index
 from raytrain_speedup.settings import UserError
 
 

@@ -168,6 +168,8 @@ class IndexedSource(Source):
         offset, shard, length = self.index.rows[index].tolist()
         name = f"{self.index.root}/{self.index.name(shard)}"
         whole = offset == 0 and length == int(self.index.shards[shard]["size"])
+        if self.index.packed is not None:  # others have bytes there too
+            name += f" row {index - int(np.searchsorted(self.index.rows['shard'], shard))}"
         return name if whole else f"{name} bytes {offset} to {offset + length}"
 
     def window(self) -> Window | None:

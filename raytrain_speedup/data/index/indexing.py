@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -65,8 +65,8 @@ def make_index(
     """
     check_place(KEY, folder)
     known = _read_labels(labels) if labels else {}
+    found = find_files(str(source))
     remote = is_remote(source := str(source))
-    found = _in_store(source) if remote else _on_disk(Path(source))
     class_names = None
     if found.tars:
         tar_jobs = [_tar_job(found.root, name, known, found.stats.get(name)) for name in found.tars]
@@ -77,8 +77,7 @@ def make_index(
             raise UserError(
                 f"{KEY}: --labels: {shown(source)} has classes in a column; expected --label-column"
             )
-        columns = image_column, label_column
-        jobs = [ParquetJob(found.root, name, *columns, found.stats.get(name)) for name in found.parquet]
+        jobs = found.parquet_jobs(image_column, label_column)
         with _reading(pool, processes, remote=remote) as readers:
             parts, class_names = scan_parquet(jobs, readers, progress)
     elif remote:
@@ -100,8 +99,14 @@ def _reading(pool: Executor | None, processes: int | None, *, remote: bool) -> I
         yield pool
         return
     number = processes or (_STORE_PROCESSES if remote else os.cpu_count() or 1)
-    with ProcessPoolExecutor(number, initializer=read_here if remote else None) as own:
-        yield own
+    try:
+        with ProcessPoolExecutor(number, initializer=read_here if remote else None) as own:
+            yield own
+    except BrokenExecutor:
+        raise UserError(
+            f"{KEY}: a process that read files died; expected memory for {number} of them (--processes), and files "
+            "that are not encrypted"
+        ) from None
 
 
 def _read_labels(path: Path) -> dict[str, str]:
@@ -126,8 +131,8 @@ def _read_labels(path: Path) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """What there is to index.
+class Found:
+    """The files of a source.
 
     Attributes:
         root: folder or URI that the names are below.
@@ -138,11 +143,34 @@ class _Source:
     root: str
     tars: Sequence[str]
     parquet: Sequence[str]
-    stats: Mapping[str, Stat] = field(default_factory=dict)
+    stats: Mapping[str, Stat]
+
+    def parquet_jobs(self, image_column: str, label_column: str) -> list[ParquetJob]:
+        """The Parquet files, with the columns that are read."""
+        return [
+            ParquetJob(self.root, name, image_column, label_column, self.stats.get(name))
+            for name in self.parquet
+        ]
 
 
-def _source_of(root: str, names: Sequence[str], where: str, stats: Mapping[str, Stat]) -> _Source:
-    """By the names of files; compressed tar files are refused."""
+def find_files(source: str) -> Found:
+    """The tar or Parquet files that a source is, holds, or chooses by a * in its last name.
+
+    Raises:
+        UserError: if there is no such place, or tar files are compressed.
+    """
+    return _in_store(source) if is_remote(source) else _on_disk(Path(source))
+
+
+def _found(
+    root: str, names: Sequence[str], where: str, stats: Mapping[str, Stat], *, loose: bool = False
+) -> Found:
+    """By the names of files; compressed tar files are refused.
+
+    Args:
+        loose: there may be class folders as well: Parquet files beside them, or beside tar files, are of something
+            else.
+    """
     packed = [name for name in names if name.endswith(_COMPRESSED)]
     if packed:
         raise UserError(
@@ -150,12 +178,7 @@ def _source_of(root: str, names: Sequence[str], where: str, stats: Mapping[str, 
             "position; expected plain .tar files (gunzip them: JPEGs do not become larger)"
         )
     tars, parquet = ([name for name in names if name.endswith(suffix)] for suffix in (".tar", _PARQUET))
-    if tars and parquet:
-        raise UserError(
-            f"{KEY}: {shown(where)} has tar files and Parquet files ({tars[0]}, {parquet[0]}); expected one kind, "
-            "or a * in the name that chooses, such as '*.tar'"
-        )
-    return _Source(root, tars, parquet, stats)
+    return Found(root, tars, [] if tars or loose else parquet, stats)
 
 
 def _matching(names: Sequence[str], pattern: str, where: str) -> list[str]:
@@ -174,7 +197,7 @@ def _tar_job(root: str, name: str, known: Mapping[str, str], stat: Stat | None =
 # --- on disks ------------------------------------------------------------------------------------------------
 
 
-def _on_disk(source: Path) -> _Source:
+def _on_disk(source: Path) -> Found:
     if "*" in source.name and not source.exists():
         folder = source.parent
         names = _matching([entry.name for entry in listed(KEY, folder)], source.name, str(folder))
@@ -187,8 +210,12 @@ def _on_disk(source: Path) -> _Source:
         if not source.name.endswith((".tar", *_COMPRESSED, _PARQUET)):
             raise UserError(f"{KEY}: {shown(source)} is no .tar or .parquet file; expected one, or a folder")
     else:
-        folder, names = source, [entry.name for entry in listed(KEY, source)]
-    return _source_of(str(folder.absolute()), names, str(source), {})
+        folder, names = source, []
+    entries = {entry.name: is_folder(KEY, entry) for entry in listed(KEY, folder)}
+    names = names or list(entries)
+    files = [name for name in names if not entries[name]]
+    folders = source.is_dir() and any(entries[name] and not name.startswith(".") for name in names)
+    return _found(str(folder.absolute()), files, str(source), {}, loose=folders)
 
 
 def _class_folders(source: Path, known: Mapping[str, str], progress: Progress | None) -> list[ShardRows]:
@@ -240,11 +267,11 @@ def _classless(path: str) -> UserError:
 # --- in object storage ---------------------------------------------------------------------------------------
 
 
-def _in_store(source: str) -> _Source:
+def _in_store(source: str) -> Found:
     """Of loose files the listing says it all."""
     root, _, name = source.rstrip("/").rpartition("/")
     if name.endswith((".tar", *_COMPRESSED, _PARQUET)) and "*" not in name:
-        return _source_of(
+        return _found(
             root, [name], root, {} if name.endswith(_COMPRESSED) else {name: stat_object(root, name)}
         )
     if "*" not in name:
@@ -253,7 +280,8 @@ def _in_store(source: str) -> _Source:
     here = [path for path in objects if "/" not in path]
     if "*" in name:
         here = _matching(here, name, root)
-    return _source_of(root, here, root, objects)
+    loose = "*" not in name and any("/" in path and is_image(path) for path in objects)
+    return _found(root, here, root, objects, loose=loose)
 
 
 def _loose(root: str, objects: Mapping[str, Stat], known: Mapping[str, str]) -> ShardRows:

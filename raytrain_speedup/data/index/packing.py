@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.progress import Progress
@@ -21,9 +20,9 @@ from rich.progress import Progress
 from raytrain_speedup.data.base import CorruptSample, Source
 from raytrain_speedup.data.folders import new_folder
 from raytrain_speedup.data.index.indexed import IndexedSource
-from raytrain_speedup.data.index.indexing import make_index
-from raytrain_speedup.data.index.object_store import is_remote, read_here
-from raytrain_speedup.data.index.shards import Index, open_index
+from raytrain_speedup.data.index.indexing import find_files, make_index
+from raytrain_speedup.data.index.object_store import read_here
+from raytrain_speedup.data.index.shards import open_index
 from raytrain_speedup.data.index.webdataset import write_shard
 from raytrain_speedup.data.parquet import open_parquet
 from raytrain_speedup.data.unreadable import log
@@ -58,8 +57,8 @@ def pack_images(
     """Write the images of a source, as they are, to tar files in WebDataset's layout; gives their number.
 
     Args:
-        source: Parquet files on a disk, whose order is kept; or an index, or what can be indexed, shuffled by
-            `seed`. What an index has in quarantine is left out.
+        source: Parquet files, whose order is kept; or an index, or what can be indexed, shuffled by `seed`. What an
+            index has in quarantine is left out.
         folder: where they go; nothing may be in it.
         labels: as of `make_index`.
         image_column, label_column: of Parquet files.
@@ -71,12 +70,18 @@ def pack_images(
     """
     images: Source
     with new_folder(KEY, folder), tempfile.TemporaryDirectory() as aside:
-        if _holds_parquet(source):
-            images, class_names = open_parquet(KEY, Path(source), image_column, label_column)
+        files = None if (Path(source) / "index.json").is_file() else find_files(source)
+        if files is not None and files.parquet:
+            named = [job.file for job in files.parquet_jobs(image_column, label_column)]
+            images, class_names = open_parquet(KEY, source, named, image_column, label_column)
             order = np.arange(len(images))
         else:
-            known = {"labels": labels, "image_column": image_column, "label_column": label_column}
-            index = _index_of(source, Path(aside), processes=processes, progress=progress, **known)
+            if files is None:
+                index = open_index(Path(source), KEY)
+            else:
+                index = make_index(
+                    source, Path(aside) / "index", labels=labels, processes=processes, progress=progress
+                )
             images, class_names = IndexedSource(index, index.targets), index.class_names
             kept = np.setdiff1d(np.arange(len(images)), index.quarantined(), assume_unique=True)
             order = numpy_generator(seed).permutation(kept)
@@ -86,21 +91,6 @@ def pack_images(
         with ProcessPoolExecutor(workers, initializer=_begin, initargs=(images, class_names)) as pool:
             done = pool.map(_write, jobs)
             return sum(progress.track(done, total=len(jobs), description="packing") if progress else done)
-
-
-def _index_of(source: str, aside: Path, **options: Any) -> Index:
-    """The index that a source is, or one that is made of it aside."""
-    if (Path(source) / "index.json").is_file():
-        return open_index(Path(source), KEY)
-    return make_index(source, aside / "index", **options)
-
-
-def _holds_parquet(source: str) -> bool:
-    path = Path(source)
-    if is_remote(source):
-        return False  # read by its index
-    files = path.glob("*") if path.is_dir() else path.parent.glob(path.name)
-    return any(file.suffix == ".parquet" for file in (path, *files))
 
 
 _source: tuple[Source, tuple[str, ...]]

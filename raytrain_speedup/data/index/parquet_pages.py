@@ -1,8 +1,9 @@
 """Where the values of a column of Parquet lie in its file, page by page.
 
 A page's values stand one behind the other, each with its length before it. Of a page that is not compressed a value
-has its own bytes in the file; of one that Snappy compressed it has a part of the stream (`snappy.py`); the other
-codecs give a page as a whole or not at all. Pages of a dictionary's numbers lead to the values in the dictionary.
+has its own bytes in the file; of one that Snappy compressed it has a part of the stream (`snappy.py`). The other
+codecs give a page as a whole or not at all, and are not read here. Pages of a dictionary's numbers lead to the
+values in the dictionary.
 
 pyarrow tells where the pages of a column begin and no more, so what is before each page is read here: a struct of
 Thrift's compact protocol. Source: Apache Parquet's format, parquet.thrift and Encodings.md.
@@ -15,21 +16,18 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
-import pyarrow as pa
 
 from raytrain_speedup.data.index.shards import PACKED
-from raytrain_speedup.data.index.snappy import Damaged, Stream, restore, varint
+from raytrain_speedup.data.index.snappy import Damaged, Stream, decompressed, varint
 
 PLACE = np.dtype([("offset", "<u8"), ("stored", "<u4"), ("packed", PACKED)])
-"""One value: the bytes of the file it needs, and how it is packed in them. All 0 for a null."""
-CODECS = {"UNCOMPRESSED": 0, "SNAPPY": 1, "GZIP": 2, "BROTLI": 4, "ZSTD": 6, "LZ4": 7}
-"""As pyarrow names them in a file and parquet.thrift numbers them. (LZ4 is LZ4_RAW; Hadoop's older one has the same
-name, and is found to be damaged.)"""
-_DECOMPRESSORS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
-_DICTIONARY_PAGE, _DATA_PAGES = 2, (0, 3)
+"""One value: the bytes of the file it needs, and how it is packed in them. All 0 where there is none, or an empty
+one."""
+_DICTIONARY_PAGE, _DATA_PAGE, _DATA_PAGE_V2 = 2, 0, 3
 _PLAIN, _RLE, _DICTIONARIES = 0, 3, (2, 8)
 _HEADER = 1 << 12  # bytes that are read for a header at first: those with statistics of images are longer
 _LONGEST_HEADER = 1 << 26
+_PADDING = 8  # zeros at the end of fastparquet's pages
 
 
 @dataclass(frozen=True)
@@ -38,14 +36,14 @@ class Chunk:
 
     Attributes:
         start, stop: of its pages in the file.
-        codec: as Parquet names it.
-        levels: definition levels; values of a lower one than the highest are nulls.
+        compressed: by Snappy; otherwise not at all.
+        highest_level: definition level of a value; what has a lower one is null. 0: all are values.
     """
 
     start: int
     stop: int
-    codec: str
-    levels: int
+    compressed: bool
+    highest_level: int
 
 
 def places(file: IO[bytes], chunk: Chunk) -> np.ndarray:
@@ -54,8 +52,6 @@ def places(file: IO[bytes], chunk: Chunk) -> np.ndarray:
     Raises:
         Damaged: if the pages are not what their headers say, or of an encoding in which values are not whole.
     """
-    if chunk.codec not in CODECS:
-        raise Damaged(f"{chunk.codec} is no codec that is read here ({', '.join(CODECS)})")
     dictionary = np.empty(0, PLACE)
     found = [np.empty(0, PLACE)]
     try:
@@ -64,8 +60,10 @@ def places(file: IO[bytes], chunk: Chunk) -> np.ndarray:
                 dictionary = page.plain(page.count)
             else:
                 found.append(page.values(dictionary))
-    except (IndexError, KeyError, ValueError) as error:
-        raise Damaged(str(error) if isinstance(error, Damaged) else "a page is cut off") from None
+    except Damaged:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError):
+        raise Damaged("a page is cut off, or its header is none") from None
     return np.concatenate(found)
 
 
@@ -81,15 +79,15 @@ class _Page:
     """
 
     file: IO[bytes]
-    chunk: Chunk
+    highest_level: int
     kind: int
     count: int
     encoding: int
     begin: int
     stop: int
     size: int
-    codec: int
-    levels: bytes | None
+    compressed: bool
+    levels: bytes | None = None
 
     def __post_init__(self) -> None:
         self._body: bytes | None = None
@@ -97,27 +95,26 @@ class _Page:
     def values(self, dictionary: np.ndarray) -> np.ndarray:
         """(count,) of `PLACE`, of a page of data."""
         at, valid = 0, np.ones(self.count, dtype=bool)
-        if self.chunk.levels:
+        if self.highest_level:
             levels = self.levels
             if levels is None:  # they are in the body, behind their length
                 at = 4 + int.from_bytes(self._bytes(0, 4), "little")
                 levels = self._bytes(4, at)
             if levels:
-                width = self.chunk.levels.bit_length()
-                valid = hybrid(levels, width, self.count) == self.chunk.levels
+                found = hybrid(levels, self.highest_level.bit_length(), self.count)
+                valid = found == self.highest_level
         present = int(valid.sum())
+        whole = np.zeros(self.count, PLACE)
         if self.encoding == _PLAIN:
-            found = self.plain(present, at)
+            whole[valid] = self.plain(present, at)
         elif self.encoding in _DICTIONARIES:
             numbers = self._bytes(at, self.size)
-            found = dictionary[hybrid(numbers[1:], numbers[0], present) if present else []]
+            whole[valid] = dictionary[hybrid(numbers[1:], numbers[0], present) if present else []]
         else:
             raise Damaged(
-                f"a page has encoding {self.encoding} of parquet.thrift, in which lengths and bytes are apart; "
-                "expected plain values or a dictionary of them"
+                f"a page has encoding {self.encoding} of parquet.thrift; expected plain values (0) or a dictionary "
+                "of them (2, 8), in which a value is whole"
             )
-        whole = np.zeros(self.count, PLACE)
-        whole[valid] = found
         return whole
 
     def plain(self, count: int, at: int = 0) -> np.ndarray:
@@ -127,65 +124,35 @@ class _Page:
             length[number] = int.from_bytes(self._bytes(at, at + 4), "little")
             start[number] = at + 4
             at += 4 + int(length[number])
-        if at != self.size:
+        if not at <= self.size <= at + _PADDING or any(self._bytes(at, self.size)):
             raise Damaged(f"the values of a page take {at} bytes, and the page has {self.size}")
         return self._placed(start, length)
 
     def _placed(self, start: np.ndarray, length: np.ndarray) -> np.ndarray:
         found = np.zeros(len(start), PLACE)
         packed = found["packed"]
-        packed["length"] = length
-        if self.codec == CODECS["UNCOMPRESSED"]:
-            found["offset"], found["stored"], packed["size"] = self.begin + start, length, length
-        elif self.codec == CODECS["SNAPPY"]:
-            packed["codec"] = self.codec
+        here = np.flatnonzero(length)
+        if not self.compressed:
+            found["offset"][here] = self.begin + start[here]
+            for column in (found["stored"], packed["size"], packed["length"]):
+                column[here] = length[here]
+        elif len(here):
             stream = Stream(_read(self.file, self.begin, self.stop))
-            for number in np.flatnonzero(length):
+            for number in here:
                 cut = stream.cut(int(start[number]), int(length[number]))
                 found["offset"][number], found["stored"][number] = self.begin + cut.offset, cut.stored
-                for name in ("size", "start", "literal", "tail"):
-                    packed[name][number] = getattr(cut, name)
-        else:
-            found["offset"], found["stored"], packed["codec"] = self.begin, self.stop - self.begin, self.codec
-            packed["start"], packed["size"] = start, self.size
+                packed[number] = cut.size, cut.start, length[number], cut.literal, cut.tail
         return found
 
     def _bytes(self, start: int, stop: int) -> bytes:
         """Of the body; of one that is not compressed no other ones are read."""
-        if self.codec == CODECS["UNCOMPRESSED"]:
+        if not self.compressed:
             return _read(self.file, self.begin + start, self.begin + stop)
         if self._body is None:
-            self._body = _decompressed(_read(self.file, self.begin, self.stop), self.size, self.codec)
+            self._body = decompressed(_read(self.file, self.begin, self.stop), self.size)
         if stop > len(self._body):
             raise Damaged(f"a value ends at {stop} of the {len(self._body)} bytes of its page")
         return self._body[start:stop]
-
-
-def unpacked(stored: bytes, how: np.void) -> bytes:
-    """A value from the bytes of its place.
-
-    Args:
-        how: of `PACKED`.
-
-    Raises:
-        Damaged: if they do not decompress to it.
-    """
-    size, start, length, literal, tail, codec = how.tolist()
-    if not codec or not length:
-        return stored
-    if codec == CODECS["SNAPPY"]:
-        whole = restore(stored, size, literal, tail)
-    else:
-        whole = _decompressed(stored, size, codec)
-    return whole[start : start + length]
-
-
-def _decompressed(data: bytes, size: int, codec: int) -> bytes:
-    """A whole page."""
-    try:
-        return pa.decompress(data, size, _DECOMPRESSORS[codec], asbytes=True)
-    except (pa.ArrowException, OSError) as error:
-        raise Damaged(str(error)) from None
 
 
 def _pages(file: IO[bytes], chunk: Chunk) -> Iterator[_Page]:
@@ -193,24 +160,22 @@ def _pages(file: IO[bytes], chunk: Chunk) -> Iterator[_Page]:
     while at < chunk.stop:
         header, at = _header(file, at, chunk.stop)
         kind, size, stored = header[1], header[2], header[3]
-        codec, levels, before = CODECS[chunk.codec], None, 0
-        if kind == 3:
+        compressed, levels, before = chunk.compressed, None, 0
+        if kind == _DATA_PAGE_V2:
             told = header[8]
-            count, encoding, repeated, before = told[1], told[4], told[6], told[5]
+            count, encoding, before = told[1], told[4], told[5]
             levels = _read(file, at, at + before) if told[2] else b""
-            if repeated:
-                raise Damaged("the column holds lists; expected one image in every row")
-            if not told.get(7, True):
-                codec = CODECS["UNCOMPRESSED"]
+            compressed = compressed and told.get(7, True)
         else:
             told = header.get(5) or header.get(7) or {1: 0, 2: _PLAIN}
             count, encoding = told[1], told[2]
-            if kind == 0 and chunk.levels and told[3] != _RLE:
+            if kind == _DATA_PAGE and chunk.highest_level and told[3] != _RLE:
                 raise Damaged("the definition levels of a page are packed as they were before Parquet 2.0")
-        if kind == _DICTIONARY_PAGE or kind in _DATA_PAGES:
-            yield _Page(
-                file, chunk, kind, count, encoding, at + before, at + stored, size - before, codec, levels
-            )
+        if not (0 <= before <= stored <= chunk.stop - at and before <= size):
+            raise Damaged("a page ends behind its row group")
+        if kind in (_DICTIONARY_PAGE, _DATA_PAGE, _DATA_PAGE_V2):
+            place = at + before, at + stored, size - before
+            yield _Page(file, chunk.highest_level, kind, count, encoding, *place, compressed, levels)
         at += stored
 
 
@@ -230,7 +195,7 @@ def _header(file: IO[bytes], at: int, stop: int) -> tuple[dict[int, Any], int]:
 
 def _read(file: IO[bytes], start: int, stop: int) -> bytes:
     file.seek(start)
-    data = file.read(stop - start)
+    data = file.read(max(0, stop - start))
     if len(data) != stop - start:
         raise Damaged(f"the file ends at {start + len(data)}")
     return data

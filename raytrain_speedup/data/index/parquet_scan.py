@@ -1,7 +1,7 @@
 """The samples in Parquet files, where they lie (`parquet_pages.py`), and their classes, which are in a column.
 
-Of pages that are not compressed the lengths of the values are read and no more; compressed ones are read whole,
-once. In object storage both come by range reads, as from tar files.
+Of pages that are not compressed the lengths of the values are read and no more; those that Snappy compressed are
+read whole, once. In object storage both come by range reads, as from tar files.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +25,14 @@ from raytrain_speedup.data.index.snappy import Damaged
 from raytrain_speedup.data.index.tar_scan import KEY
 from raytrain_speedup.data.index.writing import ShardRows
 from raytrain_speedup.data.parquet import ClassColumn, require_classes
-from raytrain_speedup.data.parquet_files import PartFiles, join_parts, open_parquet_file
+from raytrain_speedup.data.parquet_files import PartFiles, Stored, join_parts
 from raytrain_speedup.settings import UserError
 
 log = logging.getLogger("raytrain_speedup.data")
 
 _FEW_TIMES = 4
 """A sample may be read with so many times its own bytes before it is said."""
+_READ = ("UNCOMPRESSED", "SNAPPY")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class ParquetJob:
     image_column: str
     label_column: str
     stat: Stat | None = None
+
+    @property
+    def file(self) -> Path | Stored:
+        """What is to be opened."""
+        return Path(self.root) / self.name if self.stat is None else Stored(self.root, self.name, self.stat)
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,8 @@ def scan_parquet(
     first = jobs[0]
     where = first.root if len(jobs) > 1 else f"{first.root}/{first.name}"
     labels = join_parts(KEY, shown(where), first.label_column, [one.labels for one in found])
-    classes = ClassColumn(KEY, shown(where), "--label-column", first.label_column, labels, found[0].metadata)
+    metadata = [one.metadata for one in found]
+    classes = ClassColumn(KEY, shown(where), "--label-column", first.label_column, labels, metadata)
     names = classes.class_names()
     ends = np.cumsum([len(one.places) for one in found])[:-1]
     parts = [
@@ -79,7 +87,7 @@ def scan_parquet(
         for job, one, target in zip(jobs, found, np.split(classes.targets(names), ends), strict=True)
     ]
     _tell_of_more_bytes(parts, shown(where))
-    if not any(part.packed["codec"].any() for part in parts if part.packed is not None):
+    if not any(part.packed["literal"].any() for part in parts if part.packed is not None):
         parts = [replace(part, packed=None) for part in parts]
     return parts, names
 
@@ -94,12 +102,12 @@ def _part(name: str, found: _Found, class_names: tuple[str, ...], target: np.nda
 
 
 def _tell_of_more_bytes(parts: Sequence[ShardRows], where: str) -> None:
-    """Say so where images lie in pages that come as a whole."""
+    """Say so where images compress, and so need what is before them."""
     stored = sum(int(part.length.sum()) for part in parts)
     own = sum(int(part.packed["length"].sum(dtype=np.int64)) for part in parts if part.packed is not None)
     if stored > _FEW_TIMES * own:
         log.warning(
-            "%s: %s: a sample is read with %.0f times its own bytes, for its page is compressed with others: "
+            "%s: %s: a sample is read with %.0f times its own bytes, for Snappy tells it by others before it: "
             "`speedup data pack` makes tar files of it, where it is read alone",
             KEY,
             where,
@@ -109,15 +117,14 @@ def _tell_of_more_bytes(parts: Sequence[ShardRows], where: str) -> None:
 
 def _scan(job: ParquetJob) -> _Found:
     where = shown(f"{job.root}/{job.name}")
+    files = PartFiles(KEY, where, [job.file])
+    files.require_images("--image-column", job.image_column)
+    require_classes(files, job.label_column, "--label-column")
+    labels = files.column(job.label_column)
     try:
+        chunks = _chunks(files.files[job.file], job.image_column)
         with open_shard(job.root, job.name, job.stat) as (file, stat):
-            parquet = open_parquet_file(KEY, where, pa.PythonFile(file, mode="r"))
-            files = PartFiles(KEY, where, {where: parquet})
-            files.require_images("--image-column", job.image_column)
-            require_classes(files, job.label_column, "--label-column")
-            chunks = _chunks(parquet, job.image_column)
             found = np.concatenate([np.empty(0, PLACE), *(places(file, chunk) for chunk in chunks)])
-            labels = files.column(job.label_column)
     except Damaged as error:
         raise UserError(
             f"{KEY}: column '{job.image_column}' of {where}: {error}; `speedup data pack` makes tar files of what "
@@ -133,17 +140,29 @@ def _scan(job: ParquetJob) -> _Found:
 
 
 def _chunks(parquet: pq.ParquetFile, column: str) -> list[Chunk]:
-    """Where the pages of a column of images are, of {bytes, path} those of the bytes."""
+    """Where the pages of a column of images are, of {bytes, path} those of the bytes.
+
+    Raises:
+        Damaged: if they are compressed so that they only come as a whole.
+    """
     paths = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
-    number = next(at for at, path in enumerate(paths) if path in (column, f"{column}.bytes"))
-    chunks = []
+    path = f"{column}.bytes" if pa.types.is_struct(parquet.schema_arrow.field(column).type) else column
+    if paths.count(path) != 1:
+        raise Damaged(f"the file has {paths.count(path)} columns of the path '{path}'")
+    number, chunks = paths.index(path), []
     for group in range(parquet.num_row_groups):
         meta = parquet.metadata.row_group(group).column(number)
         if not meta.num_values:
             continue  # it has no pages
+        if meta.compression not in _READ:
+            raise Damaged(
+                f"{meta.compression} gives a page only as a whole ({meta.num_values} images in row group {group}, "
+                f"{meta.total_compressed_size / 1e6:.1f} MB); expected pages that Snappy compressed, or none"
+            )
         start = meta.data_page_offset
         if meta.dictionary_page_offset:  # some writers say 0 where there is none
             start = min(start, meta.dictionary_page_offset)
-        levels = parquet.schema.column(number).max_definition_level
-        chunks.append(Chunk(start, start + meta.total_compressed_size, meta.compression, levels))
+        highest = parquet.schema.column(number).max_definition_level
+        stop = start + meta.total_compressed_size
+        chunks.append(Chunk(start, stop, meta.compression == "SNAPPY", highest))
     return chunks

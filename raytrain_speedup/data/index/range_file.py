@@ -80,11 +80,14 @@ class RangeFile(io.RawIOBase):
         near = abs(passed_over) <= self._window
         self._window = min(2 * self._window, LARGEST_WINDOW) if near else SMALLEST_WINDOW
         stop = min(max(stop, self._at + self._window), self._stat.size)
-        (found,) = read_spans(self._root, [Span(self._name, self._at, stop)])
+        held = (
+            self._held[self._at - self._start :] if self._at >= self._start else b""
+        )  # what follows is asked for
+        (found,) = read_spans(self._root, [Span(self._name, self._at + len(held), stop)])
         if isinstance(found, Refused):
             raise OSError(str(found))
-        stat, self._held = found
+        stat, more = found
         if stat != self._stat:
             raise OSError("it was written anew meanwhile")
-        self._start = self._at
-        self.bytes_read += len(self._held)
+        self._start, self._held = self._at, held + more
+        self.bytes_read += len(more)

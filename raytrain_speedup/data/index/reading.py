@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from raytrain_speedup.data.index.object_store import Refused, Span, Stat, is_remote, read_spans
-from raytrain_speedup.data.index.parquet_pages import unpacked
 from raytrain_speedup.data.index.range_cache import RangeCache
 from raytrain_speedup.data.index.shards import Index
-from raytrain_speedup.data.index.snappy import Damaged
+from raytrain_speedup.data.index.snappy import Damaged, restore
 
 log = logging.getLogger("raytrain_speedup.data")
 
@@ -82,10 +81,11 @@ class ShardReader:
 
     def _unpacked(self, row: int, stored: bytes | ShardError) -> bytes | ShardError:
         assert self.index.packed is not None
-        if isinstance(stored, ShardError):
+        size, start, length, literal, tail = self.index.packed[row].tolist()
+        if isinstance(stored, ShardError) or not literal:
             return stored
         try:
-            return unpacked(stored, self.index.packed[row])
+            return restore(stored, size, literal, tail)[start : start + length]
         except Damaged as error:
             return ShardError(f"it does not decompress ({error})")
 

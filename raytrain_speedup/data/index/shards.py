@@ -7,7 +7,7 @@ open in milliseconds at any size, and the processes of a node share their pages.
     INDEX/
       index.json    version, class names, root of the shards, digest of the tables
       rows.npy      (N,) of `ROW`, 16 bytes a sample
-      packed.npy    (N,) of `PACKED`, 24 bytes a sample, where samples are in compressed pages of Parquet
+      packed.npy    (N,) of `PACKED`, 20 bytes a sample, where samples are in compressed pages of Parquet
       targets.npy   (N,) int64
       shards.npy    (S,) of `SHARD`
       names.bin     the shards' paths below the root, one behind the other
@@ -33,9 +33,9 @@ from raytrain_speedup.settings import UserError
 VERSION, VERSION_PACKED = 2, 3
 ROW = np.dtype([("offset", "<u8"), ("shard", "<u4"), ("length", "<u4")])
 """One sample: `length` bytes from `offset` on, in the file number `shard`."""
-PACKED = np.dtype([(name, "<u4") for name in ("size", "start", "length", "literal", "tail", "codec")])
+PACKED = np.dtype([(name, "<u4") for name in ("size", "start", "length", "literal", "tail")])
 """How a sample is packed into its bytes of `ROW`: it is `length` bytes from `start` on of the `size` bytes that
-they decompress to (`parquet_pages.py`; `codec` 0: they are the sample)."""
+they decompress to (`snappy.Cut`; `literal` 0: they are the sample)."""
 SHARD = np.dtype([("size", "<u8"), ("changed_ns", "<i8"), ("tag", "<u8"), ("name_end", "<u8")])
 """One file, as it was when it was indexed (`Stat`; the tag is 0 where it was no object of a store); its name ends
 at `name_end` in names.bin."""

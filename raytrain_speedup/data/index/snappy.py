@@ -11,12 +11,13 @@ Source: Snappy's format description (github.com/google/snappy, format_descriptio
 
 from __future__ import annotations
 
+from array import array
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-_LITERAL = 1 << 62  # in place of what a copy refers to
+_LITERAL = 0xFFFFFFFF  # in place of what a copy refers to
 
 
 class Damaged(ValueError):
@@ -58,13 +59,14 @@ class Stream:
     def __init__(self, data: bytes) -> None:
         try:
             self.size, begin = varint(data, 0)
-            tag, body, out, refers = _elements(data, begin)
-        except IndexError:
+            found = _elements(data, begin)
+        except (IndexError, OverflowError):
             raise Damaged("the stream is cut off") from None
+        tag, body, out, refers = (np.frombuffer(one, dtype=np.uint32) for one in found)
         if out[-1] != self.size or tag[-1] > len(data):
             raise Damaged(f"the stream holds {out[-1]} bytes and says {self.size}")
-        self._tag, self._body = np.array(tag), np.array(body)  # (E + 1,), (E,) positions in the stream
-        self._out, self._refers = np.array(out), np.array(refers)  # (E + 1,), (E,) in what it decompresses to
+        self._tag, self._body = tag, body  # (E + 1,), (E,) positions in the stream
+        self._out, self._refers = out, refers  # (E + 1,), (E,) in what it decompresses to
 
     def cut(self, start: int, length: int) -> Cut:
         """The part that holds `length` bytes, at least one, from `start` on of what the stream decompresses to."""
@@ -75,9 +77,9 @@ class Stream:
             lowest = int(self._refers[first:looked_at].min())
             begin = min(begin, lowest)
             looked_at, first = first, int(np.searchsorted(self._out, begin, side="right")) - 1
-        offset = int(self._body[first] + begin - self._out[first])
+        offset = int(self._body[first]) + begin - int(self._out[first])
         whole = self._refers[last] != _LITERAL  # a copy is not cut
-        stop = int(self._tag[last + 1] if whole else self._body[last] + end - self._out[last])
+        stop = int(self._tag[last + 1]) if whole else int(self._body[last]) + end - int(self._out[last])
         size = int(self._out[last + 1] if whole else end) - begin
         literal = min(int(self._out[first + 1]) - begin, size)
         tail = 0 if whole or first == last else int(self._tag[last]) - offset
@@ -93,10 +95,23 @@ def restore(stored: bytes, size: int, literal: int, tail: int) -> bytes:
     head = _varint_of(size) + _literal_tag(literal)
     if tail:
         body = tail + 1 + max(0, (stored[tail] >> 2) - 59)
+        if stored[tail] & 3 or body >= len(stored):
+            raise Damaged("there is no literal at its end")
         stored = b"".join((stored[:tail], _literal_tag(len(stored) - body), stored[body:]))
+    return decompressed(head + stored, size)
+
+
+def decompressed(stream: bytes, size: int) -> bytes:
+    """The bytes of a whole stream.
+
+    Raises:
+        Damaged: if these are not `size` bytes.
+    """
     try:
-        return pa.decompress(head + stored, size, "snappy", asbytes=True)
-    except (pa.ArrowException, OSError) as error:
+        if size < 0 or varint(stream, 0)[0] != size:
+            raise Damaged(f"the stream does not say that it holds {size} bytes")
+        return pa.decompress(stream, size, "snappy", asbytes=True)
+    except (pa.ArrowException, OSError, IndexError) as error:
         raise Damaged(str(error)) from None
 
 
@@ -113,10 +128,11 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     return value | byte << shift, at + 1
 
 
-def _elements(data: bytes, at: int) -> tuple[list[int], list[int], list[int], list[int]]:
+def _elements(data: bytes, at: int) -> tuple[array, array, array, array]:
     """Of each element: where its tag is, where its bytes are, where what it stands for begins, and where what it
-    refers to begins. The first and third list have the end as well."""
-    tags, bodies, outs, refers = [], [], [], []
+    refers to begins. The first and third have the end as well. Numbers of four bytes: a page that compresses well
+    has tens of millions."""
+    tags, bodies, outs, refers = (array("I") for _ in range(4))
     out, end = 0, len(data)
     while at < end:
         tags.append(at)
@@ -142,7 +158,9 @@ def _elements(data: bytes, at: int) -> tuple[list[int], list[int], list[int], li
             refers.append(out - back)
         bodies.append(body)
         out += length
-    return [*tags, at], bodies, [*outs, out], refers
+    tags.append(at)
+    outs.append(out)
+    return tags, bodies, outs, refers
 
 
 def _literal_tag(length: int) -> bytes:
