@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -23,9 +24,9 @@ from raytrain_speedup.data.index import object_store
 from raytrain_speedup.data.index.checking import check_samples
 from raytrain_speedup.data.index.indexed import IndexedSource
 from raytrain_speedup.data.index.indexing import make_index
-from raytrain_speedup.data.index.object_store import Stat
+from raytrain_speedup.data.index.object_store import Stat, stat_object
 from raytrain_speedup.data.index.packing import pack_images
-from raytrain_speedup.data.index.range_file import SMALLEST_WINDOW
+from raytrain_speedup.data.index.range_file import SMALLEST_WINDOW, RangeFile
 from raytrain_speedup.data.index.reading import GAP, LARGEST, ShardError, ShardReader, _bounds, _neighbours
 from raytrain_speedup.data.index.shards import ROW, Index, open_index
 from raytrain_speedup.data.index.writing import ShardRows, write_index
@@ -135,6 +136,20 @@ def test_headers_alone_are_read_of_a_tar_file(s3: LoopbackS3, tmp_path: Path) ->
     assert len(index.rows) == 1000
     assert len(s3.requests) < 15, "headers next to each other come by the window, which grows"
     assert s3.bytes_sent < 1.01 * small.stat().st_size, "and no byte comes twice"
+
+
+def test_a_file_of_a_store_is_read_once(s3: LoopbackS3, tmp_path: Path) -> None:
+    """Parts of any length one behind the other, of which a window holds the beginning already."""
+    content = np.random.default_rng(0).bytes(3_000_000)
+    s3.put(f"{tmp_path.name}/x.bin", content)
+    root = f"{s3.uri}/{tmp_path.name}"
+    file = io.BufferedReader(RangeFile(root, "x.bin", stat_object(root, "x.bin")), 1)
+    s3.clear()
+    found = [file.read(length) for length in (1, 5000, 100, 900_000, 7, 1_500_000, 900_000)]
+    assert b"".join(found) == content
+    assert s3.bytes_sent == len(content)
+    file.seek(2_000_000)
+    assert file.read(9) == content[2_000_000:2_000_009]
 
 
 def test_an_object_that_has_changed_is_no_sample(s3: LoopbackS3, tmp_path: Path) -> None:
