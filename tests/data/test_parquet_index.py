@@ -154,7 +154,15 @@ def test_what_other_writers_of_snappy_may_do() -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"\x05", b"\x05\x10ab", b"\x02\x01\x05", b"\x05\x10abcdeabc", b"\x09\x10abcde\x0e\x09\x00"],
+    [
+        b"",
+        b"\x05",
+        b"\x05\x10ab",
+        b"\x02\x01\x05",
+        b"\x05\x10abcdeabc",
+        b"\x09\x10abcde\x0e\0\0",
+        b"\x09\x10abcde\x0e\x09\x00",
+    ],
 )
 def test_what_is_no_snappy_stream_is_said(damage: bytes) -> None:
     with pytest.raises(Damaged):
@@ -447,6 +455,9 @@ def test_zeros_behind_the_values_of_a_page_are_padding() -> None:
     """As fastparquet writes them."""
     page = _Page(io.BytesIO(b"\x01\0\0\0a" + bytes(8)), 0, 0, 1, 0, 0, 13, 13, compressed=False)
     assert page.plain(1)["offset"].tolist() == [4]
+    page = _Page(io.BytesIO(b"\x01\0\0\0a" + bytes(9)), 0, 0, 1, 0, 0, 14, 14, compressed=False)
+    with pytest.raises(Damaged, match="take 5 bytes, and the page has 14"):
+        page.plain(1)
 
 
 def test_lengths_alone_are_read_of_pages_that_are_not_compressed(tmp_path: Path) -> None:
