@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,13 @@ from typer.testing import CliRunner
 from raytrain_speedup.cli import app
 from raytrain_speedup.data import SOURCES
 from raytrain_speedup.data.base import Source
+from raytrain_speedup.data.index import parquet_scan
 from raytrain_speedup.data.index.checking import check_samples
 from raytrain_speedup.data.index.indexing import make_index
 from raytrain_speedup.data.index.object_store import Stat
 from raytrain_speedup.data.index.packing import pack_images
 from raytrain_speedup.data.index.parquet_pages import Chunk, _Page, hybrid, places
-from raytrain_speedup.data.index.parquet_scan import _chunks
+from raytrain_speedup.data.index.parquet_scan import ParquetJob, _chunks
 from raytrain_speedup.data.index.range_cache import RangeCache
 from raytrain_speedup.data.index.reading import ShardError, ShardReader
 from raytrain_speedup.data.index.shards import PACKED, open_index
@@ -410,6 +412,19 @@ def test_what_cannot_be_indexed_is_one_line(
     with pytest.raises(UserError, match=message):
         make_index(tmp_path / "a.parquet", tmp_path / "index", **keys)
     assert not (tmp_path / "index").exists()
+
+
+def _die(job: ParquetJob) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for want of memory, or as Arrow ends one that meets an encrypted column."""
+    monkeypatch.setattr(parquet_scan, "_scan", _die)
+    with pytest.raises(
+        UserError, match=r"data index: a process that read files died; .* 2 of them \(--processes\)"
+    ):
+        make_index(parquet(tmp_path / "in"), tmp_path / "index", processes=2)
 
 
 def test_pages_that_are_cut_off_are_said(tmp_path: Path) -> None:
