@@ -6,7 +6,7 @@ import functools
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class LocalReporter(Reporter):
 
     def _save(self, checkpoint: Checkpoint, number: int) -> None:
         checkpoint.write()
+        self._store.hand_over(checkpoint.folder, number)
         self._last = self._store.path_of(self._store.commit(number, self.world))
 
     def settle(self) -> None:
@@ -63,6 +64,7 @@ class LocalReporter(Reporter):
 
     def close(self) -> None:
         self._saver.wait()
+        self._store.close()
 
     def image(self, name: str, epoch: int, png: bytes) -> None:
         file = self.folder / "images" / f"{name}-{epoch:04d}.png"
@@ -88,13 +90,26 @@ class LocalReporter(Reporter):
     def should_stop(self) -> bool:
         return self.stop_requested
 
+    def has_checkpoint(self) -> bool:
+        return self._newest() is not None
+
+    @contextmanager
+    def fetched(self) -> Iterator[Path | None]:
+        name = self._newest()
+        with nullcontext() if name is None else self._store.fetched(name, self.rank) as folder:
+            yield folder
+
     def latest(self) -> Path | None:
+        """The last good checkpoint where it is and stays, or None at a fresh start."""
+        name = self._newest()
+        return self.folder / name if name is not None else None
+
+    def _newest(self) -> str | None:
         self._saver.wait()
         name = self._store.newest()
-        if name is None:
-            return None
-        self._last = self._store.path_of(name)
-        return self._store.fetch(name, self.rank)
+        if name is not None:
+            self._last = self._store.path_of(name)
+        return name
 
     @property
     def last(self) -> str | None:

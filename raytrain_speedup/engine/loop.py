@@ -180,7 +180,7 @@ class Loop:
             self.reporter.phase("timing the reference step")
         with self.naming_last_checkpoint():
             self.reference.measure()
-            if self.frozen_models and self.train.checkpoint_every and self.reporter.latest() is None:
+            if self.frozen_models and self.train.checkpoint_every and not self.reporter.has_checkpoint():
                 self._save_partial()  # so that a teacher is not trained again
             last = len(self.budget.epoch_ends()) - 1
             while self.epoch <= last:

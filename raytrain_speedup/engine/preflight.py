@@ -243,8 +243,11 @@ class _Nowhere(Reporter):
     def report(self, metrics: Metrics, checkpoint: Checkpoint | None = None) -> None:
         """Not called: there are no epochs."""
 
-    def latest(self) -> Path | None:
-        return None
+    def has_checkpoint(self) -> bool:
+        return False
+
+    def fetched(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     @property
     def last(self) -> str | None:

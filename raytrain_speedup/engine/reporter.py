@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -63,8 +64,17 @@ class Reporter(ABC):
         """
 
     @abstractmethod
-    def latest(self) -> Path | None:
-        """The folder of the last good checkpoint with the files of all ranks, or None at a fresh start."""
+    def has_checkpoint(self) -> bool:
+        """Whether there is a good checkpoint, the same on every rank; nothing of it is fetched."""
+
+    @abstractmethod
+    def fetched(self) -> AbstractContextManager[Path | None]:
+        """A folder with the last good checkpoint, as far as this rank needs it, or None at a fresh start. It may be
+        a copy, which is removed at the end of the context.
+
+        Raises:
+            CheckpointFailed: if it cannot be brought here.
+        """
 
     @property
     @abstractmethod
@@ -98,8 +108,8 @@ class Reporter(ABC):
         """An image to keep beside the metrics of an epoch, as a PNG file; from rank 0."""
 
     def close(self) -> None:  # noqa: B027 - as `settle`
-        """Wait until nothing is being written any more, whatever became of it: a run ends with it, and goes on
-        after it where it likes."""
+        """Wait until nothing is being written any more, whatever became of it, and remove what was begun and not
+        reported: a run ends with it, and goes on after it where it likes."""
 
     def phase(self, name: str) -> None:  # noqa: B027
         """What the run is at from here on, until its next step or the next phase: a few words, for people."""

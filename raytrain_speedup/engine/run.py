@@ -52,25 +52,30 @@ def run(
     train = experiment.train
     device = device or pick_device(train.device)
     watch = Stopwatch(device)
-    with numerics(train.seed, train.threads), watch.phase("setup"):
+    with (
+        contextlib.closing(reporter),
+        numerics(train.seed, train.threads),
+        watch.phase("setup"),
+        contextlib.ExitStack() as loading,
+    ):
         reporter.phase("opening the data")
         splits = open_data(experiment.data, seed=train.seed)
         reporter.phase("looking for a checkpoint")
-        latest = reporter.latest()
-        if latest is not None and (latest / METRICS).is_file():
-            metrics = _read_metrics(latest, identity(experiment, splits.fingerprint))
-            reporter.report(metrics.to_dict())
-            return metrics
-        loop, passes = assemble(experiment, splits, reporter, watch, latest=latest)
-        with contextlib.closing(reporter), contextlib.closing(loop.loader):
+        with reporter.fetched() as latest:
+            if latest is not None and (latest / METRICS).is_file():
+                metrics = _read_metrics(latest, identity(experiment, splits.fingerprint))
+                reporter.report(metrics.to_dict())
+                return metrics
+            loop, passes = assemble(experiment, splits, reporter, watch, latest=latest)
+            loading.enter_context(contextlib.closing(loop.loader))
             if latest is not None:
                 reporter.phase("reading the checkpoint")
                 loop.resume(latest)
-            loop.fit()
-            metrics = _final_metrics(loop, passes, test=test)
-            with loop.naming_last_checkpoint():
-                reporter.report(metrics.to_dict(), _result(loop, metrics))
-                reporter.settle()
+        loop.fit()
+        metrics = _final_metrics(loop, passes, test=test)
+        with loop.naming_last_checkpoint():
+            reporter.report(metrics.to_dict(), _result(loop, metrics))
+            reporter.settle()
     return metrics
 
 

@@ -72,17 +72,25 @@ class Run:
             several, `torch.distributed` is initialised, and every rank calls `report` and `finish` equally often.
         test: whether the test split is wanted. A search does not read it: what a script reports of it all the
             same is dropped unseen.
-        resumed_from: folder of the checkpoint that this run goes on from; None at a fresh start.
+        resumed_from: folder of the checkpoint that this run goes on from; None at a fresh start. To be read before
+            the first `report`: a copy of what is behind a URI goes with it.
     """
 
     def __init__(
-        self, experiment: ScriptExperiment, reporter: Reporter, watch: Stopwatch, *, test: bool
+        self,
+        experiment: ScriptExperiment,
+        reporter: Reporter,
+        watch: Stopwatch,
+        *,
+        resume: contextlib.ExitStack,
+        test: bool,
     ) -> None:
         self.experiment, self.test = experiment, test
         self.settings: dict[str, Any] = copy.deepcopy(experiment.settings)
         self.epochs, self.seed = experiment.train.epochs, experiment.train.seed
         self.device, self.rank, self.world = watch.device, reporter.rank, reporter.world
-        self.resumed_from: Path | None = reporter.latest()
+        self.resumed_from: Path | None = resume.enter_context(reporter.fetched())
+        self._resume = resume
         self.metrics: FinalMetrics | None = None
         """The final ones, after `finish`."""
         self._reporter, self._watch = reporter, watch
@@ -208,6 +216,7 @@ class Run:
         if self._yardstick is not None and (self._yardstick.due(now) or now >= 1):
             self._yardstick.measure(now)
         self._reports, self._progress = self._reports + 1, now
+        self._resume.close()
         told = {"epoch": self._reports, "progress": now, **values, **self._costs().to_dict()}
         self._reporter.report(told, self._checkpoint())
         if self._reporter.should_stop():
@@ -361,10 +370,15 @@ def run_script(
     """Let the script train, and measure it; arguments, result and errors as of `engine.run.run`."""
     main, train = experiment.main(), experiment.train
     watch = Stopwatch(device or pick_device(train.device))
-    with contextlib.closing(reporter), numerics(train.seed, train.threads), watch.phase("setup"):
+    with (
+        contextlib.closing(reporter),
+        numerics(train.seed, train.threads),
+        watch.phase("setup"),
+        contextlib.ExitStack() as resume,
+    ):
         random.seed(train.seed)
         np.random.seed(train.seed % 2**32)  # noqa: NPY002 - what a script may draw from
-        run = Run(experiment, reporter, watch, test=test)
+        run = Run(experiment, reporter, watch, resume=resume, test=test)
         try:
             returned = main(run)
         except UserError:

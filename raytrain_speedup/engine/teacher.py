@@ -164,8 +164,11 @@ class _Apprenticeship(Reporter):
     def progress(self, metrics: Metrics) -> None:
         self._reporter.progress({**metrics, "of": "teacher"})
 
-    def latest(self) -> Path | None:
-        return None
+    def has_checkpoint(self) -> bool:
+        return False
+
+    def fetched(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     @property
     def last(self) -> str | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pyarrow import ArrowException
@@ -30,6 +30,7 @@ from raytrain_speedup.engine.checkpoints.store import (
     checkpoint_name,
     manifest,
 )
+from raytrain_speedup.scaling.held_folder import HeldFolder, remove_left_folders, temporary_place
 from raytrain_speedup.scaling.storage import PathOrUri, inside, is_uri
 from raytrain_speedup.settings import UserError
 
@@ -37,6 +38,12 @@ from raytrain_speedup.settings import UserError
 def store_of(folder: PathOrUri) -> CheckpointStore:
     """The checkpoints of the run in a folder or behind a URI."""
     return UriStore(str(folder)) if is_uri(folder) else FolderStore(Path(folder))
+
+
+def _no_room(what: str, error: OSError) -> str:
+    """The line that a temporary folder cannot be made."""
+    place = temporary_place()
+    return f"{what} ({place}: {reason_of(error)}); expected a temporary folder (TMPDIR) that can be written"
 
 
 OBJECT_STORES = (S3FileSystem, GcsFileSystem, AzureFileSystem)
@@ -48,6 +55,7 @@ class UriStore(CheckpointStore):
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         self._files, self._folder = FileSystem.from_uri(uri)
+        self._held: dict[Path, HeldFolder] = {}
 
     def create(self) -> None:
         probe = f"{self._folder}/.written"
@@ -63,11 +71,16 @@ class UriStore(CheckpointStore):
             ) from error
 
     def clear(self) -> None:
+        remove_left_folders()
         for name in set(self._folders()) - set(self._names()):
             self._remove(name)
 
     def begin(self, number: int) -> Path:
-        return Path(tempfile.mkdtemp(prefix="speedup-checkpoint-"))
+        try:
+            return self._hold(checkpoint_name(number))
+        except OSError as error:
+            name = self.path_of(checkpoint_name(number))
+            raise CheckpointFailed(_no_room(f"{name}: checkpoint not written", error)) from error
 
     def hand_over(self, folder: Path, number: int) -> None:
         target = self._path(checkpoint_name(number))
@@ -83,9 +96,7 @@ class UriStore(CheckpointStore):
         except OSError as error:
             raise CheckpointFailed(f"{name}: checkpoint not written ({reason_of(error)})") from error
         finally:
-            for file in folder.iterdir():
-                file.unlink()
-            folder.rmdir()
+            self._release(folder)
 
     def _bring(self, file: Path, target: str) -> None:
         """Seen whole or not at all: so are objects, and elsewhere a file gets its name when it is there."""
@@ -94,13 +105,46 @@ class UriStore(CheckpointStore):
         if beside != target:
             self._files.move(beside, target)
 
-    def fetch(self, name: str, rank: int) -> Path:
-        """A copy without what only the other ranks need."""
-        folder = Path(tempfile.mkdtemp(prefix=f"speedup-{name}-"))
-        unread = set(map(rank_file, range(1, len(self._sizes(name))))) - {rank_file(rank)}
-        for file in sorted(self._sizes(name).keys() - unread):
-            outlast(self._copying(f"{self._path(name)}/{file}", folder / file), self.path_of(name))
-        return folder
+    @contextlib.contextmanager
+    def fetched(self, name: str, rank: int) -> Iterator[Path]:
+        """A copy without what only the other ranks need. Errors of who reads it name the checkpoint instead."""
+        where = self.path_of(name)
+        try:
+            folder = self._hold(name)
+        except OSError as error:
+            raise CheckpointFailed(_no_room(f"{where}: cannot be copied here", error)) from error
+        try:
+            self._copy(name, rank, folder)
+            yield folder
+        except UserError as error:
+            if str(folder) not in str(error):
+                raise
+            raise type(error)(str(error).replace(str(folder), where)) from error
+        finally:
+            self._release(folder)
+
+    def _copy(self, name: str, rank: int, folder: Path) -> None:
+        where = self.path_of(name)
+        try:
+            found = outlast(lambda: self._sizes(name), where)
+            unread = set(map(rank_file, range(1, len(found)))) - {rank_file(rank)}
+            for file in sorted(found.keys() - unread):
+                outlast(self._copying(f"{self._path(name)}/{file}", folder / file), where)
+        except OSError as error:
+            reason = reason_of(error)
+            raise CheckpointFailed(f"{where}: cannot be copied to {folder.parent} ({reason})") from error
+
+    def close(self) -> None:
+        for folder in list(self._held):
+            self._release(folder)
+
+    def _hold(self, name: str) -> Path:
+        held = HeldFolder(name)
+        self._held[held.path] = held
+        return held.path
+
+    def _release(self, folder: Path) -> None:
+        self._held.pop(folder).remove()
 
     def _copying(self, source: str, target: Path) -> Callable[[], None]:
         return lambda: copy_files(

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ class TrainReporter(Reporter):
 
     def close(self) -> None:
         self._saver.wait()
+        self._store.close()
 
     def phase(self, name: str) -> None:
         self._pin("phase", {"name": name})
@@ -150,8 +152,14 @@ class TrainReporter(Reporter):
         """A warning for the user, who sees none of the workers' logs."""
         self._pin("warning", {"text": text})
 
-    def latest(self) -> Path | None:
-        return self._store.fetch(self._newest, self.rank) if self._newest is not None else None
+    def has_checkpoint(self) -> bool:
+        return self._newest is not None
+
+    @contextlib.contextmanager
+    def fetched(self) -> Iterator[Path | None]:
+        name = self._newest
+        with contextlib.nullcontext() if name is None else self._store.fetched(name, self.rank) as folder:
+            yield folder
 
     @property
     def last(self) -> str | None:

@@ -16,6 +16,7 @@ from raytrain_speedup.engine import run as engine
 from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint
 from raytrain_speedup.engine.local import LocalReporter
 from raytrain_speedup.engine.reporter import Metrics, Notice, Reporter
+from raytrain_speedup.scaling.uri_store import UriStore
 
 CPU = torch.device("cpu")
 
@@ -93,6 +94,17 @@ class Left(Exception):
     """Gone elsewhere, after a notice."""
 
 
+class UriDiary(Diary):
+    """A diary whose checkpoints are behind the URI of its folder, or another."""
+
+    def __init__(self, folder: Path, *, uri: str | None = None, **options: Any) -> None:
+        super().__init__(folder, **options)
+        self._store = UriStore(uri or folder.as_uri())
+        self._store.create()
+        self._store.clear()
+        self._number = self._store.next_number()
+
+
 class WorkerDiary(Diary):
     """A diary that two processes write together."""
 
@@ -102,6 +114,7 @@ class WorkerDiary(Diary):
 
     def _save(self, checkpoint: Checkpoint, number: int) -> None:
         checkpoint.write()
+        self._store.hand_over(checkpoint.folder, number)
         if self.rank == 0:
             self._last = self._store.path_of(self._store.commit(number, self.world))
 
@@ -113,6 +126,18 @@ class WorkerDiary(Diary):
         box = [decision]
         dist.broadcast_object_list(box, 0)
         return box[0]
+
+
+class UriWorker(WorkerDiary):
+    """One whose checkpoints are behind the URI of its folder; the first rank clears them, as of Ray's workers."""
+
+    def __init__(self, folder: Path, rank: int, **options: Any) -> None:
+        super().__init__(folder, rank, **options)
+        self._store = UriStore(folder.as_uri())
+        if rank == 0:
+            self._store.clear()
+        dist.barrier()
+        self._number = self._store.next_number()
 
 
 class WarnedWorker(WorkerDiary):
@@ -136,9 +161,11 @@ def run(experiment: Experiment, reporter: Reporter, **options: Any) -> dict[str,
     return engine.run(experiment, reporter, **options).to_dict()
 
 
-def trained(experiment: Experiment, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Diary]:
+def trained(
+    experiment: Experiment, folder: Path, kind: type[Diary] = Diary
+) -> tuple[dict[str, Any], dict[str, Tensor], Diary]:
     """Final metrics, evaluated weights and reports of a run in `folder`."""
-    diary = Diary(folder)
+    diary = kind(folder)
     metrics = run(experiment, diary, device=CPU)
     return metrics, weights(diary), diary
 

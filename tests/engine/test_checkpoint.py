@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import subprocess
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_runs import CPU, Diary, same, tiny, trained, weights
+import torch.distributed as dist
+from engine_runs import (
+    CPU,
+    VIT,
+    Diary,
+    UriDiary,
+    UriWorker,
+    WorkerDiary,
+    same,
+    tiny,
+    trained,
+    untimed,
+    weights,
+)
+from engine_runs import run as told
+from ranks import on_two_ranks
+from torch import Tensor
 
 from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint, CheckpointFailed, read_own, read_shared
 from raytrain_speedup.engine.local import LocalReporter
@@ -133,25 +151,102 @@ def test_a_damaged_checkpoint_is_a_message(tmp_path: Path):
         run(tiny(), Diary(tmp_path), device=CPU)
 
 
+def cut_off(file: Path) -> None:
+    """As by a copy that broke off."""
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The weights of a run that nothing happened to."""
+    return trained(tiny(), tmp_path_factory.mktemp("whole"))[1]
+
+
+@pytest.mark.parametrize("harm", [cut_off, Path.unlink], ids=["cut off", "missing"])
 @pytest.mark.parametrize("lost", ["run.pt", "rank-0.pt", "manifest.json"])
+@pytest.mark.parametrize("kind", [Diary, UriDiary], ids=["folder", "uri"])
 def test_the_newest_whole_checkpoint_is_taken_and_said(
-    lost: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: type[Diary],
+    lost: str,
+    harm: Callable[[Path], None],
+    undisturbed: dict[str, Tensor],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ):
-    """Two are kept, and the last one is cut off: the run goes on from the one before, to the same end."""
-    _, expected, _ = trained(tiny(), tmp_path / "whole")
+    """Two are kept, and the last one is damaged: the run goes on from the one before, to the same end."""
     with pytest.raises(Stopped):
-        run(tiny(), Diary(tmp_path / "cut", stop_after=10), device=CPU)  # of 12
+        run(tiny(), kind(tmp_path / "cut", stop_after=10), device=CPU)  # of 12
     before, last = sorted((tmp_path / "cut").iterdir())
-    cut = last / lost
-    cut.write_bytes(cut.read_bytes()[:-1])
-    metrics, resumed, diary = trained(tiny(), tmp_path / "cut")
-    assert same(resumed, expected)
+    harm(last / lost)
+    metrics, resumed, diary = trained(tiny(), tmp_path / "cut", kind)
+    assert same(resumed, undisturbed)
     assert diary.steps == 4  # the last epoch, whose two first steps were in the lost one
     assert metrics["samples_shown"] == 3 * 230
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert last.name in said and said.endswith(f"taking {before.name}")
+    said = [record.getMessage() for record in caplog.records]
     names = [path.name for path in sorted((tmp_path / "cut").iterdir())]
-    assert last.name not in names and len(names) == 2
+    assert len(names) == 2 and before.name not in names
+    if kind is UriDiary and lost == "manifest.json" and harm is Path.unlink:
+        assert (
+            not said
+        )  # there it is what was being written when a run ended: removed, and its number is free
+    else:
+        assert len(said) == 1 and last.name in said[0] and said[0].endswith(f"taking {before.name}")
+        assert last.name not in names
+
+
+KINDS = {"folder": WorkerDiary, "uri": UriWorker}
+DAMAGES = {
+    "a file cut off": ("run.pt", cut_off),
+    "a rank's file cut off": ("rank-1.pt", cut_off),
+    "a rank's file missing": ("rank-1.pt", Path.unlink),
+    "no manifest": ("manifest.json", Path.unlink),
+}
+DRAWING = tiny(VIT | {"model.drop_rate": 0.1, "pruning.method": "infobatch", "train.lr": 0.01})
+
+
+def damaged(kind: str, damage: str, rank: int, folder: Path) -> dict[str, Any]:
+    """What a rank sees of a run that goes on behind a damaged checkpoint."""
+    with pytest.raises(Stopped):
+        run(DRAWING, KINDS[kind](folder, rank, stop_after=10), device=CPU)
+    dist.barrier()
+    names = sorted(path.name for path in folder.glob("checkpoint-*"))
+    file, harm = DAMAGES[damage]
+    if rank == 0:
+        harm(folder / names[-1] / file)
+    dist.barrier()
+    diary = KINDS[kind](folder, rank)
+    metrics = told(DRAWING, diary, device=CPU)
+    dist.barrier()
+    return {
+        "kept": names,
+        "steps": diary.steps,
+        "metrics": untimed(metrics),
+        "weights": weights(diary),
+    }
+
+
+def undisturbed_and_damaged(rank: int, folder: Path) -> dict[str, Any]:
+    """Every kind of store and every damage, by two processes."""
+    tempfile.tempdir = str(folder / "temporary")
+    whole = WorkerDiary(folder / "whole", rank)
+    seen = {"whole": {"metrics": untimed(told(DRAWING, whole, device=CPU)), "weights": weights(whole)}}
+    for kind, damage in itertools.product(KINDS, DAMAGES):
+        seen[f"{kind}: {damage}"] = damaged(kind, damage, rank, folder / f"{kind}-{damage}".replace(" ", "-"))
+    return seen
+
+
+def test_two_ranks_go_on_from_the_checkpoint_before_a_damaged_one(tmp_path: Path) -> None:
+    """To the weights of two ranks that nothing happened to, and nothing stays in the temporary folder."""
+    (tmp_path / "temporary").mkdir()
+    for seen in on_two_ranks(undisturbed_and_damaged, tmp_path):
+        whole = seen.pop("whole")
+        assert len(seen) == 8
+        for case, found in seen.items():
+            assert found["kept"] == ["checkpoint-000001", "checkpoint-000002"], case
+            assert same(found["weights"], whole["weights"]), case
+            assert found["metrics"] == whole["metrics"], case
+            assert found["steps"] == 4, case
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_the_last_two_checkpoints_are_kept(tmp_path: Path):

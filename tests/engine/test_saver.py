@@ -172,10 +172,8 @@ def test_it_is_one_when_the_last_rank_has_handed_over(store: CheckpointStore) ->
     assert store.newest() is None
     assert store.commit(0, 2) == store.newest() == "checkpoint-000000"
     assert time.monotonic() - began > 0.4
-    assert {path.name for path in store.fetch("checkpoint-000000", 1).glob("rank*")} == {
-        "rank-0.pt",
-        "rank-1.pt",
-    }
+    with store.fetched("checkpoint-000000", 1) as folder:
+        assert {path.name for path in folder.glob("rank*")} == {"rank-0.pt", "rank-1.pt"}
 
 
 def test_a_part_that_does_not_come_is_named(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,10 +58,12 @@ def test_a_checkpoint_behind_a_uri_is_there_with_its_manifest(tmp_path: Path) ->
         assert not folder.exists()
     assert store.newest() is None, "not committed yet"
     assert store.commit(0, 2) == store.newest() == "checkpoint-000000"
-    copy = store.fetch("checkpoint-000000", 1)
-    assert (copy / "run.pt").read_text() == "state" and tmp_path not in copy.parents
-    assert {path.name for path in copy.iterdir()} >= {"run.pt", "rank-0.pt", "rank-1.pt"}
-    assert not (store.fetch("checkpoint-000000", 0) / "rank-1.pt").exists()
+    with store.fetched("checkpoint-000000", 1) as copy:
+        assert (copy / "run.pt").read_text() == "state" and tmp_path not in copy.parents
+        assert {path.name for path in copy.iterdir()} >= {"run.pt", "rank-0.pt", "rank-1.pt"}
+    assert not copy.exists()
+    with store.fetched("checkpoint-000000", 0) as copy:
+        assert not (copy / "rank-1.pt").exists()
 
     folder = store.begin(1)
     (folder / "run.pt").write_text("half")

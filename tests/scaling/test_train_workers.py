@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,10 @@ def test_a_killed_worker_costs_time_and_nothing_else(
                 os.kill(pids[0], signal.SIGKILL)
 
     killer = Killer()
-    metrics = launch(digits(train__epochs=3), tmp_path / "killed", killer).to_dict()
+    before = held_folders()
+    metrics = launch(digits(train__epochs=3), (tmp_path / "killed").as_uri(), killer).to_dict()
     assert pids, "no worker was killed"
+    assert held_folders() <= before, "a copy of the checkpoint stayed"
     said = [record.getMessage() for record in caplog.records]
     assert any(
         "s later the workers went on from checkpoint-0" in line and "s) lost" in line for line in said
@@ -105,6 +108,11 @@ def test_a_killed_worker_costs_time_and_nothing_else(
         assert metrics[name] == expected[name], name
     losses = {report["epoch"]: report["train_loss"] for report in killer.reports if "kept_fraction" in report}
     assert list(losses.values()) == [r["train_loss"] for r in undisturbed.reports if "kept_fraction" in r]
+
+
+def held_folders() -> set[Path]:
+    """What is on its way to a storage behind a URI, or from there. Ray's workers have the same one."""
+    return set(Path(tempfile.gettempdir()).glob("speedup-held-*"))
 
 
 def _pid_of_a_worker() -> int:

@@ -29,7 +29,7 @@ from raytrain_speedup.settings import RunFailed, UserError
 
 
 class CheckpointFailed(RunFailed):
-    """A checkpoint could not be written; the one before is intact."""
+    """A checkpoint could not be written, and the one before is intact; or one could not be brought here."""
 
 
 @dataclass(frozen=True)

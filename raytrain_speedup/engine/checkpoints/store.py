@@ -25,7 +25,8 @@ import shutil
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,16 @@ class CheckpointStore(ABC):
         """Bring this rank's files from `folder` of `begin` to where rank 0 sees them, its `rank-R.pt` last."""
 
     @abstractmethod
-    def fetch(self, name: str, rank: int) -> Path:
-        """A folder of this machine with what `rank` needs of a checkpoint."""
+    def fetched(self, name: str, rank: int) -> AbstractContextManager[Path]:
+        """A folder of this machine with what `rank` needs of a checkpoint. A copy is removed at the end of the
+        context, whatever became of it.
+
+        Raises:
+            CheckpointFailed: if it cannot be brought here.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most write where the checkpoint stays
+        """Remove what this process has begun and not handed over; called while it writes nothing."""
 
     @abstractmethod
     def path_of(self, name: str) -> str:
@@ -247,8 +256,9 @@ class FolderStore(CheckpointStore):
     def hand_over(self, folder: Path, number: int) -> None:
         """It is there already."""
 
-    def fetch(self, name: str, rank: int) -> Path:
-        return self.folder / name
+    @contextlib.contextmanager
+    def fetched(self, name: str, rank: int) -> Iterator[Path]:
+        yield self.folder / name
 
     def path_of(self, name: str) -> str:
         return str(self.folder / name)
