@@ -36,9 +36,8 @@ class HeldFolder:
         remove_left_folders()
         new = Path(tempfile.mkdtemp(prefix=NEW))
         self._lock = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
-        with contextlib.suppress(
-            OSError
-        ):  # where nothing can be locked, nothing that is left can be told from it
+        # Where nothing can be locked, nothing that is left can be told from it.
+        with contextlib.suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.path = new.rename(new.with_name(f"{PREFIX}{name}-{new.name.removeprefix(NEW)}"))
 
