@@ -73,7 +73,7 @@ def test_synthesis_is_training_too():
 def test_the_phases_of_a_run_add_up(tmp_path: Path):
     begun = time.perf_counter()
     metrics, _, diary = trained(tiny(eval_every=1), tmp_path)
-    assert metrics["wall_seconds"] == pytest.approx(time.perf_counter() - begun, rel=0.15)
+    assert metrics["wall_seconds"] == pytest.approx(time.perf_counter() - begun, rel=0.25)
     for key in ("train_seconds", "eval_seconds", "warmup_seconds", "checkpoint_seconds"):
         assert 0 < metrics[key] < metrics["wall_seconds"]
     seconds = [epoch["train_seconds"] for epoch in diary.epochs]
