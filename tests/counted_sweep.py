@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -77,9 +77,9 @@ class Swept:
     """
 
     folder: Path
-    taken: list[Taken]
+    taken: list[Taken] = field(repr=False)
     seconds: float
-    said: str
+    said: str = field(repr=False)
     lost: Lost | None
 
     @property
