@@ -12,10 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-from lost_node import environment, fake_cluster
+from fake_provider import environment, fake_cluster
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+import ray
 from full_disk import fill, tiny_disk
 from loopback_s3 import LoopbackS3
 from outside_ray import plain_environment
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_actors
+from run_ends import same_weights
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.engine.checkpoints.checkpoint import CheckpointFailed
+from raytrain_speedup.scaling.board import new_board
 from raytrain_speedup.scaling.launch import launch
 from raytrain_speedup.settings import UserError
 
@@ -101,12 +104,7 @@ def same_end(folder: Path, metrics: dict[str, Any], undisturbed: tuple[dict[str,
     expected, whole = undisturbed
     for name in ("samples_shown", "passes_saved", "accuracy", "test_loss"):
         assert metrics[name] == expected[name], name
-    one, other = (
-        torch.load(max(place.glob("checkpoint-*")) / "model.pt", weights_only=True)
-        for place in (folder, whole)
-    )
-    for name, tensor in other.items():
-        assert torch.equal(one[name], tensor), name
+    assert same_weights(folder, whole)
 
 
 @pytest.mark.slow
@@ -167,6 +165,27 @@ ray.get([board.take.remote() for board in boards])
 nodes = {actor.node_id for actor in list_actors(filters=[("class_name", "=", "Board")], detail=True)}
 print("on the driver's node:", nodes == {ray.get_runtime_context().get_node_id()})
 """
+
+
+def test_a_board_is_bound_to_the_node_of_whoever_listens_and_starts_again(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Ray is asked for, of a cluster that has no other node; a slow test has others."""
+    asked: dict[str, Any] = {}
+    remote = ray.remote
+
+    def noted(**options: Any) -> Any:
+        asked.update(options)
+        return remote(**options)
+
+    monkeypatch.setattr(ray, "remote", noted)
+    board = new_board()
+    strategy = asked["scheduling_strategy"]
+    assert isinstance(strategy, NodeAffinitySchedulingStrategy)
+    assert (strategy.node_id, strategy.soft) == (ray.get_runtime_context().get_node_id(), False)
+    assert asked["max_restarts"] == asked["max_task_retries"] == -1 and asked["num_cpus"] == 0
+    board.put.remote("phase", {"name": "starting Ray"})
+    assert ray.get(board.take.remote(), timeout=60) == [("phase", {"name": "starting Ray"})]
 
 
 @pytest.mark.slow

@@ -17,13 +17,10 @@ import psutil
 import pytest
 import yaml
 from docs_commands import TINY_SWEEP, the_command
+from fake_provider import free_ports
 from outside_ray import plain_environment
 from ray.autoscaler._private.util import prepare_config, validate_config
 from typer.testing import CliRunner
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-from lost_node import free_ports
 
 from raytrain_speedup.cli import app
 from raytrain_speedup.schedule import load_schedule

@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from docs_commands import TINY_SWEEP, the_command
+from fake_provider import autoscaling_config, free_ports
 from loopback_s3 import LoopbackS3
 from outside_ray import plain_environment
 from ray._private.services import get_node_ip_address
@@ -28,10 +29,6 @@ from ray.autoscaler._private.command_runner import _with_interactive
 
 from raytrain_speedup.data.index.shards import open_index
 from raytrain_speedup.schedule import load_schedule
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-from lost_node import autoscaling_config, free_ports
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from run_ends import same_weights
 
 from raytrain_speedup.config import Experiment, load_experiment
 from raytrain_speedup.scaling import cluster
@@ -84,7 +85,7 @@ def test_a_second_launch_goes_on_from_the_folder(whole: tuple[Path, Listener, di
 def test_a_killed_worker_costs_time_and_nothing_else(
     whole: tuple[Path, Listener, dict], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, undisturbed, expected = whole
+    folder, undisturbed, expected = whole
     pids: list[int] = []
 
     class Killer(Listener):
@@ -108,6 +109,7 @@ def test_a_killed_worker_costs_time_and_nothing_else(
         assert metrics[name] == expected[name], name
     losses = {report["epoch"]: report["train_loss"] for report in killer.reports if "kept_fraction" in report}
     assert list(losses.values()) == [r["train_loss"] for r in undisturbed.reports if "kept_fraction" in r]
+    assert same_weights(tmp_path / "killed", folder)
 
 
 def held_folders() -> set[Path]:
