@@ -132,6 +132,16 @@ def test_a_fork_opens_files_of_its_own(tmp_path: Path) -> None:
     process.join()
 
 
+def test_a_file_is_indexed_whatever_is_beside_it(tmp_path: Path) -> None:
+    """In a home, with links that lead nowhere or in circles."""
+    tar = pack(tmp_path / "all.tar", FILES)
+    (tmp_path / "circle").symlink_to(tmp_path)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    (tmp_path / "x.tar.gz").write_bytes(b"")
+    assert len(make_index(tar, tmp_path / "index").rows) == 18
+    assert len(make_index(tmp_path / "a*.tar", tmp_path / "index").rows) == 18
+
+
 def test_a_shard_that_has_changed_is_no_sample(tmp_path: Path) -> None:
     tar = pack(tmp_path / "all.tar", FILES)
     make_index(tar, tmp_path / "index")

@@ -181,11 +181,9 @@ def _found(
     return Found(root, tars, [] if tars or loose else parquet, stats)
 
 
-def _matching(names: Sequence[str], pattern: str, where: str) -> list[str]:
-    found = [name for name in names if fnmatchcase(name, pattern)]
-    if not any(name.endswith((".tar", *_COMPRESSED, _PARQUET)) for name in found):
+def _require_some(names: Sequence[str], pattern: str, where: str) -> None:
+    if not any(name.endswith((".tar", *_COMPRESSED, _PARQUET)) for name in names):
         raise UserError(f"{KEY}: no tar or Parquet file in {shown(where)} is called {pattern}; expected some")
-    return found
 
 
 def _tar_job(root: str, name: str, known: Mapping[str, str], stat: Stat | None = None) -> TarJob:
@@ -198,24 +196,22 @@ def _tar_job(root: str, name: str, known: Mapping[str, str], stat: Stat | None =
 
 
 def _on_disk(source: Path) -> Found:
-    if "*" in source.name and not source.exists():
-        folder = source.parent
-        names = _matching([entry.name for entry in listed(KEY, folder)], source.name, str(folder))
-    elif not source.exists():
+    if source.is_file():
+        if not source.name.endswith((".tar", *_COMPRESSED, _PARQUET)):
+            raise UserError(f"{KEY}: {shown(source)} is no .tar or .parquet file; expected one, or a folder")
+        return _found(str(source.parent.absolute()), [source.name], str(source.parent), {})
+    chosen = "*" in source.name and not source.exists()
+    if not chosen and not source.exists():
         raise UserError(
             f"{KEY}: there is no {shown(source.absolute())}; expected tar files, Parquet files or class folders"
         )
-    elif source.is_file():
-        folder, names = source.parent, [source.name]
-        if not source.name.endswith((".tar", *_COMPRESSED, _PARQUET)):
-            raise UserError(f"{KEY}: {shown(source)} is no .tar or .parquet file; expected one, or a folder")
-    else:
-        folder, names = source, []
-    entries = {entry.name: is_folder(KEY, entry) for entry in listed(KEY, folder)}
-    names = names or list(entries)
-    files = [name for name in names if not entries[name]]
-    folders = source.is_dir() and any(entries[name] and not name.startswith(".") for name in names)
-    return _found(str(folder.absolute()), files, str(source), {}, loose=folders)
+    folder = source.parent if chosen else source
+    entries = [e for e in listed(KEY, folder) if not chosen or fnmatchcase(e.name, source.name)]
+    files = [entry.name for entry in entries if not is_folder(KEY, entry)]
+    if chosen:
+        _require_some(files, source.name, str(folder))
+    folders = {entry.name for entry in entries if not entry.name.startswith(".")} - set(files)
+    return _found(str(folder.absolute()), files, str(folder), {}, loose=bool(folders) and not chosen)
 
 
 def _class_folders(source: Path, known: Mapping[str, str], progress: Progress | None) -> list[ShardRows]:
@@ -279,7 +275,8 @@ def _in_store(source: str) -> Found:
     objects = dict(list_objects(root))
     here = [path for path in objects if "/" not in path]
     if "*" in name:
-        here = _matching(here, name, root)
+        here = [path for path in here if fnmatchcase(path, name)]
+        _require_some(here, name, root)
     loose = "*" not in name and any("/" in path and is_image(path) for path in objects)
     return _found(root, here, root, objects, loose=loose)
 
