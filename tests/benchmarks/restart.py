@@ -8,13 +8,14 @@ The rows are ImageNet-22K's in number and classes; their images are a few that w
 many rows. A training with InfoBatch, begun in its second epoch with scores that were made up too (no 14
 million images are read for that), is stopped in the middle of it by Ctrl-C and goes on by its checkpoint.
 Prints a table; recorded in results/cpu-indexed.md. The index takes 460 MB of the disk, the checkpoints as
-much. Ctrl-C takes no checkpoint of several workers, so theirs is that of `train.checkpoint_steps`; this file
-is a plugin in each of them.
+much. Several workers are held after their first steps, so their checkpoint is that of `train.checkpoint_steps`; this
+file is a plugin in each of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -208,6 +209,10 @@ def _started_group(mode: str, folder: Path, command: list[str]) -> dict[str, Any
             assert process.poll() is None, (folder / "said").read_text()[-2000:]
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(3)
+        if process.poll() is None:  # its workers were asked to stop, and sleep: the second Ctrl-C ends them
+            process.send_signal(signal.SIGINT)
         process.wait(120)
     return {} if mode == "begin" else json.loads(written.read_text())
 
