@@ -8,8 +8,8 @@ The rows are ImageNet-22K's in number and classes; their images are a few that w
 many rows. A training with InfoBatch, begun in its second epoch with scores that were made up too (no 14
 million images are read for that), is stopped in the middle of it by Ctrl-C and goes on by its checkpoint.
 Prints a table; recorded in results/cpu-indexed.md. The index takes 460 MB of the disk, the checkpoints as
-much. Several workers are held after their first steps, so their checkpoint is that of `train.checkpoint_steps`; this
-file is a plugin in each of them.
+much. Several workers are held after their first steps, so theirs is that of `train.checkpoint_steps`; this file is
+a plugin in each of them.
 """
 
 from __future__ import annotations
