@@ -21,6 +21,8 @@ from raytrain_speedup.settings import UserError
 
 _MOST_NUMBERS = 1 << 16
 """Class numbers up to here may have gaps; beyond it most of them must occur."""
+_NAMED_BY = (b"classes", b"huggingface")
+"""Keys of a schema's metadata that name the classes; the first goes before the second."""
 _ENOUGH_ROWS = 1000
 """Rows in which not even two have one class: so many are no coincidence."""
 
@@ -128,7 +130,8 @@ class ClassColumn:
         Raises:
             UserError: if the labels look like anything but classes, or files have other names of classes.
         """
-        published = {names for metadata in self.metadata if (names := self._published_names(metadata))}
+        told = {tuple((metadata or {}).get(key) for key in _NAMED_BY) for metadata in self.metadata}
+        published = {names for classes, inner in told if (names := self._published_names(classes, inner))}
         if len(published) > 1:
             one, other, *_ = sorted(published)
             raise UserError(
@@ -153,14 +156,13 @@ class ClassColumn:
             "expected class numbers from 0 on, or class names"
         )
 
-    def _published_names(self, metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...] | None:
-        """The class names in the metadata of a file; what cannot be made sense of there is reported."""
-        metadata = metadata or {}
+    def _published_names(self, classes: bytes | None, hugging_face: bytes | None) -> tuple[str, ...] | None:
+        """The class names in the metadata of files; what cannot be made sense of there is reported."""
         try:
-            if b"classes" in metadata:
-                return tuple(metadata[b"classes"].decode().split(","))
-            if b"huggingface" in metadata:
-                return _hugging_faces_names(metadata[b"huggingface"], self.column)
+            if classes is not None:
+                return tuple(classes.decode().split(","))
+            if hugging_face is not None:
+                return _hugging_faces_names(hugging_face, self.column)
         except ValueError as error:  # no UTF-8, no JSON, or not in the form that is expected
             log.warning(
                 "%s: no class names are taken from the metadata of %s: %s", self.key, self.where, error

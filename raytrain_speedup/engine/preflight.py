@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from statistics import median
 
 from raytrain_speedup.config import Experiment
@@ -26,7 +25,7 @@ from raytrain_speedup.engine.assemble import assemble
 from raytrain_speedup.engine.checkpoints.checkpoint import Checkpoint
 from raytrain_speedup.engine.cost.measure import Stopwatch, peak_memory, synchronize, within_memory
 from raytrain_speedup.engine.loop import Loop
-from raytrain_speedup.engine.reporter import Metrics, Reporter
+from raytrain_speedup.engine.reporter import KeepsNothing, Metrics
 from raytrain_speedup.engine.run import pick_device
 from raytrain_speedup.methods.curriculum.base import Stage
 from raytrain_speedup.settings import UserError
@@ -237,21 +236,8 @@ def _timed_steps(loop: Loop, plan: Sequence[Step], batches: Sequence[Batch]) -> 
     return median(seconds[1:])
 
 
-class _Nowhere(Reporter):
+class _Nowhere(KeepsNothing):
     """Nothing of a preflight is kept."""
 
     def report(self, metrics: Metrics, checkpoint: Checkpoint | None = None) -> None:
         """Not called: there are no epochs."""
-
-    def has_checkpoint(self) -> bool:
-        return False
-
-    def fetched(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    @property
-    def last(self) -> str | None:
-        return None
-
-    def new_folder(self) -> Path:
-        raise AssertionError("a preflight writes no checkpoints")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -116,3 +116,20 @@ class Reporter(ABC):
 
     def progress(self, metrics: Metrics) -> None:  # noqa: B027 - most places have no terminal
         """Metrics for a progress bar, a few times a second at most; may be dropped."""
+
+
+class KeepsNothing(Reporter):
+    """Of a training that is never gone on with."""
+
+    def has_checkpoint(self) -> bool:
+        return False
+
+    def fetched(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    @property
+    def last(self) -> str | None:
+        return None
+
+    def new_folder(self) -> Path:
+        raise AssertionError(f"{type(self).__name__} keeps no checkpoints")

@@ -23,7 +23,7 @@ from raytrain_speedup.engine.checkpoints.checkpoint import (
 from raytrain_speedup.engine.cost.measure import Stopwatch, training_flops
 from raytrain_speedup.engine.identity import check_same, identity
 from raytrain_speedup.engine.loop import Loop, Stopped
-from raytrain_speedup.engine.reporter import Metrics, Reporter
+from raytrain_speedup.engine.reporter import KeepsNothing, Metrics, Reporter
 from raytrain_speedup.methods.curriculum.base import FULL
 from raytrain_speedup.methods.curriculum.budget import Budget
 from raytrain_speedup.methods.distillation.workers import share_buffers
@@ -148,7 +148,7 @@ def _train(network: nn.Module, experiment: Experiment, splits: Splits, reporter:
     return taught
 
 
-class _Apprenticeship(Reporter):
+class _Apprenticeship(KeepsNothing):
     """Passes on how the teacher's training goes, and keeps its metrics apart from the student's."""
 
     def __init__(self, reporter: Reporter) -> None:
@@ -163,19 +163,6 @@ class _Apprenticeship(Reporter):
 
     def progress(self, metrics: Metrics) -> None:
         self._reporter.progress({**metrics, "of": "teacher"})
-
-    def has_checkpoint(self) -> bool:
-        return False
-
-    def fetched(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    @property
-    def last(self) -> str | None:
-        return None
-
-    def new_folder(self) -> Path:
-        raise AssertionError("a teacher's training is not checkpointed")
 
     def should_stop(self) -> bool:
         """Ends at once: there is nothing to save."""

@@ -94,10 +94,14 @@ def went_on(told: Told, cause: str) -> None:
     assert re.fullmatch(rf"({cause}|{gone}): {from_where}", said), said
 
 
-def test_a_worker_is_killed(nodes: Nodes, whole: Told) -> None:
-    told = nodes.suffer("worker_killed")
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [("worker_killed", r"the process of worker \d died"), ("node_lost", r"the node of worker \d was lost")],
+)
+def test_a_worker_is_gone(fault: str, cause: str, nodes: Nodes, whole: Told) -> None:
+    told = nodes.suffer(fault)
     assert told["nodes"] == 2
-    went_on(told, r"the process of worker \d died")
+    went_on(told, cause)
     same_run(told, whole)
 
 
@@ -124,13 +128,6 @@ def test_the_disk_is_full(nodes: Nodes, whole: Told, tmp_path: Path) -> None:
     assert {name[:12] for name in before["left"]} == {"checkpoint-0"}, "nothing half-written is left"
     assert before["shown"][0][0] == 1 < told["shown"][0][0], "what was kept is not trained again"
     same_run(told | {"shown": before["shown"] + told["shown"]}, whole)
-
-
-def test_a_node_is_lost(nodes: Nodes, whole: Told) -> None:
-    told = nodes.suffer("node_lost")
-    assert told["nodes"] == 2
-    went_on(told, r"the node of worker \d was lost")
-    same_run(told, whole)
 
 
 def test_the_driver_is_killed(nodes: Nodes, whole: Told) -> None:

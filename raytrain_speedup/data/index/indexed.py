@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -169,7 +170,8 @@ class IndexedSource(Source):
         name = f"{self.index.root}/{self.index.name(shard)}"
         whole = offset == 0 and length == int(self.index.shards[shard]["size"])
         if self.index.packed is not None:  # others have bytes there too
-            name += f" row {index - int(np.searchsorted(self.index.rows['shard'], shard))}"
+            first = bisect_left(self.index.rows, shard, key=lambda row: row["shard"])  # copies no column
+            name += f" row {index - first}"
         return name if whole else f"{name} bytes {offset} to {offset + length}"
 
     def window(self) -> Window | None:

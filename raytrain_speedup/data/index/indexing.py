@@ -25,8 +25,8 @@ from raytrain_speedup.data.index.devkit import devkit_labels
 from raytrain_speedup.data.index.object_store import Stat, is_remote, list_objects, read_here, stat_object
 from raytrain_speedup.data.index.parquet_scan import ParquetJob, scan_parquet
 from raytrain_speedup.data.index.shards import Index
-from raytrain_speedup.data.index.tar_scan import KEY, Rows, TarJob, scan_tars
-from raytrain_speedup.data.index.writing import ShardRows, check_place, write_index
+from raytrain_speedup.data.index.tar_scan import Rows, TarJob, scan_tars
+from raytrain_speedup.data.index.writing import KEY, ShardRows, check_place, write_index
 from raytrain_speedup.settings import UserError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".tar.zst")
@@ -37,7 +37,7 @@ _STORE_PROCESSES = 16  # they wait for the network, not for a core
 
 
 def make_index(
-    source: Path | str,
+    source: Path | str | Found,
     folder: Path,
     *,
     labels: Path | None = None,
@@ -51,7 +51,7 @@ def make_index(
 
     Args:
         source: a tar or Parquet file, a folder of them, or a folder of class folders; or the URI of one of these.
-            A * in the last name stands for any: `data/train-*.parquet`.
+            A * in the last name stands for any: `data/train-*.parquet`. Or what `find_files` found of one of these.
         folder: where the index goes; one that is there is replaced, and anything else refused.
         labels: a text file with a sample's file name and its class in every line; or ILSVRC2012's development kit.
         image_column, label_column: of Parquet files.
@@ -63,10 +63,10 @@ def make_index(
         UserError: if there is nothing to index, a tar file is compressed or cut off, a sample has no class, or the
             folder cannot be written.
     """
-    check_place(KEY, folder)
+    check_place(folder)
     known = _read_labels(labels) if labels else {}
-    found = find_files(str(source))
-    remote = is_remote(source := str(source))
+    found = source if isinstance(source, Found) else find_files(str(source))
+    remote = is_remote(found.root)
     class_names = None
     if found.tars:
         tar_jobs = [_tar_job(found.root, name, known, found.stats.get(name)) for name in found.tars]
@@ -75,7 +75,7 @@ def make_index(
     elif found.parquet:
         if labels:
             raise UserError(
-                f"{KEY}: --labels: {shown(source)} has classes in a column; expected --label-column"
+                f"{KEY}: --labels: {shown(found.where)} has classes in a column; expected --label-column"
             )
         jobs = found.parquet_jobs(image_column, label_column)
         with _reading(pool, processes, remote=remote) as readers:
@@ -83,11 +83,11 @@ def make_index(
     elif remote:
         parts = [_loose(found.root, found.stats, known)]
     else:
-        parts = _class_folders(Path(source), known, progress)
+        parts = _class_folders(Path(found.root), known, progress)
     if not sum(len(part.label) for part in parts):
         raise UserError(
-            f"{KEY}: {shown(source)} has neither tar or Parquet files with images nor class folders; expected one "
-            "of these"
+            f"{KEY}: {shown(found.where)} has neither tar or Parquet files with images nor class folders; expected "
+            "one of these"
         )
     return write_index(folder, found.root, parts, class_names)
 
@@ -138,12 +138,14 @@ class Found:
         root: folder or URI that the names are below.
         tars, parquet: the files; where both are empty, there may be loose files.
         stats: of the objects of a store, loose ones as well.
+        where: what holds them, for messages.
     """
 
     root: str
     tars: Sequence[str]
     parquet: Sequence[str]
     stats: Mapping[str, Stat]
+    where: str
 
     def parquet_jobs(self, image_column: str, label_column: str) -> list[ParquetJob]:
         """The Parquet files, with the columns that are read."""
@@ -178,7 +180,7 @@ def _found(
             "position; expected plain .tar files (gunzip them: JPEGs do not become larger)"
         )
     tars, parquet = ([name for name in names if name.endswith(suffix)] for suffix in (".tar", _PARQUET))
-    return Found(root, tars, [] if tars or loose else parquet, stats)
+    return Found(root, tars, [] if tars or loose else parquet, stats, where)
 
 
 def _require_some(names: Sequence[str], pattern: str, where: str) -> None:
@@ -199,7 +201,7 @@ def _on_disk(source: Path) -> Found:
     if source.is_file():
         if not source.name.endswith((".tar", *_COMPRESSED, _PARQUET)):
             raise UserError(f"{KEY}: {shown(source)} is no .tar or .parquet file; expected one, or a folder")
-        return _found(str(source.parent.absolute()), [source.name], str(source.parent), {})
+        return _found(str(source.parent.absolute()), [source.name], str(source), {})
     chosen = "*" in source.name and not source.exists()
     if not chosen and not source.exists():
         raise UserError(

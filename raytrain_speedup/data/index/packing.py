@@ -1,9 +1,9 @@
 """Packing images into tar files, for an index to read by ranges: Parquet, loose files, and sets sorted by class.
 
-An index reads a sample of Parquet by its own bytes where pages are not compressed, or by Snappy; of what zstd or
-gzip compressed it reads the page, hundreds of samples. Packed once, each has bytes of its own. What can be
-indexed can be packed too: millions of loose files become some thousand, and what is sorted by class, as ImageNet's
-tar files are, is shuffled, so that every stretch of it holds all classes.
+An index reads a sample of Parquet by its own bytes where pages are not compressed, or by Snappy; what zstd or gzip
+compressed comes by the page, hundreds of samples, and is refused there. Packed once, each has bytes of its own.
+What can be indexed can be packed too: millions of loose files become some thousand, and what is sorted by class, as
+ImageNet's tar files are, is shuffled, so that every stretch of it holds all classes.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def pack_images(
                 index = open_index(Path(source), KEY)
             else:
                 index = make_index(
-                    source, Path(aside) / "index", labels=labels, processes=processes, progress=progress
+                    files, Path(aside) / "index", labels=labels, processes=processes, progress=progress
                 )
             images, class_names = IndexedSource(index, index.targets), index.class_names
             kept = np.setdiff1d(np.arange(len(images)), index.quarantined(), assume_unique=True)

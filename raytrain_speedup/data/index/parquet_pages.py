@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Any
 
 import numpy as np
@@ -89,8 +90,14 @@ class _Page:
     compressed: bool
     levels: bytes | None = None
 
-    def __post_init__(self) -> None:
-        self._body: bytes | None = None
+    @cached_property
+    def _stored(self) -> bytes:
+        """The body of a compressed page, as it lies in the file."""
+        return _read(self.file, self.begin, self.stop)
+
+    @cached_property
+    def _body(self) -> bytes:
+        return decompressed(self._stored, self.size)
 
     def values(self, dictionary: np.ndarray) -> np.ndarray:
         """(count,) of `PLACE`, of a page of data."""
@@ -137,7 +144,7 @@ class _Page:
             for column in (found["stored"], packed["size"], packed["length"]):
                 column[here] = length[here]
         elif len(here):
-            stream = Stream(_read(self.file, self.begin, self.stop))
+            stream = Stream(self._stored)
             for number in here:
                 cut = stream.cut(int(start[number]), int(length[number]))
                 found["offset"][number], found["stored"][number] = self.begin + cut.offset, cut.stored
@@ -148,8 +155,6 @@ class _Page:
         """Of the body; of one that is not compressed no other ones are read."""
         if not self.compressed:
             return _read(self.file, self.begin + start, self.begin + stop)
-        if self._body is None:
-            self._body = decompressed(_read(self.file, self.begin, self.stop), self.size)
         if stop > len(self._body):
             raise Damaged(f"a value ends at {stop} of the {len(self._body)} bytes of its page")
         return self._body[start:stop]

@@ -22,8 +22,7 @@ from raytrain_speedup.data.index.object_store import Stat
 from raytrain_speedup.data.index.parquet_pages import PLACE, Chunk, places
 from raytrain_speedup.data.index.range_file import open_shard
 from raytrain_speedup.data.index.snappy import Damaged
-from raytrain_speedup.data.index.tar_scan import KEY
-from raytrain_speedup.data.index.writing import ShardRows
+from raytrain_speedup.data.index.writing import KEY, ShardRows
 from raytrain_speedup.data.parquet import ClassColumn, require_classes
 from raytrain_speedup.data.parquet_files import PartFiles, Stored, join_parts
 from raytrain_speedup.settings import UserError

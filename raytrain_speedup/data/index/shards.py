@@ -174,13 +174,14 @@ def _read_head(folder: Path, key: str) -> dict[str, Any]:
         raise UserError(
             f"{key}: {folder} is no index; expected a folder that `speedup data index SRC -o {folder}` made"
         ) from None
-    wrong = sorted(_HEAD.keys() - head.keys()) if isinstance(head, dict) else ["version"]
-    if "version" not in wrong and head["version"] not in (VERSION, VERSION_PACKED):
+    if not isinstance(head, dict):
+        head = {}
+    if head.get("version", VERSION) not in (VERSION, VERSION_PACKED):
         raise UserError(
             f"{key}: {folder} is an index of version {head['version']}; expected {VERSION}: make it again with "
             f"`speedup data index {head.get('root', 'SRC')} -o {folder}`"
         )
-    wrong = wrong or [name for name, kind in _HEAD.items() if not isinstance(head[name], kind)]
+    wrong = [name for name, kind in _HEAD.items() if not isinstance(head.get(name), kind)]
     if wrong:
         raise UserError(
             f"{key}: {folder / 'index.json'} has no '{wrong[0]}' as an index has it; expected to be made again"

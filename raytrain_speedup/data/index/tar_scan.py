@@ -21,10 +21,8 @@ from rich.progress import Progress
 from raytrain_speedup.data.folders import is_image, shown
 from raytrain_speedup.data.index.object_store import Stat
 from raytrain_speedup.data.index.range_file import open_shard
-from raytrain_speedup.data.index.writing import ShardRows
+from raytrain_speedup.data.index.writing import KEY, ShardRows
 from raytrain_speedup.settings import UserError
-
-KEY = "data index"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from raytrain_speedup.settings import UserError
 
 log = logging.getLogger("raytrain_speedup.data")
 
+KEY = "data index"
 _FORMER_QUARANTINE = "quarantine.former.csv"
 _SAMPLES = ("rows.npy", "names.bin")
 _OWN = {
@@ -72,11 +73,8 @@ class ShardRows:
     packed: np.ndarray | None = None
 
 
-def check_place(key: str, folder: Path) -> None:
+def check_place(folder: Path) -> None:
     """Find out whether an index may be written to a folder, before its samples are looked for.
-
-    Args:
-        key: for messages.
 
     Raises:
         UserError: if it is a file, or holds anything but an index, or cannot be written.
@@ -91,11 +89,11 @@ def check_place(key: str, folder: Path) -> None:
             aside.rmdir()
     except OSError as error:
         raise UserError(
-            f"{key}: -o {shown(folder)}: {error.strerror}; expected a new folder, or an index to replace"
+            f"{KEY}: -o {shown(folder)}: {error.strerror}; expected a new folder, or an index to replace"
         ) from None
     if others:
         raise UserError(
-            f"{key}: -o {shown(folder)}: it holds {some(others)}, which no index does; expected a new folder, or "
+            f"{KEY}: -o {shown(folder)}: it holds {some(others)}, which no index does; expected a new folder, or "
             "an index to replace"
         )
 
@@ -111,7 +109,7 @@ def write_index(
     Raises:
         UserError: as `check_place`, or where the disk is full.
     """
-    check_place("data index", folder)
+    check_place(folder)
     place = folder.resolve()
     aside = _aside(place)
     try:
@@ -125,7 +123,7 @@ def write_index(
         shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f"data index: -o {shown(folder)} cannot be written: {error.strerror}") from None
+        raise UserError(f"{KEY}: -o {shown(folder)} cannot be written: {error.strerror}") from None
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -146,8 +144,9 @@ def _keep_quarantine(former: Path, new: Path) -> None:
         return
     shutil.copy2(listed, new / _FORMER_QUARANTINE)
     log.warning(
-        "data index: %s: what the index before left out were rows of other files; nothing is left out any more "
-        "(the list is %s): run `speedup data check` again",
+        "%s: %s: what the index before left out were rows of other files; nothing is left out any more (the list "
+        "is %s): run `speedup data check` again",
+        KEY,
         shown(former),
         _FORMER_QUARANTINE,
     )
